@@ -1,0 +1,47 @@
+"""Concept graphs with the shipped model: self-distillation and RL.
+
+  python -m sdjax.main --config=configs/concept_graph.py:sd --workdir=runs/sd
+
+The part after the colon is the method: `sd`, `sd_k3`, `rl`, `rl_diversity`,
+or `pretrain`, the recipe of the shipped model. The four twins share every
+value except those in METHODS.
+"""
+
+from sdjax import config as c
+from sdjax.config_dict import to_config_dict
+
+# ------------------------------------------------- where the twins differ
+METHODS = {
+  'sd': c.SelfDistillation(),
+  'sd_k3': c.SelfDistillation(demonstrations=c.Demonstrations(count=3)),
+  'rl': c.PolicyGradient(),
+  'rl_diversity': c.PolicyGradient(diversity_weight=0.5),
+}
+# -------------------------------------------------------------------------
+
+
+def get_config(method: str = 'sd'):
+  """Returns the config of one method, as a `ConfigDict`."""
+  if method == 'pretrain':
+    return to_config_dict(pretraining())
+  if method not in METHODS:
+    raise c.ConfigError(
+      f'configs/concept_graph.py:{method} does not exist; choose one of '
+      f'{", ".join([*METHODS, "pretrain"])}.'
+    )
+  return to_config_dict(c.Config(method=METHODS[method]))
+
+
+def pretraining() -> c.Config:
+  """The recipe of `builtin:concept_graph_base`."""
+  return c.Config(
+    mode='pretrain',
+    model=None,
+    rollout=None,
+    loss=None,
+    method=c.Pretraining(),
+    optimizer=c.Optimizer(
+      learning_rate=1.5e-3, warmup_steps=100, schedule='cosine', b2=0.95
+    ),
+    train=c.Train(num_steps=3000, eval_every=500, checkpoint_every=500),
+  )

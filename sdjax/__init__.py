@@ -1,0 +1,48 @@
+"""On-policy self-distillation and the RL it is compared with, in JAX.
+
+The step functions are pure and take a model as `apply_fn`:
+
+  rollout_step   sample G completions of each question
+  sd, rl         mirror-image modules: `signal_step`, `loss`
+  update_step    gradient, optimizer, EMA teacher
+"""
+
+from sdjax.models.transformer import (
+  Transformer,
+  TransformerConfig,
+  init_params,
+  make_apply_fn,
+)
+from sdjax.steps import rl, sd
+from sdjax.steps.rollout import rollout_step
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.score import completion_hidden, token_logp
+from sdjax.steps.update import update_step
+from sdjax.types import (
+  Evidence,
+  Prompts,
+  Rollout,
+  Signal,
+  TrainState,
+  length_mask,
+)
+
+__all__ = [
+  'Evidence',
+  'Prompts',
+  'Rollout',
+  'Sampling',
+  'Signal',
+  'TrainState',
+  'Transformer',
+  'TransformerConfig',
+  'completion_hidden',
+  'init_params',
+  'length_mask',
+  'make_apply_fn',
+  'rl',
+  'rollout_step',
+  'sd',
+  'token_logp',
+  'update_step',
+]

@@ -1,0 +1,209 @@
+"""Checkpoints of a run, written by Orbax while training goes on.
+
+A checkpoint is a folder named after its step, with two items: `state`, the
+arrays of a `TrainState`, and `extra`, a JSON object (position of the data
+iterator, lengths of the log files, configuration). A folder appears under its
+name only when everything in it is on disk, so a save that was killed leaves
+no checkpoint behind, only a temporary folder that the next save removes.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sdjax.sharding import path_name
+
+STATE, EXTRA = 'state', 'extra'
+_UNFINISHED = '*.orbax-checkpoint-tmp*'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that cannot be written, read, or does not fit the run."""
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+  """Returns shape and dtype of each leaf by its path."""
+  return {
+    path_name(path): (tuple(leaf.shape), str(leaf.dtype))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  One process trains and saves; any number may restore.
+  """
+
+  def __init__(self, directory: str | Path, keep: int = 2):
+    """Opens a folder of checkpoints.
+
+    Args:
+      directory: made by the first `save` if it is not there.
+      keep: newest checkpoints that are kept, at least 1.
+
+    Raises:
+      CheckpointError: if `keep` is below 1 or the folder cannot be used.
+    """
+    if keep < 1:
+      raise CheckpointError(f'keep_checkpoints={keep} must be at least 1.')
+    self._directory = Path(directory).absolute()
+    self._saved_before = False
+    try:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        item_handlers={
+          STATE: ocp.StandardCheckpointHandler(),
+          EXTRA: ocp.JsonCheckpointHandler(),
+        },
+      )
+    except OSError as error:
+      raise CheckpointError(
+        f'cannot keep checkpoints in {self._directory}: {error}; choose '
+        'another workdir.'
+      ) from error
+
+  def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+    """Starts a checkpoint; the arrays may be donated once this returns.
+
+    Blocks until the arrays are copied to the host and an earlier save has
+    ended; the writing goes on in the background.
+
+    Args:
+      step: names the checkpoint; must be above the newest one.
+      state: tree of `jax.Array`s.
+      extra: what else is needed to go on; JSON values only.
+
+    Raises:
+      CheckpointError: if `extra` is not JSON or the step was saved before.
+    """
+    try:
+      json.dumps(extra)
+    except (TypeError, ValueError) as error:
+      raise CheckpointError(
+        f'extra of checkpoint {step} must hold JSON values only: {error}.'
+      ) from error
+    latest = self.latest_step()
+    if latest is not None and step <= latest:
+      raise CheckpointError(
+        f'checkpoint {step} comes after checkpoint {latest} of '
+        f'{self._directory}; restore that one and go on from it, or use '
+        'another workdir.'
+      )
+    if not self._saved_before and jax.process_index() == 0:
+      # Only a process that saves may remove these: to one that reads, they
+      # can be the save in progress of another.
+      for folder in self._directory.glob(_UNFINISHED):
+        shutil.rmtree(folder, ignore_errors=True)
+    self._saved_before = True
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{
+          STATE: ocp.args.StandardSave(state),
+          EXTRA: ocp.args.JsonSave(extra),
+        }
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the newest complete checkpoint's step, or None."""
+    return self._manager.latest_step()
+
+  def restore(
+    self, step: int, abstract_state: Any
+  ) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Args:
+      step: which, from `latest_step`.
+      abstract_state: tree of arrays or `jax.ShapeDtypeStruct`s, as
+        `sdjax.sharding.with_sharding` makes it. Their shardings say where the
+        arrays go, whatever mesh they were saved from; a leaf without one goes
+        to the default device.
+
+    Returns:
+      The state, and what was saved with it.
+
+    Raises:
+      CheckpointError: if the checkpoint is missing, damaged, or of another
+        structure. Nothing is deleted.
+    """
+    steps = sorted(self._manager.all_steps())
+    if step not in steps:
+      raise CheckpointError(
+        f'{self._directory} has no checkpoint {step}; it has {steps}.'
+      )
+    try:
+      saved = _leaves(self._manager.item_metadata(step)[STATE].tree)
+    # Orbax and TensorStore raise errors of a dozen types for a bad file.
+    except Exception as error:
+      raise self._damaged(step, error) from error
+    self._check_structure(step, saved, _leaves(abstract_state))
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or default
+      ),
+      abstract_state,
+    )
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          **{
+            STATE: ocp.args.StandardRestore(target),
+            EXTRA: ocp.args.JsonRestore(),
+          }
+        ),
+      )
+    except Exception as error:
+      raise self._damaged(step, error) from error
+    return restored[STATE], restored[EXTRA]
+
+  def wait(self) -> None:
+    """Blocks until the save in progress is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finishes the save in progress and frees the manager's threads."""
+    self._manager.close()
+
+  def _damaged(self, step: int, error: Exception) -> CheckpointError:
+    older = [x for x in self._manager.all_steps() if x < step]
+    folder = self._directory / str(step)
+    then = (
+      f'delete that folder to go back to checkpoint {max(older)}'
+      if older
+      else 'delete that folder to start the run anew (no older one is kept)'
+    )
+    return CheckpointError(
+      f'checkpoint {step} in {folder} cannot be read, a file in it is missing '
+      f'or damaged; nothing was changed. Bring the file back, or {then}. '
+      f'The cause: {type(error).__name__}: {str(error)[:500]}'
+    )
+
+  def _check_structure(
+    self,
+    step: int,
+    saved: dict[str, tuple[tuple[int, ...], str]],
+    wanted: dict[str, tuple[tuple[int, ...], str]],
+  ) -> None:
+    for name in [*wanted, *saved]:
+      here, there = wanted.get(name), saved.get(name)
+      if here != there:
+        described = [
+          f'{x[1]} of shape {x[0]}' if x else 'absent' for x in (there, here)
+        ]
+        raise CheckpointError(
+          f'checkpoint {step} in {self._directory} is of another model, '
+          f'optimizer or teacher: {name} is {described[0]} there and '
+          f'{described[1]} in this run. Use the configuration the checkpoint '
+          'was made with, or another workdir.'
+        )

@@ -1,0 +1,143 @@
+"""Configs as nested dicts: for flags, for files, and back.
+
+`configs/*.py` return `to_config_dict(Config(...))`, so that
+`--config.field=value` works; `from_config_dict` turns it back, once, in
+`main.py`. An unknown or mistyped option is an error that names it.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from sdjax.config import Config, ConfigError
+from sdjax.config_check import nearest, validate
+
+
+def replace(config: Any, **changes: Any) -> Any:
+  """Returns a copy with dotted fields changed.
+
+  Args:
+    config: a dataclass of this module.
+    **changes: new values; `optimizer__learning_rate=1e-3` reaches into the
+      section `optimizer`.
+
+  Returns:
+    The changed copy.
+  """
+  nested: dict[str, dict[str, Any]] = {}
+  flat: dict[str, Any] = {}
+  for path, value in changes.items():
+    head, _, rest = path.partition('__')
+    if rest:
+      nested.setdefault(head, {})[rest] = value
+    else:
+      flat[head] = value
+  for head, inner in nested.items():
+    flat[head] = replace(flat.get(head, getattr(config, head)), **inner)
+  return dataclasses.replace(config, **flat)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Turns a config into plain dicts, without its absent sections.
+
+  Args:
+    config: a dataclass of this module.
+
+  Returns:
+    Nested dicts of JSON values (tuples become lists in JSON).
+  """
+  out = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      out[field.name] = to_dict(value)
+    elif value is not None:
+      out[field.name] = value
+  return out
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+  """What a `configs/*.py` returns, so that flags can override its fields."""
+  return ml_collections.ConfigDict(to_dict(config))
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+  """Turns nested mappings back into a checked `Config`.
+
+  Args:
+    values: a `ConfigDict`, or the dict of a `config.json`.
+
+  Returns:
+    The config, after `validate`.
+
+  Raises:
+    ConfigError: for an unknown, missing, mistyped, conflicting or ineffective
+      option, naming it.
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  config = _parse(Config, values, '')
+  validate(config)
+  return config
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+  """Builds a value of an annotated type from JSON-like data."""
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    kind = _member(typing.get_args(kind), value, path)
+  if dataclasses.is_dataclass(kind):
+    return _parse_section(kind, value, path)
+  if typing.get_origin(kind) is tuple:
+    item = typing.get_args(kind)[0]
+    if not isinstance(value, (list, tuple)):
+      raise ConfigError(f'{path}={value!r} must be a tuple of {item.__name__}.')
+    return tuple(_parse(item, v, path) for v in value)
+  if kind is float and type(value) is int:
+    return float(value)
+  if type(value) is not kind:
+    raise ConfigError(
+      f'{path}={value!r} must be of type {kind.__name__}, '
+      f'not {type(value).__name__}.'
+    )
+  return value
+
+
+def _member(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
+  """Picks the dataclass of a union that the section's `name` selects."""
+  sections = [k for k in kinds if k is not type(None)]
+  if len(sections) == 1:
+    return sections[0]
+  by_name = {k.name: k for k in sections}
+  name = value.get('name') if isinstance(value, Mapping) else value
+  if name not in by_name:
+    raise ConfigError(
+      f'{path}.name={name!r} is not one of {sorted(by_name)}'
+      f'{nearest(str(name), by_name)}.'
+    )
+  return by_name[name]
+
+
+def _parse_section(kind: Any, value: Any, path: str) -> Any:
+  if not isinstance(value, Mapping):
+    raise ConfigError(f'{path}={value!r} must be a section of options.')
+  hints = typing.get_type_hints(kind)
+  dotted = {name: f'{path}.{name}'.lstrip('.') for name in {*hints, *value}}
+  for name in value:
+    if name not in hints:
+      raise ConfigError(
+        f'unknown option {dotted[name]}{nearest(name, hints)}; '
+        f'{path or "a config"} has {", ".join(sorted(hints))}.'
+      )
+  parsed = {}
+  for name, hint in hints.items():
+    if name in value:
+      parsed[name] = _parse(hint, value[name], dotted[name])
+    elif type(None) in typing.get_args(hint):
+      parsed[name] = None
+    else:
+      raise ConfigError(f'missing option {dotted[name]}.')
+  return kind(**parsed)

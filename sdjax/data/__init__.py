@@ -1,0 +1,1 @@
+"""From questions and text to token ids, and back."""

@@ -1,0 +1,173 @@
+"""Batches of training questions, in an order that can be picked up again."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdjax.data.tokenizer import encode_context
+from sdjax.tasks.base import Question
+from sdjax.types import Prompts
+
+
+class PromptIterator(Iterator[list[Question]]):
+  """Endless batches of questions, shuffled anew each epoch.
+
+  Epochs follow each other without a gap: a batch may end one epoch and begin
+  the next, so that every question comes up once in each epoch and every
+  batch is full. Such a batch may hold a question twice.
+
+  The order depends on the arguments only, and the whole state is a position,
+  so a restored iterator goes on exactly where the saved one stood.
+  """
+
+  def __init__(
+    self, questions: Sequence[Question], num_questions: int, seed: int
+  ):
+    """Starts before the first batch.
+
+    Args:
+      questions: the questions of a split.
+      num_questions: Q, questions in a batch.
+      seed: of the order, in 0..2^32-1.
+
+    Raises:
+      ValueError: there are fewer questions than a batch needs, or a number is
+        out of range.
+    """
+    if not 1 <= num_questions <= len(questions):
+      raise ValueError(
+        f'num_questions is {num_questions}; allowed: 1..{len(questions)}, the '
+        'number of questions in the split. Lower rollout.num_questions or '
+        'raise task.train_size'
+      )
+    if not 0 <= seed < 2**32:
+      raise ValueError(f'seed is {seed}; allowed: 0..{2**32 - 1}')
+    # Importing grain takes seconds.
+    import grain
+
+    self._questions = questions
+    self._identity = {
+      'size': len(questions),
+      'num_questions': num_questions,
+      'seed': seed,
+    }
+    order = (
+      grain.MapDataset.source(range(len(questions)))
+      .seed(seed)
+      .shuffle()
+      .repeat()
+      .batch(num_questions)
+    )
+    # Only positions pass through: nothing is worth reading ahead.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    self._order = iter(order.to_iter_dataset(options))
+
+  def __next__(self) -> list[Question]:
+    """Returns the next Q questions."""
+    return [self._questions[int(i)] for i in next(self._order)]
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the position, as a dict that JSON can hold."""
+    return {**self._identity, 'order': self._order.get_state()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes to a saved position.
+
+    Args:
+      state: from `get_state` of an iterator with the same arguments.
+
+    Raises:
+      ValueError: it was saved with other arguments.
+    """
+    for field, value in self._identity.items():
+      if state.get(field) != value:
+        raise ValueError(
+          f'the saved data position has {field} = {state.get(field)}, this '
+          f'run has {value}; go on with the settings the run was started with'
+        )
+    self._order.set_state(dict(state['order']))
+
+
+def choose_bucket(length: int, buckets: int | Sequence[int]) -> int | None:
+  """Returns the smallest width that holds a length, or None."""
+  widths = [buckets] if isinstance(buckets, int) else sorted(buckets)
+  return next((width for width in widths if width >= length), None)
+
+
+def pad_contexts(
+  rows: Sequence[Sequence[int]],
+  question_ids: Sequence[int],
+  buckets: int | Sequence[int],
+  pad_id: int = 0,
+) -> Prompts:
+  """Left-pads encoded contexts to a common width.
+
+  Args:
+    rows: token ids of each context, at least one each.
+    question_ids: id of each context's question.
+    buckets: widths to choose from; the smallest that fits all rows is taken.
+    pad_id: what fills the left; no mask is ever made from it.
+
+  Returns:
+    Numpy arrays, ids [Q, C].
+
+  Raises:
+    ValueError: a row is empty or fits no width; it names the question.
+  """
+  if not rows or len(rows) != len(question_ids):
+    raise ValueError(
+      f'{len(rows)} contexts and {len(question_ids)} question ids; there must '
+      'be as many of each, and at least one'
+    )
+  for row, question_id in zip(rows, question_ids, strict=True):
+    if not row:
+      raise ValueError(f'the context of question {question_id} has no tokens')
+    if choose_bucket(len(row), buckets) is None:
+      raise ValueError(
+        f'the context of question {question_id} has {len(row)} tokens; '
+        f'allowed: at most {buckets}. Raise max_context (and context_buckets)'
+      )
+  width = choose_bucket(max(map(len, rows)), buckets)
+  assert width is not None
+  ids_QC = np.full((len(rows), width), pad_id, np.int32)
+  for row_C, row in zip(ids_QC, rows, strict=True):
+    row_C[width - len(row) :] = row
+  return Prompts(
+    ids=ids_QC,
+    length=np.array([len(row) for row in rows], np.int32),
+    question_id=np.array(question_ids, np.int32),
+  )
+
+
+def encode_prompts(
+  tokenizer: Any,
+  texts: Sequence[str],
+  question_ids: Sequence[int],
+  buckets: int | Sequence[int],
+  template: str = '{question}',
+) -> Prompts:
+  """Encodes the questions of a batch for the student.
+
+  Args:
+    tokenizer: the tokenizer; a chat template is applied where it has one.
+    texts: rendered questions.
+    question_ids: their ids.
+    buckets: width, or widths to choose from; the smallest that fits all
+      questions is taken.
+    template: the task's student template.
+
+  Returns:
+    Left-padded prompts as numpy arrays, ids [Q, C].
+
+  Raises:
+    ValueError: a question is longer than the widest bucket; it names the
+      question and its length. Nothing is ever cut.
+  """
+  no_limit = 2**31
+  rows = [
+    encode_context(tokenizer, template, text, None, no_limit)[0]
+    for text in texts
+  ]
+  pad_id = tokenizer.pad_token_id
+  return pad_contexts(rows, question_ids, buckets, pad_id or 0)

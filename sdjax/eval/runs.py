@@ -1,0 +1,446 @@
+"""Reads what runs left in their folders, and merges the seeds of a method."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.eval import diversity, pass_at_k
+
+_SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
+_ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
+
+Notes = list[str]
+"""What was missing or odd; shown to the user, never fatal by itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run's folder.
+
+  Attributes:
+    workdir: the folder.
+    label: its name without a trailing seed, see `label_of`.
+    variant: the method by its options: `sd`, `sd_k3`, `rl`, `rl_diversity`.
+    seed: of the run; None when not known.
+    config: `config.json`, {} when missing.
+    metrics: the records of `metrics.jsonl`, by line.
+    evals: `eval.json`, {} when missing.
+    questions: `eval_questions.json`, {} when missing.
+    rollouts: the records of the first and the last step in `rollouts.jsonl`.
+  """
+
+  workdir: Path
+  label: str
+  variant: str = ''
+  seed: int | None = None
+  config: dict[str, Any] = dataclasses.field(default_factory=dict)
+  metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  evals: dict[str, float] = dataclasses.field(default_factory=dict)
+  questions: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rollouts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+  def series(self, key: str) -> dict[int, float]:
+    """Returns a metric's value at each step that has one; the last counts."""
+    return {
+      record['step']: record[key]
+      for record in self.metrics
+      if isinstance(record.get(key), (int, float))
+    }
+
+  def evaluations(self, name: str, measure: str) -> dict[int, float]:
+    """Returns a measure of an evaluation set at the steps it was taken.
+
+    The evaluations before and after training belong to it: they stand in
+    `eval.json` and are put at step 0 and at the last step of `metrics.jsonl`.
+    """
+    series = self.series(f'eval/{name}/{measure}')
+    steps = [record['step'] for record in self.metrics]
+    ends = {0: 'base', max(steps, default=0): 'final'}
+    for step, stage in ends.items():
+      value = self.evals.get(f'{stage}/{name}/{measure}')
+      if series and value is not None:
+        series.setdefault(step, value)
+    return series
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The runs of one label: one method under several seeds.
+
+  Attributes:
+    label: shown for it.
+    variant: of its runs, for its colour.
+    runs: at least one.
+  """
+
+  label: str
+  variant: str
+  runs: tuple[Run, ...]
+
+  def band(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a metric over training, over the steps that all seeds have.
+
+    Args:
+      key: name of the metric, e.g. `train/reward` or `eval/SET/MEASURE`.
+
+    Returns:
+      int [S], the steps, rising, and float64 [runs, S], the values; S is 0
+      when a run does not have the metric.
+    """
+    stage, _, rest = key.partition('/')
+    name, _, measure = rest.partition('/')
+    series = [
+      run.evaluations(name, measure) if stage == 'eval' else run.series(key)
+      for run in self.runs
+    ]
+    steps = sorted(set.intersection(*(set(one) for one in series)))
+    values = [[one[step] for step in steps] for one in series]
+    return np.asarray(steps, int), np.asarray(values, np.float64)
+
+  def values(self, key: str) -> np.ndarray:
+    """Returns a value of `eval.json` in each run that has it."""
+    found = (run.evals.get(key) for run in self.runs)
+    return np.asarray([value for value in found if value is not None])
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A number of `eval.json` and how far to trust it.
+
+  Attributes:
+    value: mean over the seeds.
+    interval: 95% bootstrap interval over questions, each question's value
+      being its mean over the seeds; None without per-question values.
+    seeds: smallest and largest value of a seed; None for a single run.
+  """
+
+  value: float
+  interval: tuple[float, float] | None
+  seeds: tuple[float, float] | None
+
+
+def label_of(workdir: Path) -> str:
+  """Returns a folder's name without its seed.
+
+  A trailing `_s1`, `-s1`, `_seed1`, `-seed-1` (and the like after a dot) is
+  dropped; a folder that is called only `s1` or `seed1` takes its parent's
+  name.
+
+  Args:
+    workdir: the folder of a run.
+
+  Returns:
+    The label under which runs are merged as seeds of one method.
+  """
+  name = workdir.resolve().name
+  if _ONLY_SEED.fullmatch(name):
+    return workdir.resolve().parent.name or name
+  match = _SEED.fullmatch(name)
+  return match['label'] if match and match['label'] else name
+
+
+def variant_of(config: dict[str, Any]) -> str:
+  """Names a run's method by the options that set it apart.
+
+  Args:
+    config: a run's `config.json`.
+
+  Returns:
+    `sd`, `sd_k3` (three demonstrations a rollout), `rl`, `rl_diversity`, or
+    another method's name; '' when the configuration does not tell.
+  """
+  options = flat_options(config)
+  name = options.get('method.name')
+  count = options.get('method.demonstrations.count', 1)
+  if name == 'sd' and count != 1:
+    return f'sd_k{count}'
+  if name == 'rl' and options.get('method.diversity_weight'):
+    return 'rl_diversity'
+  return '' if name is None else str(name)
+
+
+def flat_options(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns a nested configuration by dotted names.
+
+  Args:
+    config: e.g. `{'train': {'num_steps': 5}}`.
+    prefix: put before every name.
+
+  Returns:
+    E.g. `{'train.num_steps': 5}`.
+  """
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= flat_options(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def load(workdir: Path) -> tuple[Run | None, Notes]:
+  """Reads a run's folder.
+
+  Args:
+    workdir: the folder.
+
+  Returns:
+    The run, None when it has neither metrics nor an evaluation, and a note on
+    every file that is missing or cannot be read.
+  """
+  if not workdir.is_dir():
+    return None, [f'{workdir}: no such folder; the run is left out.']
+  notes: Notes = []
+
+  def read(name: str, lost: str) -> dict[str, Any]:
+    try:
+      value = json.loads((workdir / name).read_text(encoding='utf-8'))
+      if isinstance(value, dict):
+        return value
+      problem = f'holds a {type(value).__name__}, not an object'
+    except FileNotFoundError:
+      problem = 'is missing'
+    except (OSError, ValueError) as error:
+      problem = f'cannot be read ({error})'
+    notes.append(f'{workdir}: {name} {problem}; {lost}.')
+    return {}
+
+  def read_lines(name: str, lost: str, ends: bool = False) -> list[dict]:
+    try:
+      lines = read_json_lines(workdir / name)
+      records = _first_and_last_step(lines) if ends else list(lines)
+      if records:
+        return records
+      problem = 'is empty'
+    except FileNotFoundError:
+      problem = 'is missing'
+    except (OSError, ValueError) as error:
+      problem = f'cannot be read ({error})'
+    notes.append(f'{workdir}: {name} {problem}; {lost}.')
+    return []
+
+  config = read('config.json', 'its method and seed are not known')
+  metrics = [
+    record
+    for record in read_lines('metrics.jsonl', 'its training is not shown')
+    if isinstance(record.get('step'), int)
+  ]
+  evals = read('eval.json', 'it has no row in the tables')
+  if not metrics and not evals:
+    return None, [*notes, f'{workdir}: nothing to show; the run is left out.']
+  questions = read('eval_questions.json', 'its numbers have no intervals')
+  rollouts = read_lines('rollouts.jsonl', 'no samples of it are shown', True)
+  seed = config.get('seed')
+  run = Run(
+    workdir=workdir,
+    label=label_of(workdir),
+    variant=variant_of(config),
+    seed=seed if isinstance(seed, int) else None,
+    config=config,
+    metrics=metrics,
+    evals={k: v for k, v in evals.items() if isinstance(v, (int, float))},
+    questions={k: v for k, v in questions.items() if isinstance(v, dict)},
+    rollouts=rollouts,
+  )
+  return run, notes + _stale(run)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+  """Yields the records of a file of JSON lines.
+
+  Args:
+    path: the file.
+
+  Yields:
+    Each line's object. A last line that is half-written is skipped: the run
+    may be writing it, or was killed while it did.
+
+  Raises:
+    ValueError: for any other line that is not a JSON object, by its number.
+  """
+  with open(path, encoding='utf-8', errors='replace') as file:
+    for number, line in enumerate(file, 1):
+      try:
+        record = json.loads(line)
+      except ValueError:
+        if not line.endswith('\n'):
+          return
+        raise ValueError(f'line {number} is not JSON') from None
+      if not isinstance(record, dict):
+        raise ValueError(f'line {number} is not a JSON object')
+      yield record
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:
+  """Merges runs of the same label, in the order given.
+
+  Runs that share label AND seed are not seeds of one method but different
+  experiments: they are told apart by their parent folder's name.
+
+  Args:
+    runs: the runs.
+
+  Returns:
+    The groups, and notes on runs that do not belong together.
+  """
+  by_label: dict[str, list[Run]] = {}
+  for run in runs:
+    # The model before training is called `base` everywhere.
+    label = 'base (run)' if run.label == 'base' else run.label
+    by_label.setdefault(label, []).append(run)
+  for label, members in list(by_label.items()):
+    seeds = [run.seed for run in members if run.seed is not None]
+    if len(set(seeds)) < len(seeds):
+      del by_label[label]
+      for run in members:
+        name = f'{run.workdir.resolve().parent.name}/{label}'
+        by_label.setdefault(name, []).append(run)
+  groups, notes = [], []
+  for label, members in by_label.items():
+    groups.append(Group(label, members[0].variant, tuple(members)))
+    first = flat_options(members[0].config)
+    for run in members[1:]:
+      other = flat_options(run.config)
+      differs = [
+        key
+        for key in sorted(first | other)
+        if first.get(key) != other.get(key) and key != 'seed'
+      ]
+      if first and other and differs:
+        notes.append(
+          f'{run.workdir} is merged with {members[0].workdir} as {label!r}, '
+          f'but differs in {", ".join(differs[:6])}.'
+        )
+    seeds = [run.seed for run in members if run.seed is not None]
+    if len(set(seeds)) < len(seeds):
+      notes.append(f'{label!r} has a seed twice: {seeds}.')
+  return groups, notes
+
+
+def sets_of(groups: Sequence[Group]) -> list[str]:
+  """Returns the names of the evaluation sets, in order of appearance."""
+  names: dict[str, None] = {}
+  for run in (run for one in groups for run in one.runs):
+    names |= {
+      key.split('/')[1]: None for key in run.evals if key.count('/') >= 2
+    }
+  return list(names)
+
+
+def curve_points(groups: Sequence[Group], name: str) -> list[int]:
+  """Returns the k for which a set has a pass@k, rising."""
+  pattern = re.compile(rf'[^/]+/{re.escape(name)}/pass@(\d+)')
+  matches = (
+    pattern.fullmatch(key)
+    for one in groups
+    for run in one.runs
+    for key in run.evals
+  )
+  return sorted({int(match[1]) for match in matches if match})
+
+
+def estimate(
+  one: Group, stage: str, name: str, metric: str, num: int = 1000
+) -> Estimate | None:
+  """Returns a number of a group's evaluations with its uncertainty.
+
+  Args:
+    one: the runs.
+    stage: `base` or `final`.
+    name: of the evaluation set.
+    metric: of `sdjax.eval.diversity.summarize`.
+    num: bootstrap resamples; 0: no interval.
+
+  Returns:
+    The estimate, or None when no run has that number.
+  """
+  values = one.values(f'{stage}/{name}/{metric}')
+  if not values.size:
+    return None
+  rows = []
+  for run in one.runs:
+    row = _question_values(run.questions.get(f'{stage}/{name}'), metric)
+    if row is not None:
+      rows.append(row)
+  interval = None
+  if rows and num:
+    # The seeds of a method are asked the same questions: a question's mean
+    # over seeds is what is resampled. Otherwise every run's questions count.
+    same = len({row.shape for row in rows}) == 1
+    pooled = np.mean(rows, axis=0) if same else np.concatenate(rows)
+    interval = diversity.bootstrap_interval(pooled, _ratio, num=num)
+  seeds = None
+  if values.size > 1:
+    seeds = (float(values.min()), float(values.max()))
+  return Estimate(float(values.mean()), interval, seeds)
+
+
+def _ratio(values_Q2: np.ndarray) -> float:
+  total, weight = values_Q2.sum(axis=0)
+  return float(total / weight) if weight else 0.0
+
+
+def _question_values(
+  entry: dict[str, Any] | None, metric: str
+) -> np.ndarray | None:
+  """Returns each question's (weighted value, weight), float64 [Q, 2]."""
+  if entry is None:
+    return None
+  try:
+    if metric.startswith('pass'):
+      right_Q = np.asarray(entry['num_correct'])
+      num_Q = np.broadcast_to(np.asarray(entry['num_samples']), right_Q.shape)
+      curve = functools.partial(pass_at_k.pass_at_k, num_Q, right_Q)
+      if metric == 'pass_gain':
+        last = pass_at_k.powers_of_two(int(num_Q.min()))[-1]
+        values_Q = curve(last) - curve(1)
+      else:
+        values_Q = curve(int(metric.removeprefix('pass@')))
+    else:
+      values_Q = np.asarray(entry[metric], np.float64)
+    weight_Q = np.ones(len(values_Q))
+    if metric == 'token_entropy':
+      weight_Q = np.asarray(entry['num_tokens'], np.float64)
+  except (KeyError, ValueError, TypeError):
+    return None
+  return np.stack([values_Q * weight_Q, weight_Q], axis=-1)
+
+
+def _stale(run: Run) -> Notes:
+  """Notes sets whose two files do not speak of the same samples."""
+  notes = []
+  for key, entry in run.questions.items():
+    rows = _question_values(entry, 'pass@1')
+    flat = run.evals.get(f'{key}/pass@1')
+    if rows is None:
+      notes.append(
+        f'{run.workdir}: eval_questions.json has no readable counts for {key}; '
+        'its numbers have no intervals.'
+      )
+    elif flat is not None and abs(_ratio(rows) - flat) > 1e-6:
+      notes.append(
+        f'{run.workdir}: {key}/pass@1 is {flat:.4f} in eval.json but '
+        f'{_ratio(rows):.4f} by eval_questions.json; the two files are not of '
+        'the same evaluation.'
+      )
+  return notes
+
+
+def _first_and_last_step(records: Iterator[dict]) -> list[dict]:
+  # A long run's file is large: only what is shown is kept while reading.
+  first: list[dict] = []
+  last: list[dict] = []
+  for record in records:
+    if not first or record.get('step') == first[0].get('step'):
+      first.append(record)
+    elif last and record.get('step') == last[0].get('step'):
+      last.append(record)
+    else:
+      last = [record]
+  return first + last

@@ -1,0 +1,169 @@
+"""Measuring a model: n samples a question, accuracy and variety together."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax import config as config_lib
+from sdjax import rng
+from sdjax.data.prompts import encode_prompts
+from sdjax.eval.diversity import SampleSet, summarize
+from sdjax.grading import Graded, grade
+from sdjax.language_model import LanguageModel
+from sdjax.sharding import shard_batch
+from sdjax.steps.rollout import rollout_step
+from sdjax.steps.sampling import Sampling
+from sdjax.tasks.base import Question, Task
+from sdjax.types import Params, Prompts, Rollout
+
+
+class Evaluator:
+  """Samples and judges evaluation sets, compiled once.
+
+  The noise depends on the seed and the set alone, so evaluations of one run
+  differ by the weights only.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    model: LanguageModel,
+    task: Task,
+    mesh: Any,
+  ):
+    """Prepares the sampler.
+
+    Args:
+      config: the run's config; `config.eval` says what is measured.
+      model: forward, tokenizer, end-of-sequence tokens.
+      task: questions and verifier.
+      mesh: devices.
+
+    Raises:
+      ConfigError: a set is not one of the task's, or too small.
+    """
+    self.config, self.model, self.task, self.mesh = config, model, task, mesh
+    options = config.eval
+    for name in dict.fromkeys(options.sets + options.during):
+      if name not in task.splits:
+        raise config_lib.ConfigError(
+          f'eval.sets or eval.during names {name!r}, which is not a split of '
+          f'{task.name}: {", ".join(task.splits)}.'
+        )
+      if len(task.questions(name)) < options.num_questions:
+        raise config_lib.ConfigError(
+          f'eval.num_questions={options.num_questions}, but the split {name} '
+          f'has {len(task.questions(name))}; raise task.eval_size.'
+        )
+    self._sample: Callable[..., Rollout] = jax.jit(
+      functools.partial(
+        rollout_step,
+        model.apply_fn,
+        num_samples=options.num_samples,
+        max_new_tokens=options.max_new_tokens,
+        eos_ids=model.eos_ids,
+        sampling=Sampling(
+          temperature=options.temperature, top_p=options.top_p
+        ),
+      )
+    )
+
+  def sample(
+    self, params: Params, name: str
+  ) -> tuple[Graded, dict[str, np.ndarray]]:
+    """Samples one set and judges the answers.
+
+    Args:
+      params: weights.
+      name: the set.
+
+    Returns:
+      The graded answers, and `length`, `entropy_sum` and `finished`, [Q, n].
+    """
+    options = self.config.eval
+    source = self.task.questions(name)
+    parts: list[Graded] = []
+    stats: dict[str, list[np.ndarray]] = {}
+    for start in range(0, options.num_questions, options.batch_questions):
+      stop = start + options.batch_questions
+      questions = [source[i] for i in range(start, stop)]
+      prompts = encode_prompts(
+        self.model.tokenizer,
+        [q.text for q in questions],
+        [q.question_id for q in questions],
+        options.max_context,
+        self.task.student_template,
+      )
+      graded, part = self.sample_prompts(params, prompts, questions, name)
+      parts.append(graded)
+      for field, values in part.items():
+        stats.setdefault(field, []).append(values)
+    graded = Graded(
+      questions=[q for part in parts for q in part.questions],
+      answers=[a for part in parts for a in part.answers],
+      verdicts=[v for part in parts for v in part.verdicts],
+    )
+    return graded, {k: np.concatenate(v) for k, v in stats.items()}
+
+  def sample_prompts(
+    self,
+    params: Params,
+    prompts: Prompts,
+    questions: Sequence[Question],
+    name: str,
+  ) -> tuple[Graded, dict[str, np.ndarray]]:
+    """Samples contexts that are already encoded, and judges the answers.
+
+    Args:
+      params: weights.
+      prompts: host arrays, Q contexts.
+      questions: what the verifier judges them by.
+      name: of the random stream.
+
+    Returns:
+      As `sample`.
+    """
+    key = rng.stream(self.config.seed, f'eval/{name}')
+    rollout: Rollout = jax.device_get(
+      self._sample(params, shard_batch(prompts, self.mesh), key)
+    )
+    graded = grade(self.task, self.model.tokenizer, questions, rollout)
+    return graded, {
+      'length': rollout.length,
+      'entropy_sum': rollout.entropy.sum(axis=-1),
+      'finished': rollout.finished,
+    }
+
+  def __call__(
+    self, params: Params, sets: Sequence[str]
+  ) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measures some sets.
+
+    Args:
+      params: weights.
+      sets: which.
+
+    Returns:
+      `SET/METRIC` to number, and set to values per question; see
+      `sdjax.eval.diversity.summarize`.
+    """
+    flat: dict[str, float] = {}
+    questions: dict[str, Any] = {}
+    for name in sets:
+      graded, stats = self.sample(params, name)
+      numbers, questions[name] = summarize(
+        SampleSet(
+          correct=graded.correct,
+          concepts=[[v.concepts for v in row] for row in graded.verdicts],
+          solutions=[[v.solution for v in row] for row in graded.verdicts],
+          reason=[[v.reason for v in row] for row in graded.verdicts],
+          entropy_sum=stats['entropy_sum'],
+          length=stats['length'],
+          flags={'finished': stats['finished']},
+        )
+      )
+      flat |= {f'{name}/{metric}': v for metric, v in numbers.items()}
+    return flat, questions

@@ -1,0 +1,64 @@
+"""From sampled tokens to graded answers, on the host."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sdjax.data.tokenizer import decode_completion
+from sdjax.tasks.base import Question, Task, Verdict
+from sdjax.types import Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+  """The answers to a batch of questions, and what the verifier said.
+
+  Attributes:
+    questions: Q questions.
+    answers: Q lists of G texts, without special tokens.
+    verdicts: Q lists of G verdicts.
+  """
+
+  questions: Sequence[Question]
+  answers: Sequence[Sequence[str]]
+  verdicts: Sequence[Sequence[Verdict]]
+
+  @property
+  def correct(self) -> np.ndarray:
+    """Bool [Q, G]."""
+    return np.array([[v.correct for v in row] for row in self.verdicts])
+
+  @property
+  def reward(self) -> np.ndarray:
+    """Float32 [Q, G], the task's reward before any shaping."""
+    return np.array([[v.reward for v in row] for row in self.verdicts], 'f4')
+
+
+def grade(
+  task: Task, tokenizer: Any, questions: Sequence[Question], rollout: Rollout
+) -> Graded:
+  """Decodes and verifies a batch of rollouts.
+
+  Args:
+    task: the verifier.
+    tokenizer: of the model that wrote the rollouts.
+    questions: Q questions.
+    rollout: host arrays.
+
+  Returns:
+    The graded answers.
+  """
+  answers, verdicts = [], []
+  for question, ids_GT, length_G in zip(
+    questions, rollout.ids, rollout.length, strict=True
+  ):
+    texts = [
+      decode_completion(tokenizer, ids_T[:length].tolist())
+      for ids_T, length in zip(ids_GT, length_G, strict=True)
+    ]
+    judged = {text: task.verify(question, text) for text in set(texts)}
+    answers.append(texts)
+    verdicts.append([judged[text] for text in texts])
+  return Graded(questions=questions, answers=answers, verdicts=verdicts)

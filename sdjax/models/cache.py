@@ -1,0 +1,97 @@
+"""Keys and values that outlive a forward pass, as plain arrays.
+
+A `Prefix` is read-only and shared by the samples of a question. A `Suffix`
+belongs to the samples and grows by one column a decoded token.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class KV:
+  """Keys and values of a block of tokens.
+
+  Attributes:
+    k: [L, Q, G, T, M, H], rotated already.
+    v: [L, Q, G, T, M, H].
+  """
+
+  k: jax.Array
+  v: jax.Array
+
+
+@struct.dataclass
+class Prefix:
+  """E contexts of each question, ready to be attended to.
+
+  Attributes:
+    kv: block with E in the place of G and C in the place of T.
+    length: int32 [Q, E], real tokens of each context.
+    index: int32 [Q, G], which of the E contexts a sample has, or None when
+      E is 1.
+  """
+
+  kv: KV
+  length: jax.Array
+  index: jax.Array | None = None
+
+  def sample_length(self) -> jax.Array:
+    """Returns int32 [Q, G] (or [Q, 1]), the tokens before a completion."""
+    if self.index is None:
+      return self.length
+    return jnp.take_along_axis(self.length, self.index, axis=1)
+
+
+@struct.dataclass
+class Suffix:
+  """The part of each completion that was decoded so far.
+
+  Attributes:
+    kv: block of T columns.
+    filled: int32 scalar, columns that hold a token.
+  """
+
+  kv: KV
+  filled: jax.Array
+
+
+def empty_suffix(prefix: Prefix, num_samples: int, width: int) -> Suffix:
+  """Makes room for `width` tokens of G samples of each question.
+
+  Args:
+    prefix: gives layers, questions, heads and dtype.
+    num_samples: G.
+    width: T.
+
+  Returns:
+    A suffix with no column filled.
+  """
+  layers, questions, _, _, heads, dim = prefix.kv.k.shape
+  zeros = jnp.zeros(
+    (layers, questions, num_samples, width, heads, dim), prefix.kv.k.dtype
+  )
+  return Suffix(kv=KV(k=zeros, v=zeros), filled=jnp.zeros((), jnp.int32))
+
+
+def append(suffix: Suffix, new: KV) -> Suffix:
+  """Writes a block behind the filled columns.
+
+  Args:
+    suffix: with room for the block.
+    new: keys and values of the block, [L, Q, G, S, M, H].
+
+  Returns:
+    The suffix with S more columns filled.
+  """
+
+  def write(old, block):
+    return jax.lax.dynamic_update_slice_in_dim(
+      old, block.astype(old.dtype), suffix.filled, axis=3
+    )
+
+  return Suffix(
+    kv=jax.tree.map(write, suffix.kv, new),
+    filled=suffix.filled + new.k.shape[3],
+  )

@@ -1,0 +1,42 @@
+"""The one place where a loss per token becomes one number.
+
+A loss is `sum(weight * loss_per_token)`. The weights are made once, from the
+masks of the WHOLE batch, before it is cut into micro-batches or spread over
+devices; so neither changes the loss.
+"""
+
+import jax
+import jax.numpy as jnp
+
+AGGREGATIONS = ('token_mean', 'sequence_mean')
+
+
+def token_weights(
+  token_mask_QGT: jax.Array, sample_mask_QG: jax.Array, aggregation: str
+) -> jax.Array:
+  """Weight of each token in the loss.
+
+  Args:
+    token_mask_QGT: bool, tokens inside their completion.
+    sample_mask_QG: bool, rollouts that have a target.
+    aggregation: `token_mean`: every counted token weighs the same;
+      `sequence_mean`: every counted rollout weighs the same, and every token
+      within it.
+
+  Returns:
+    float32 [Q, G, T], >= 0, summing to 1 (to 0 when nothing counts).
+
+  Raises:
+    ValueError: for another aggregation.
+  """
+  counted = token_mask_QGT & sample_mask_QG[..., None]
+  weight = counted.astype(jnp.float32)
+  if aggregation == 'token_mean':
+    return weight / jnp.maximum(weight.sum(), 1)
+  if aggregation == 'sequence_mean':
+    tokens_QG = weight.sum(axis=-1)
+    per_sequence = weight / jnp.maximum(tokens_QG, 1)[..., None]
+    return per_sequence / jnp.maximum((tokens_QG > 0).sum(), 1)
+  raise ValueError(
+    f'aggregation={aggregation!r} is not one of {AGGREGATIONS}.'
+  )

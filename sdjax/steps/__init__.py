@@ -1,0 +1,1 @@
+"""Pure step functions: sampling, scoring, signals, updates."""

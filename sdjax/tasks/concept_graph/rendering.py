@@ -1,0 +1,108 @@
+r"""Two ways to write a graph: `text` for chat models, `compact` for small ones.
+
+Compact, words split by spaces: for every endpoint in id order its shape, then
+the names of its chains outward from start, parallel chains apart by `,`, a
+missing edge inside a chain as `|`, and `;` at the end; then `?` and the
+target. Its answer is the names of the path, from `start` to the shape.
+
+Text: numbered nodes with their kinds, then the edges, then the request. Its
+answer is the names of the path, comma separated, inside `\boxed{}`.
+"""
+
+from collections.abc import Sequence
+
+from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph
+
+_REQUEST = (
+  'Below is an undirected graph. Every node has a number, a name and a kind; '
+  'different nodes may share a name.\n\n'
+  '{question}\n\n'
+  'A path begins at the hub and moves along one listed edge at a time. You '
+  'may think first. Then give the NAMES (not the numbers) of all the nodes on '
+  'your path, in order and separated by commas, inside \\boxed{}. On another '
+  'graph, an answer could look like this: '
+  '\\boxed{start, london, paris, rome, cone}'
+)
+
+_HINT = (
+  '\n\nHere is a correct answer to this very question:\n\n'
+  '{demonstration}\n\n'
+  'Now give a correct answer of your own, written in the same form.'
+)
+
+STUDENT_TEMPLATES = {'compact': '{question} :', 'text': _REQUEST}
+"""Rendering to what the student is asked."""
+
+TEACHER_TEMPLATES = {
+  'compact': '{question} = {demonstration} :',
+  'text': _REQUEST + _HINT,
+}
+"""Rendering to what the teacher is asked."""
+
+
+def _compact(graph: Graph) -> str:
+  words = []
+  for end in graph.ends:
+    words.append(graph.names[end])
+    separator = None
+    for chain in graph.chains:
+      if chain[-1] != end:
+        continue
+      if separator:
+        words.append(separator)
+      separator = ','
+      previous = None
+      for node in chain[:-1]:
+        if previous is not None and (previous, node) not in graph.edge_set:
+          words.append('|')
+        words.append(graph.names[node])
+        previous = node
+    words.append(';')
+  return ' '.join((*words, '?', graph.target))
+
+
+def _text(graph: Graph) -> str:
+  lines = ['Nodes:']
+  for node, (name, kind) in enumerate(
+    zip(graph.names, graph.kinds, strict=True)
+  ):
+    label = kind if kind in (HUB, SHAPE) else f'concept={kind}'
+    lines.append(f'{node} {name} [{label}]')
+  lines += ['', 'Edges:']
+  for a, b in graph.edges:
+    lines.append(f'{a}({graph.names[a]})--{b}({graph.names[b]})')
+  lines += [
+    '',
+    f'Find a path from {graph.names[0]} to a node named {graph.target}.',
+  ]
+  return '\n'.join(lines)
+
+
+def render_question(graph: Graph, rendering: str) -> str:
+  """Writes a graph and what is asked of it.
+
+  Args:
+    graph: the graph.
+    rendering: `text` or `compact`.
+
+  Returns:
+    The question, without any template.
+  """
+  return _compact(graph) if rendering == 'compact' else _text(graph)
+
+
+def render_answer(graph: Graph, chain: Sequence[int], rendering: str) -> str:
+  """Writes the answer that walks a chain outward, over a gap if there is one.
+
+  Args:
+    graph: the graph.
+    chain: node ids from a neighbour of start to an endpoint.
+    rendering: `text` or `compact`.
+
+  Returns:
+    The answer.
+  """
+  names = [graph.names[node] for node in (0, *chain)]
+  if rendering == 'compact':
+    return ' '.join(names)
+  return '\\boxed{' + ', '.join(names) + '}'

@@ -1,0 +1,171 @@
+"""Where the built graphs are kept, and how a broken folder is dealt with.
+
+A folder is built under a temporary name and renamed when complete, with a
+manifest of its files inside. So a folder without a manifest was not finished
+by this code and is built anew; a file that differs from the manifest was
+damaged later, and is an error.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdjax.config import ConceptGraph
+from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES
+
+GENERATOR_VERSION = '1.0.0'
+"""Raise it when a graph of the same settings comes out different."""
+
+MANIFEST = 'manifest.json'
+_NOT_GENERATOR = ('name', 'rendering', 'cache_dir')
+
+
+def data_folder(config: ConceptGraph) -> Path:
+  """Names the folder of a data set.
+
+  Args:
+    config: the task's settings. All but `name`, `rendering` and `cache_dir`
+      shape the graphs and so the name.
+
+  Returns:
+    `CACHE/concept_graph-VERSION-HASH`; it need not exist.
+  """
+  fields = dataclasses.asdict(config)
+  for field in _NOT_GENERATOR:
+    del fields[field]
+  source = json.dumps([fields, CONCEPTS, SHAPES], sort_keys=True)
+  digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+  cache = config.cache_dir or os.environ.get('SDJAX_CACHE') or '~/.cache/sdjax'
+  name = f'concept_graph-{GENERATOR_VERSION}-{digest}'
+  return Path(cache).expanduser().absolute() / name
+
+
+def _fingerprint(path: Path) -> list[int]:
+  data = path.read_bytes()
+  return [len(data), zlib.crc32(data)]
+
+
+def _write_manifest(folder: Path) -> None:
+  files = {
+    path.name: _fingerprint(path)
+    for path in sorted(folder.iterdir())
+    if path.is_file()
+  }
+  (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+
+
+def check(folder: Path) -> bool:
+  """Tells whether a folder is complete.
+
+  Args:
+    folder: what `data_folder` returned.
+
+  Returns:
+    True if it is whole; False if it is absent or was never finished.
+
+  Raises:
+    ValueError: it was finished, and a file was damaged or lost since.
+  """
+  try:
+    files = json.loads((folder / MANIFEST).read_text())
+    files = dict(files)
+  except (OSError, ValueError):
+    return False
+  for name, expected in files.items():
+    path = folder / name
+    try:
+      actual = _fingerprint(path)
+    except FileNotFoundError:
+      actual = None
+    if actual != expected:
+      what = 'is missing'
+      if actual is not None:
+        what = f'is damaged ({actual[0]} bytes, {expected[0]} were written)'
+      raise ValueError(
+        f'{path} {what}. Delete the folder {folder}; it is built again on '
+        'the next start'
+      )
+  return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Mutes the data set library's log, and its bars where nobody looks."""
+  from absl import logging as absl_logging
+
+  before = absl_logging.get_verbosity()
+  logger_before = logging.getLogger('absl').level
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  try:
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+      tfds.disable_progress_bar()
+    # It also prints what it would download: nothing.
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    absl_logging.set_verbosity(before)
+    logging.getLogger('absl').setLevel(logger_before)
+
+
+def _build(config: ConceptGraph, folder: Path) -> None:
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix='building-', dir=folder.parent)
+  except OSError as error:
+    raise OSError(
+      f'cannot write to the cache folder {folder.parent}: {error}. Set '
+      '--config.task.cache_dir or $SDJAX_CACHE to a folder that can be written'
+    ) from error
+  try:
+    from sdjax.tasks.concept_graph import builder
+
+    built = builder.build(config, Path(temporary))
+    _write_manifest(built)
+    if folder.exists() and not check(folder):
+      # Never finished: out of the way. Another process may do the same.
+      with contextlib.suppress(FileNotFoundError):
+        folder.rename(Path(temporary) / 'unfinished')
+    try:
+      built.rename(folder)
+    except OSError:
+      # Another process was faster; its graphs are the same.
+      if not check(folder):
+        raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_source(config: ConceptGraph, split: str) -> Any:
+  """Opens a split, building the data set first where it is not there.
+
+  Args:
+    config: the task's settings.
+    split: the split's name.
+
+  Returns:
+    A random-access source of examples.
+
+  Raises:
+    ValueError: a file of the data set was damaged or lost.
+    OSError: the cache folder cannot be written.
+  """
+  folder = data_folder(config)
+  with _quiet():
+    from sdjax.tasks.concept_graph import builder
+
+    if not check(folder):
+      _build(config, folder)
+    return builder.open_split(folder, split)

@@ -1,0 +1,404 @@
+"""Training a model on its own rollouts: the pipeline, host side.
+
+The loop reads as the data flows; everything it calls on a device is a pure
+function from `sdjax.steps`.
+"""
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sdjax.checkpoint import Checkpoints
+
+from sdjax import config as config_lib
+from sdjax import rng
+from sdjax.data.prompts import PromptIterator, encode_prompts
+from sdjax.evaluate import Evaluator
+from sdjax.grading import Graded, grade
+from sdjax.language_model import LanguageModel, load_from_config
+from sdjax.methods import METHODS, Method
+from sdjax.metrics import Progress
+from sdjax.optim import learning_rate, make_optimizer
+from sdjax.plots import plot_run
+from sdjax.sharding import (
+  make_mesh,
+  shard_batch,
+  state_sharding,
+  with_sharding,
+)
+from sdjax.steps.rollout import rollout_step
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.update import update_step
+from sdjax.tasks import make_task
+from sdjax.tasks.base import Question
+from sdjax.types import Evidence, Gathered, Params, Prompts, Rollout, TrainState
+from sdjax.workdir import Workdir
+
+
+def copy(params: Params, dtype: Any = None) -> Params:
+  """Copies weights, so that donating the original leaves the copy alone."""
+  return jax.tree.map(lambda x: jnp.array(x, dtype=dtype, copy=True), params)
+
+
+def initial_state(
+  params: Params, optimizer: Any, mesh: Any, with_ema: bool
+) -> TrainState:
+  """Places the state of a run that has not begun.
+
+  Args:
+    params: weights, host arrays.
+    optimizer: gives the shape of its state.
+    mesh: devices.
+    with_ema: whether the teacher is an average of the student.
+
+  Returns:
+    The state, sharded, no two of its leaves sharing a buffer.
+  """
+
+  def make(params):
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      teacher_params=(
+        jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        if with_ema
+        else None
+      ),
+    )
+
+  shardings = state_sharding(jax.eval_shape(make, params), mesh)
+  # Copied after placing: jit may return one buffer for equal outputs.
+  return copy(jax.jit(make, out_shardings=shardings)(params))
+
+
+class Compilations:
+  """Counts what XLA compiles in this process, by listening to JAX."""
+
+  def __init__(self):
+    """Starts to listen."""
+    self.count = 0
+    self.seconds = 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+  def _hear(self, event: str, seconds: float, **_: Any) -> None:
+    if event.endswith('backend_compile_duration'):
+      self.count += 1
+      self.seconds += seconds
+
+
+class Trainer:
+  """The compiled steps of a run and the host work between them."""
+
+  def __init__(self, config: config_lib.Config):
+    """Loads model and task, builds the steps; nothing runs yet.
+
+    Args:
+      config: a checked config of mode `train` or `eval`.
+    """
+    assert config.model and config.rollout and config.loss
+    self.config = config
+    self.mesh = make_mesh(config.mesh)
+    self.model: LanguageModel = load_from_config(config.model)
+    self.task = make_task(config.task)
+    self.method: Method = METHODS[config.method.name](
+      config, self.model.apply_fn, self.task, self.model.tokenizer
+    )
+    self.evaluator = Evaluator(config, self.model, self.task, self.mesh)
+    self.optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+    self.rate = learning_rate(config.optimizer, config.train.num_steps)
+    method = config.method
+    self.teacher = getattr(method, 'teacher', None)
+    self.state = initial_state(
+      self.model.params, self.optimizer, self.mesh, self.teacher == 'ema'
+    )
+    needs_reference = self.teacher == 'frozen' or config.loss.kl_coef > 0
+    self.reference = copy(self.state.params) if needs_reference else None
+    self._rollout = jax.jit(
+      functools.partial(
+        rollout_step,
+        self.model.apply_fn,
+        num_samples=config.rollout.num_samples,
+        max_new_tokens=config.rollout.max_new_tokens,
+        eos_ids=self.model.eos_ids,
+        sampling=Sampling(
+          temperature=config.rollout.temperature,
+          top_k=config.rollout.top_k,
+          top_p=config.rollout.top_p,
+          min_p=config.rollout.min_p,
+        ),
+      )
+    )
+    self._signal = jax.jit(self.method.signal)
+    self._update = jax.jit(
+      functools.partial(
+        update_step,
+        loss_fn=self.method.loss,
+        optimizer=self.optimizer,
+        aggregation=config.loss.aggregation,
+        micro_batches=config.train.micro_batches,
+        ema_rate=getattr(method, 'ema_rate', 0.0),
+      ),
+      donate_argnums=0,
+      out_shardings=(
+        jax.tree.map(lambda x: x.sharding, self.state),
+        None,
+      ),
+    )
+
+  def encode(self, questions: Sequence[Question]) -> Prompts:
+    """Turns questions into the student's contexts, on the devices."""
+    assert self.config.rollout
+    prompts = encode_prompts(
+      self.model.tokenizer,
+      [q.text for q in questions],
+      [q.question_id for q in questions],
+      self.config.rollout.context_buckets,
+      self.task.student_template,
+    )
+    return shard_batch(prompts, self.mesh)
+
+  def signal(
+    self, prompts: Prompts, rollout: Rollout, evidence: Evidence
+  ) -> Any:
+    """Runs the signal step with whichever teacher the config names."""
+    teacher_params = {
+      'ema': self.state.teacher_params,
+      'frozen': self.reference,
+      'current': self.state.params,
+      None: None,
+    }[self.teacher]
+    reference = self.reference if self._kl_coef else None
+    evidence = shard_batch(evidence, self.mesh)
+    return self._signal(teacher_params, reference, prompts, rollout, evidence)
+
+  @property
+  def _kl_coef(self) -> float:
+    assert self.config.loss
+    return self.config.loss.kl_coef
+
+  def step(
+    self, questions: Sequence[Question], number: int
+  ) -> tuple[dict[str, Any], Graded, Gathered]:
+    """Samples, grades, gathers, scores and updates once.
+
+    Args:
+      questions: Q training questions.
+      number: updates made so far.
+
+    Returns:
+      Metrics, the graded rollouts and what was gathered about them.
+    """
+    prompts = self.encode(questions)
+    key = rng.stream(self.config.seed, 'rollout', number)
+    rollout = self._rollout(self.state.params, prompts, key)
+    host: Rollout = jax.device_get(rollout)
+    graded = grade(self.task, self.model.tokenizer, questions, host)
+    gathered = self.method.gather(graded, number)
+    signal = self.signal(prompts, rollout, gathered.evidence)
+    frozen = self.reference if self.teacher == 'frozen' else None
+    self.state, update = self._update(
+      self.state, frozen, prompts, rollout, signal
+    )
+    metrics = {
+      'reward': graded.reward.mean(),
+      'correct': graded.correct.mean(),
+      'length': host.length.mean(),
+      'finished': host.finished.mean(),
+      'learning_rate': self.rate(number),
+      **gathered.metrics,
+      **jax.device_get(update),
+    }
+    return metrics, graded, gathered
+
+  def warm_up(self, questions: Sequence[Question]) -> None:
+    """Compiles the signal step for every number of contexts it may meet.
+
+    How many distinct demonstrations a question has is known only while
+    training; without this, a rare number would compile in the middle.
+
+    Args:
+      questions: any Q training questions.
+    """
+    assert self.config.rollout
+    config = self.config.rollout
+    texts = [[''] * config.num_samples for _ in questions]
+    shape = (len(texts), config.num_samples, config.max_new_tokens)
+    for width in config.context_buckets:
+      prompts = self.encode(questions)
+      prompts = prompts.replace(
+        ids=jnp.zeros((len(texts), width), jnp.int32)
+      )
+      prompts = shard_batch(jax.device_get(prompts), self.mesh)
+      rollout = self._rollout(
+        self.state.params, prompts, rng.stream(self.config.seed, 'warm_up')
+      )
+      assert rollout.ids.shape == shape
+      verdicts = [
+        [self.task.verify(q, '') for _ in row]
+        for q, row in zip(questions, texts, strict=True)
+      ]
+      graded = Graded(questions=questions, answers=texts, verdicts=verdicts)
+      evidence = self.method.gather(graded, 0).evidence
+      for count in self.method.num_contexts or (0,):
+        if count:
+          evidence = evidence.replace(
+            context_ids=np.zeros(
+              (len(texts), count, evidence.context_ids.shape[-1]), np.int32
+            ),
+            context_length=np.ones((len(texts), count), np.int32),
+          )
+        self.signal(prompts, rollout, evidence)
+
+
+def records(
+  graded: Graded, gathered: Gathered, step: int, num_questions: int
+) -> Iterator[dict[str, Any]]:
+  """Yields the lines of `rollouts.jsonl` for one step.
+
+  Args:
+    graded: the graded rollouts.
+    gathered: their demonstrations.
+    step: updates made before they were sampled.
+    num_questions: how many questions of the batch to log.
+
+  Yields:
+    One record a rollout.
+  """
+  for q, question in enumerate(graded.questions[:num_questions]):
+    for g, verdict in enumerate(graded.verdicts[q]):
+      yield {
+        'step': step,
+        'question_id': question.question_id,
+        'sample': g,
+        'question': question.text,
+        'answer': graded.answers[q][g],
+        'correct': verdict.correct,
+        'reason': verdict.reason,
+        'reward': verdict.reward,
+        'concepts': list(verdict.concepts),
+        'solution': verdict.solution,
+        'demonstrations': list(gathered.shown[q][g]),
+      }
+
+
+def train(config: config_lib.Config, path: str) -> None:
+  """Runs, or goes on with, the run of a folder.
+
+  Args:
+    config: a checked config of mode `train`.
+    path: the run's folder.
+  """
+  assert config.rollout
+  compilations = Compilations()
+  workdir = Workdir(path, config)
+  trainer = Trainer(config)
+  questions = PromptIterator(
+    trainer.task.questions('train'), config.rollout.num_questions, config.seed
+  )
+  checkpoints = Checkpoints(
+    workdir.path / 'checkpoints', config.train.keep_checkpoints
+  )
+  total = config.train.num_steps
+  progress = Progress(total)
+
+  def save(step: int) -> None:
+    extra = {'data': questions.get_state(), 'log': workdir.position()}
+    checkpoints.save(step, trainer.state, extra)
+
+  start = checkpoints.latest_step()
+  if start is None:
+    workdir.rewind(None)
+    progress.note('evaluating the model before training')
+    workdir.add_eval(
+      'base', *trainer.evaluator(trainer.state.params, config.eval.sets)
+    )
+    start = 0
+    save(start)
+  else:
+    trainer.state, extra = checkpoints.restore(
+      start, with_sharding(trainer.state, trainer.mesh)
+    )
+    questions.set_state(extra['data'])
+    workdir.rewind(extra['log'])
+    progress.note(f'resuming after step {start} of {total}')
+  if start < total:
+    trainer.warm_up(
+      [trainer.task.questions('train')[i] for i in range(
+        config.rollout.num_questions
+      )]
+    )
+    progress.note(
+      f'{compilations.count} compilations in {compilations.seconds:.0f} s'
+    )
+  for number in range(start, total):
+    began = time.monotonic()
+    metrics, graded, gathered = trainer.step(next(questions), number)
+    for record in records(
+      graded, gathered, number, config.train.logged_questions
+    ):
+      workdir.rollouts.append(record)
+    done = number + 1
+    workdir.metrics.write(
+      done,
+      {f'train/{name}': value for name, value in metrics.items()}
+      | {
+        'time/step': time.monotonic() - began,
+        'time/compilations': compilations.count,
+      },
+    )
+    progress.update(
+      done,
+      int(metrics['length'] * graded.correct.size),
+      reward=metrics['reward'],
+      loss=metrics['loss'],
+    )
+    every = config.train.eval_every
+    if every and done % every == 0 and done < total:
+      flat, _ = trainer.evaluator(trainer.state.params, config.eval.during)
+      workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
+    if done % config.train.checkpoint_every == 0 or done == total:
+      save(done)
+  progress.finish()
+  checkpoints.wait()
+  if start == total and workdir.has_eval('final'):
+    progress.note(f'{path} is complete: {total} steps')
+  else:
+    progress.note('evaluating the trained model')
+    workdir.add_eval(
+      'final', *trainer.evaluator(trainer.state.params, config.eval.sets)
+    )
+  plot_run(workdir.path)
+  checkpoints.close()
+  workdir.close()
+
+
+def evaluate(config: config_lib.Config, path: str) -> None:
+  """Measures the model a config names, and a run's newest checkpoint.
+
+  Args:
+    config: a checked config of mode `eval`.
+    path: a folder; with the checkpoints of a run in it, the newest one is
+      measured as `final`, the starting weights as `base`.
+  """
+  workdir = Workdir(path, config)
+  trainer = Trainer(config)
+  sets = config.eval.sets
+  workdir.add_eval('base', *trainer.evaluator(trainer.state.params, sets))
+  folder = workdir.path / 'checkpoints'
+  if folder.is_dir():
+    checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
+    step = checkpoints.latest_step()
+    if step is not None:
+      state, _ = checkpoints.restore(
+        step, with_sharding(trainer.state, trainer.mesh)
+      )
+      workdir.add_eval('final', *trainer.evaluator(state.params, sets))
+    checkpoints.close()
+  for name, value in workdir.read_eval().items():
+    print(f'{name} {value:.4g}')
+  workdir.close()

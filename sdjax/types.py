@@ -1,0 +1,168 @@
+"""The values that flow through a training step, and the key to their shapes.
+
+Array locals carry their shape as a suffix (`logp_QGT`); fields of these
+structs carry none, their shape is in the docstring.
+
+  Q  questions in a batch
+  G  samples (rollouts) of a question
+  E  distinct contexts of a question (demonstrations, for a teacher; else 1)
+  K  demonstrations a rollout is scored under
+  C  context tokens, left-padded
+  T  completion tokens, right-padded
+  V  vocabulary
+  L  layers
+  D  model width
+  N  query heads
+  M  key-value heads
+  H  head dimension
+  F  feed-forward width
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+Params = Any
+"""A nested dict of arrays, as `flax.linen` makes it."""
+
+ApplyFn = Callable[..., Any]
+"""`apply_fn(params, *args, method=name)` with the methods `hidden` and `head`.
+
+See `sdjax.models.transformer.Transformer` for what each takes and gives.
+"""
+
+
+@struct.dataclass
+class Prompts:
+  """Contexts of a batch of questions.
+
+  Attributes:
+    ids: int32 [Q, C], token ids, left-padded.
+    length: int32 [Q], real tokens of each row, in 1..C.
+    question_id: int32 [Q], names the question's random stream.
+  """
+
+  ids: Array
+  length: Array
+  question_id: Array
+
+
+@struct.dataclass
+class Rollout:
+  """G sampled completions of each question.
+
+  Attributes:
+    ids: int32 [Q, G, T], completion tokens, right-padded; a finished
+      completion's last token is an end-of-sequence token.
+    length: int32 [Q, G], tokens that count, the end-of-sequence token
+      included, in 1..T.
+    behavior_logp: float32 [Q, G, T], nats, of each token under the
+      distribution it was SAMPLED from (temperature and truncation included);
+      0 where padded.
+    entropy: float32 [Q, G, T], nats, of the model's own next-token
+      distribution (temperature 1, no truncation); 0 where padded.
+    finished: bool [Q, G], whether it ended with an end-of-sequence token.
+  """
+
+  ids: Array
+  length: Array
+  behavior_logp: Array
+  entropy: Array
+  finished: Array
+
+
+@struct.dataclass
+class Evidence:
+  """What a method gathered on the host about a batch of rollouts.
+
+  Self-distillation fills the contexts, reinforcement learning the reward.
+
+  Attributes:
+    reward: float32 [Q, G], shaped reward, or None.
+    context_ids: int32 [Q, E, C], left-padded teacher contexts, one per
+      distinct demonstration of the question, or None.
+    context_length: int32 [Q, E], real tokens; 1 for an unused row.
+    context_index: int32 [Q, G, K], in 0..E-1: which context is the k-th that
+      scores rollout g.
+    context_mask: bool [Q, G, K], True where there is such a context.
+  """
+
+  reward: Array | None = None
+  context_ids: Array | None = None
+  context_length: Array | None = None
+  context_index: Array | None = None
+  context_mask: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+  """What a method gathered, and what a person may want to read of it.
+
+  Attributes:
+    evidence: arrays for the signal step, still on the host.
+    shown: Q lists of G tuples, the demonstrations each rollout is scored
+      under, as text.
+    metrics: worth logging.
+  """
+
+  evidence: Evidence
+  shown: Sequence[Sequence[tuple[str, ...]]]
+  metrics: Mapping[str, float]
+
+
+@struct.dataclass
+class Signal:
+  """The target of an update, all of it constant under differentiation.
+
+  Attributes:
+    sample_mask: bool [Q, G], True for rollouts that have a target.
+    advantage: float32 [Q, G, T], or None (reinforcement learning).
+    teacher_hidden: [Q, G, T, K, D] in the model's dtype, the teacher's final
+      hidden states that predict each completion token under each of its K
+      demonstrations, or None (self-distillation).
+    teacher_mask: bool [Q, G, K], or None.
+    ref_logp: float32 [Q, G, T], nats, of each token under the reference
+      model, or None when no KL to the reference is asked for.
+  """
+
+  sample_mask: Array
+  advantage: Array | None = None
+  teacher_hidden: Array | None = None
+  teacher_mask: Array | None = None
+  ref_logp: Array | None = None
+
+
+@struct.dataclass
+class TrainState:
+  """Everything a step reads and writes on the device.
+
+  Attributes:
+    step: int32 scalar, updates made so far.
+    params: the student's weights.
+    opt_state: optimizer state.
+    teacher_params: the EMA teacher's weights in float32, or None when the
+      teacher is not an average.
+  """
+
+  step: Array
+  params: Params
+  opt_state: Any
+  teacher_params: Params | None = None
+
+
+def length_mask(length: Array, size: int) -> jax.Array:
+  """Marks the tokens that count in right-padded rows.
+
+  Args:
+    length: int [...], tokens that count.
+    size: the padded width.
+
+  Returns:
+    bool [..., size], True for the first `length` columns.
+  """
+  return jax.numpy.arange(size) < jax.numpy.asarray(length)[..., None]

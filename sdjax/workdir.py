@@ -1,0 +1,141 @@
+"""A run's folder: its config, its logs, and going back to a checkpoint."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sdjax import config as config_lib
+from sdjax import config_check, config_dict
+from sdjax.metrics import JsonLines, MetricsLog, write_json_atomic
+
+FREE_TO_CHANGE = ('print', 'mode', 'train.num_steps', 'mesh.', 'eval.')
+"""Options a run may be continued with other values of."""
+
+
+class WorkdirError(ValueError):
+  """A folder that this run cannot use."""
+
+
+class Workdir:
+  """Opens a run's folder, or refuses it before anything is touched.
+
+  Attributes:
+    path: the folder.
+    metrics: `metrics.jsonl`.
+    rollouts: `rollouts.jsonl`.
+  """
+
+  def __init__(self, path: str, config: config_lib.Config):
+    """Makes the folder, or checks that it belongs to the same run.
+
+    Args:
+      path: the folder; it and its parents are made when missing.
+      config: the run's config.
+
+    Raises:
+      WorkdirError: the folder cannot be written, or holds a run of another
+        config.
+    """
+    self.path = Path(path)
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise WorkdirError(
+        f'--workdir={path} cannot be made: {error}. Choose a folder you may '
+        'write to.'
+      ) from error
+    if not os.access(self.path, os.W_OK | os.X_OK):
+      raise WorkdirError(
+        f'--workdir={path} cannot be written to. Choose another folder or '
+        'change its permissions.'
+      )
+    resolved = config_dict.to_dict(config)
+    file = self.path / 'config.json'
+    if file.exists():
+      _check_same_run(file, resolved)
+    if config.mode != 'eval' or not file.exists():
+      write_json_atomic(file, resolved)
+    self.metrics = MetricsLog(self.path / 'metrics.jsonl')
+    self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
+
+  def position(self) -> dict[str, int]:
+    """Returns the sizes of the logs, once they are on the disk."""
+    return {
+      'metrics': self.metrics.offset(),
+      'rollouts': self.rollouts.offset(),
+    }
+
+  def rewind(self, position: dict[str, int] | None) -> None:
+    """Drops what was logged after a checkpoint.
+
+    Args:
+      position: as the checkpoint holds it; None: drop everything.
+    """
+    position = position or {'metrics': 0, 'rollouts': 0}
+    self.metrics.truncate(position['metrics'])
+    self.rollouts.truncate(position['rollouts'])
+
+  def read_eval(self) -> dict[str, Any]:
+    """Returns what `eval.json` holds; empty when there is none."""
+    file = self.path / 'eval.json'
+    return json.loads(file.read_text()) if file.exists() else {}
+
+  def has_eval(self, when: str) -> bool:
+    """Tells whether `eval.json` holds the evaluation of that moment."""
+    return any(name.startswith(f'{when}/') for name in self.read_eval())
+
+  def add_eval(
+    self, when: str, flat: dict[str, float], questions: dict[str, Any]
+  ) -> None:
+    """Adds one evaluation to `eval.json` and `eval_questions.json`.
+
+    Args:
+      when: `base` or `final`.
+      flat: `SET/METRIC` to number.
+      questions: set to its values per question.
+    """
+    detail = self.path / 'eval_questions.json'
+    old = json.loads(detail.read_text()) if detail.exists() else {}
+    new = {f'{when}/{name}': value for name, value in questions.items()}
+    # The detail first: eval.json says that an evaluation is complete.
+    write_json_atomic(detail, _without(old, when) | new, indent=None)
+    new = {f'{when}/{name}': value for name, value in flat.items()}
+    write_json_atomic(
+      self.path / 'eval.json', _without(self.read_eval(), when) | new
+    )
+
+  def close(self) -> None:
+    """Closes the logs."""
+    self.metrics.close()
+    self.rollouts.close()
+
+
+def _without(values: dict[str, Any], when: str) -> dict[str, Any]:
+  return {k: v for k, v in values.items() if not k.startswith(f'{when}/')}
+
+
+def _check_same_run(file: Path, resolved: dict[str, Any]) -> None:
+  """Raises unless the folder's config agrees in all that matters."""
+  try:
+    old = json.loads(file.read_text())
+  except ValueError as error:
+    raise WorkdirError(
+      f'{file} is not readable JSON ({error}). It says which run the folder '
+      'holds: restore it, or choose another --workdir.'
+    ) from error
+  # Through JSON, so that tuples compare equal to the lists they became.
+  new_flat = config_check.flatten(json.loads(json.dumps(resolved)))
+  old_flat = config_check.flatten(old)
+  differing = [
+    f'{name}: {old_flat.get(name)!r} there, {new_flat.get(name)!r} now'
+    for name in sorted(old_flat.keys() | new_flat.keys())
+    if not name.startswith(FREE_TO_CHANGE)
+    and old_flat.get(name) != new_flat.get(name)
+  ]
+  if differing:
+    raise WorkdirError(
+      f'--workdir={file.parent} holds a run of another config '
+      f'({"; ".join(differing)}). Choose another folder, or give the options '
+      'the run was started with.'
+    )

@@ -1,0 +1,150 @@
+"""A tiny decoder, a model without one, and a walker of jaxprs, for tests.
+
+The decoder's weights are drawn wide: with weights close to 0 every
+next-token law is uniform and a broken attention would go unseen.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from sdjax.models.cache import KV
+from sdjax.models.transformer import (
+  TransformerConfig,
+  init_params,
+  make_apply_fn,
+)
+from sdjax.types import Prompts
+
+VOCAB = 23
+
+jit = functools.partial(
+  jax.jit,
+  compiler_options={
+    'xla_backend_optimization_level': 0,
+    'xla_llvm_disable_expensive_passes': True,
+    'xla_cpu_use_fusion_emitters': False,
+  },
+)
+"""`jax.jit` that compiles a tiny model six times faster on a CPU."""
+
+
+@functools.cache
+def config(**changes: Any) -> TransformerConfig:
+  """The tiny decoder's sizes, with changes."""
+  sizes = {
+    'vocab_size': VOCAB,
+    'width': 16,
+    'num_layers': 2,
+    'num_heads': 4,
+    'num_kv_heads': 2,
+    'head_dim': 8,
+    'ffn_width': 24,
+  }
+  return TransformerConfig(**{**sizes, **changes})
+
+
+@functools.cache
+def model(seed: int = 0, **changes: Any) -> tuple[Callable[..., Any], Any]:
+  """`apply_fn` and weights of the tiny decoder, with changed sizes."""
+  cfg = config(**changes)
+  shapes = jax.eval_shape(lambda k: init_params(cfg, k), jax.random.key(0))
+  draw = np.random.default_rng(seed).standard_normal
+
+  def weight(path, leaf):
+    name = path[-1].key
+    x = draw(leaf.shape)
+    if name == 'scale':
+      x = 1 + 0.3 * x
+    elif name == 'kernel':
+      x = 1.2 * x / np.sqrt(leaf.shape[-2])
+    else:
+      x = 0.6 * x
+    return jnp.asarray(x, leaf.dtype)
+
+  return make_apply_fn(cfg), jax.tree_util.tree_map_with_path(weight, shapes)
+
+
+def left_padded(
+  rows: Sequence[Sequence[int]], width: int, pad: int = 0
+) -> tuple[jax.Array, jax.Array]:
+  """int32 [rows, width] with the rows at the right, and their lengths."""
+  ids = np.full((len(rows), width), pad, np.int32)
+  for i, row in enumerate(rows):
+    ids[i, width - len(row) :] = row
+  return jnp.asarray(ids), jnp.asarray([len(r) for r in rows], jnp.int32)
+
+
+def random_rows(lengths: Sequence[int], seed: int) -> list[list[int]]:
+  """Token sequences of the given lengths."""
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, VOCAB, n).tolist() for n in lengths]
+
+
+def make_prompts(
+  lengths: Sequence[int], width: int, seed: int = 0, pad: int = 0
+) -> Prompts:
+  """Prompts of the given lengths, with ids 10, 11, ..."""
+  ids, length = left_padded(random_rows(lengths, seed), width, pad)
+  return Prompts(
+    ids=ids, length=length, question_id=jnp.arange(len(lengths)) + 10
+  )
+
+
+def chain(
+  law: Any, seen: Callable[[], None] | None = None
+) -> tuple[Callable[..., Any], jax.Array]:
+  """A model whose next token depends on the last one only.
+
+  Args:
+    law: [V, V], row i is the law of the token after token i; it may be
+      unnormalised.
+    seen: called on the host once for each run of `hidden`.
+
+  Returns:
+    `apply_fn` and its weights: the log of the law.
+  """
+
+  def apply_fn(params, x, *, method, prefix=None, suffix=None, pad_QG=None):
+    del prefix, suffix, pad_QG
+    if method == 'head':
+      return x @ params
+    if seen is not None:
+      jax.debug.callback(seen)
+    empty = jnp.zeros((1, *x.shape, 1, 1))
+    return jax.nn.one_hot(x, params.shape[0]), KV(k=empty, v=empty)
+
+  # exp(-40) stands for 0: -inf * 0 in the product with a one-hot is NaN.
+  return apply_fn, jnp.maximum(jnp.log(jnp.asarray(law, jnp.float32)), -40.0)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+  """Every equation of a jaxpr, those of inner jaxprs included."""
+  if isinstance(jaxpr, core.ClosedJaxpr):
+    jaxpr = jaxpr.jaxpr
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.tree.leaves(
+      list(equation.params.values()),
+      is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr),
+    ):
+      if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
+        yield from equations(inner)
+
+
+def assert_close(tree: Any, other: Any, tolerance: float = 1e-5) -> None:
+  """Compares trees: leaf errors relative to the leaf's largest entry."""
+  leaves, treedef = jax.tree.flatten(tree)
+  others, other_treedef = jax.tree.flatten(other)
+  assert treedef == other_treedef
+  assert leaves
+  for a, b in zip(leaves, others, strict=True):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    assert a.shape == b.shape
+    bound = tolerance * max(1e-3, np.abs(b).max(initial=0))
+    np.testing.assert_allclose(a, b, rtol=0, atol=bound)
