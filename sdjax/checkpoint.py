@@ -7,13 +7,19 @@ name only when everything in it is on disk, so a save that was killed leaves
 no checkpoint behind, only a temporary folder that the next save removes.
 """
 
+import contextlib
+import gc
 import json
+import logging
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
 from sdjax.sharding import path_name
 
@@ -31,6 +37,49 @@ def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     path_name(path): (tuple(leaf.shape), str(leaf.dtype))
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+class _OrbaxFilter(logging.Filter):
+  """Drops what Orbax logs below a level; a save alone logs 40 lines."""
+
+  level = logging.WARNING
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Returns whether a record is shown."""
+    orbax = 'orbax' in Path(record.pathname).parts
+    return not orbax or record.levelno >= self.level
+
+
+_FILTER = _OrbaxFilter()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps Orbax from logging what becomes one error of ours.
+
+  After a failed read it also leaves coroutines behind, each of which prints
+  pages when it is collected.
+  """
+  hook = sys.unraisablehook
+  sys.unraisablehook = lambda _: None
+  _FILTER.level = logging.CRITICAL + 1
+  try:
+    yield
+  finally:
+    gc.collect()
+    sys.unraisablehook = hook
+    _FILTER.level = logging.WARNING
+
+
+def _cause(error: BaseException) -> str:
+  """Returns the first line of the deepest cause, which may name the file."""
+  while error.__cause__ or not error.__suppress_context__:
+    deeper = error.__cause__ or error.__context__
+    if deeper is None:
+      break
+    error = deeper
+  text = str(error).partition(' [tensorstore_spec')[0]
+  return f'{type(error).__name__}: {text.splitlines()[0] if text else ""}'
 
 
 class Checkpoints:
@@ -53,6 +102,7 @@ class Checkpoints:
       raise CheckpointError(f'keep_checkpoints={keep} must be at least 1.')
     self._directory = Path(directory).absolute()
     self._saved_before = False
+    absl_logging.get_absl_logger().addFilter(_FILTER)  # again: no effect
     try:
       self._directory.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(
@@ -102,15 +152,11 @@ class Checkpoints:
       for folder in self._directory.glob(_UNFINISHED):
         shutil.rmtree(folder, ignore_errors=True)
     self._saved_before = True
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        **{
-          STATE: ocp.args.StandardSave(state),
-          EXTRA: ocp.args.JsonSave(extra),
-        }
-      ),
-    )
+    args = {
+      STATE: ocp.args.StandardSave(state),
+      EXTRA: ocp.args.JsonSave(extra),
+    }
+    self._manager.save(step, args=ocp.args.Composite(**args))
 
   def latest_step(self) -> int | None:
     """Returns the newest complete checkpoint's step, or None."""
@@ -140,11 +186,7 @@ class Checkpoints:
       raise CheckpointError(
         f'{self._directory} has no checkpoint {step}; it has {steps}.'
       )
-    try:
-      saved = _leaves(self._manager.item_metadata(step)[STATE].tree)
-    # Orbax and TensorStore raise errors of a dozen types for a bad file.
-    except Exception as error:
-      raise self._damaged(step, error) from error
+    saved = _leaves(self._read(step, self._saved_tree))
     self._check_structure(step, saved, _leaves(abstract_state))
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
@@ -153,18 +195,16 @@ class Checkpoints:
       ),
       abstract_state,
     )
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          **{
-            STATE: ocp.args.StandardRestore(target),
-            EXTRA: ocp.args.JsonRestore(),
-          }
-        ),
-      )
-    except Exception as error:
-      raise self._damaged(step, error) from error
+    args = {
+      STATE: ocp.args.StandardRestore(target),
+      EXTRA: ocp.args.JsonRestore(),
+    }
+    restored = self._read(
+      step,
+      lambda step: self._manager.restore(
+        step, args=ocp.args.Composite(**args)
+      ),
+    )
     return restored[STATE], restored[EXTRA]
 
   def wait(self) -> None:
@@ -175,18 +215,28 @@ class Checkpoints:
     """Finishes the save in progress and frees the manager's threads."""
     self._manager.close()
 
-  def _damaged(self, step: int, error: Exception) -> CheckpointError:
+  def _saved_tree(self, step: int) -> Any:
+    found = self._manager.item_metadata(step)[STATE]
+    if found is None:
+      raise FileNotFoundError(f'no {self._directory}/{step}/{STATE}/_METADATA')
+    return found.tree
+
+  def _read(self, step: int, read: Callable[[int], Any]) -> Any:
+    """Runs a read; whatever it raises becomes one error."""
+    with _quiet():
+      try:
+        return read(step)
+      # Orbax and TensorStore raise errors of a dozen types for a bad file.
+      except Exception as error:
+        cause = _cause(error)
     older = [x for x in self._manager.all_steps() if x < step]
-    folder = self._directory / str(step)
-    then = (
-      f'delete that folder to go back to checkpoint {max(older)}'
-      if older
-      else 'delete that folder to start the run anew (no older one is kept)'
-    )
-    return CheckpointError(
-      f'checkpoint {step} in {folder} cannot be read, a file in it is missing '
-      f'or damaged; nothing was changed. Bring the file back, or {then}. '
-      f'The cause: {type(error).__name__}: {str(error)[:500]}'
+    then = 'start the run anew (no older one is kept)'
+    if older:
+      then = f'go back to checkpoint {max(older)}'
+    raise CheckpointError(
+      f'checkpoint {step} cannot be read, a file of it is missing or damaged '
+      f'({cause}). Nothing was changed: bring the file back, or delete the '
+      f'folder {self._directory / str(step)} to {then}.'
     )
 
   def _check_structure(

@@ -96,13 +96,13 @@ class Rollout:
 
   num_questions: int = 16
   num_samples: int = 8
-  max_context: int = 24
+  max_context: int = 28
   max_new_tokens: int = 10
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   min_p: float = 0.0
-  context_buckets: tuple[int, ...] = (24,)
+  context_buckets: tuple[int, ...] = (28,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Demonstrations:
   strategy: str = 'uniform'
   count: int = 1
   template: str = ''
-  max_context: int = 32
+  max_context: int = 36
   file: str = ''
 
 
@@ -218,14 +218,14 @@ class Pretraining:
   head_dim: int = 16
   ffn_width: int = 192
   batch_size: int = 128
-  max_context: int = 46
+  max_context: int = 48
   careful_steps: int = 2000
   correct_share: float = 0.5
   easy_share: float = 0.85
   demonstration_share: float = 0.5
   demonstration_easy_share: float = 0.6
-  copy_share: float = 0.65
-  slip_share: float = 0.05
+  copy_share: float = 0.98
+  slip_share: float = 0.02
   cut_share: float = 0.1
   varied_share: float = 0.4
 
@@ -314,7 +314,7 @@ class Eval:
   num_questions: int = 64
   num_samples: int = 64
   batch_questions: int = 16
-  max_context: int = 36
+  max_context: int = 40
   max_new_tokens: int = 10
   temperature: float = 1.0
   top_p: float = 1.0

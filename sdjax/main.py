@@ -3,7 +3,7 @@
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sdjax import config as config_lib
@@ -44,6 +44,9 @@ def main(argv: list[str]) -> None:
   """Parses flags and runs; a user's mistake ends in one line, exit code 2."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    # Orbax and JAX tell at length what they do; errors still come through.
+    logging.set_verbosity(logging.WARNING)
   try:
     config = config_dict.from_config_dict(_CONFIG.value)
     if config.print:
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
       raise config_lib.ConfigError('--workdir is missing: name a folder.')
     run(config, _WORKDIR.value)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if os.environ.get('SDJAX_TRACEBACK'):
       raise
     print(f'error: {error}', file=sys.stderr)

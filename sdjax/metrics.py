@@ -237,9 +237,14 @@ class Progress:
   def note(self, text: str) -> None:
     """Prints a line of its own, above the live one.
 
+    Before the first step it also restarts the clock: what was done until now
+    (an evaluation, compilation) says nothing of how long a step takes.
+
     Args:
       text: one line.
     """
+    if not self._updates:
+      self._marks[0] = (self._clock(), 0)
     clear = '\r\x1b[K' if self._live and self._open else ''
     self._stream.write(f'{clear}{text}\n')
     self._stream.flush()

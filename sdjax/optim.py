@@ -77,7 +77,7 @@ def kept_remainder() -> optax.GradientTransformation:
   """Makes updates that `optax.apply_updates` applies without loss over time.
 
   Goes last in a chain. With p the stored weight, r the remainder and u the
-  update: p' = round(p + (r + u)), r' = p + (r + u) - p'; p' - p is returned.
+  update: p' = round(p + (r + u)), r' = (r + u) - (p' - p); p' - p is returned.
 
   Returns:
     The transformation; it leaves float32 weights' updates as they are.
@@ -105,13 +105,13 @@ def kept_remainder() -> optax.GradientTransformation:
     def add(remainder, update, param):
       if remainder is None:
         return update, None
-      wide = param.astype(jnp.float32)
-      exact = wide + (remainder + update)
+      wide, pending = param.astype(jnp.float32), remainder + update
       # Not a cast there and back: XLA may drop such a pair (it is allowed
       # excess precision) and the remainder would always be 0.
       kind = jnp.finfo(param.dtype)
-      rounded = jax.lax.reduce_precision(exact, kind.nexp, kind.nmant)
-      return rounded - wide, exact - rounded
+      rounded = jax.lax.reduce_precision(wide + pending, kind.nexp, kind.nmant)
+      moved = rounded - wide
+      return moved, pending - moved
 
     pairs = jax.tree.map(
       add, state.remainder, updates, params, is_leaf=is_none

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.eval import runs as runs_lib
-
-BASE = 'base'
+from sdjax.eval.tables import BASE
 
 _KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
 _MARKERS = 'os^DvPX*'
@@ -214,14 +213,12 @@ def diversity(
 # Names of what a step reports, in the order they are worth a panel.
 _TRAINING = (
   'train/reward',
-  'train/correct',
-  'train/pass@1',
   'train/loss',
   'train/kl',
-  'train/kl_reference',
   'train/entropy',
   'train/length',
   'train/grad_norm',
+  'train/correct',
 )
 
 

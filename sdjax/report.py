@@ -13,7 +13,6 @@ costs its part of the report and is named in it.
 
 import argparse
 import base64
-import dataclasses
 import html
 import sys
 from collections.abc import Sequence
@@ -22,38 +21,7 @@ from typing import Any
 
 from sdjax import plots
 from sdjax.eval import runs as runs_lib
-
-_MEASURES = {
-  'pass_gain': 'gain',
-  'concepts_correct': 'concepts, correct',
-  'concepts': 'concepts, all',
-  'distinct_paths': 'distinct paths',
-  'token_entropy': 'token entropy',
-}
-
-_DEFINITIONS = (
-  ('pass@k', 'chance that one of k samples of a question is correct.'),
-  ('gain', 'pass@k at the largest k minus pass@1: what more samples buy.'),
-  (
-    'concepts',
-    'distinct concepts named in all samples of a question; over the correct '
-    'ones a question without any counts 0.',
-  ),
-  (
-    'distinct paths',
-    'different correct solutions among the samples of a question.',
-  ),
-  (
-    'token entropy',
-    'mean nats per token. It can fall while variety stays and rise while '
-    'variety falls: do not read it as diversity.',
-  ),
-  (
-    'intervals',
-    '95%, bootstrap over questions; they say nothing of the training seed. '
-    'With several seeds the range of their values stands below.',
-  ),
-)
+from sdjax.eval import tables as tables_lib
 
 _CAPTIONS = {
   'pass_at_k': (
@@ -111,6 +79,7 @@ def write_report(
     notes += its_notes
     if run is not None:
       found.append(run)
+      notes += tables_lib.inconsistencies(run)
   if not found:
     raise ReportError('\n'.join(['no run can be read:', *notes]))
   groups, group_notes = runs_lib.group(found)
@@ -124,7 +93,7 @@ def write_report(
       f'are a mean over them: {", ".join(sorted(map(str, starts)))}.'
     )
   out.mkdir(parents=True, exist_ok=True)
-  tables = _tables(groups, resamples)
+  tables = tables_lib.tables_of(groups, resamples)
   pictures = {
     name: {theme: draw(groups, theme) for theme in plots.THEMES}
     for name, draw in plots.FIGURES.items()
@@ -137,105 +106,16 @@ def write_report(
       # A picture of an earlier report would pass for one of these runs.
       path.unlink(missing_ok=True)
       notes.append(f'{name}.png is not drawn: no run has the numbers for it.')
-  (out / 'table.md').write_text(_markdown(tables), encoding='utf-8')
+  (out / 'table.md').write_text(tables_lib.markdown(tables), encoding='utf-8')
   page = _page(title, groups, tables, pictures, notes, shown_questions)
   (out / 'index.html').write_text(page, encoding='utf-8')
   return notes
 
 
-@dataclasses.dataclass(frozen=True)
-class _Table:
-  """Results on one evaluation set.
-
-  Attributes:
-    name: of the set.
-    points: the k of its pass@k, rising.
-    rows: by label, the estimates by metric; the base model's first.
-  """
-
-  name: str
-  points: list[int]
-  rows: dict[str, dict[str, runs_lib.Estimate | None]]
-
-  @property
-  def columns(self) -> dict[str, str]:
-    """Metrics of the main table and their headings."""
-    ends = dict.fromkeys([*self.points[:1], *self.points[-1:]])
-    columns = {f'pass@{k}': f'pass@{k}' for k in ends} | _MEASURES
-    return {
-      metric: heading
-      for metric, heading in columns.items()
-      if any(row[metric] for row in self.rows.values())
-    }
-
-
-def _tables(groups: Sequence[runs_lib.Group], resamples: int) -> list[_Table]:
-  tables = []
-  everything = tuple(run for one in groups for run in one.runs)
-  rows = [(runs_lib.Group(plots.BASE, '', everything), 'base')]
-  rows += [(one, 'final') for one in groups]
-  for name in runs_lib.sets_of(groups):
-    points = runs_lib.curve_points(groups, name)
-    metrics = [*(f'pass@{k}' for k in points), *_MEASURES]
-    estimates = {
-      one.label: {
-        metric: runs_lib.estimate(one, stage, name, metric, resamples)
-        for metric in metrics
-      }
-      for one, stage in rows
-    }
-    kept = {
-      label: row for label, row in estimates.items() if any(row.values())
-    }
-    if kept:
-      tables.append(_Table(name, points, kept))
-  return tables
-
-
-def _markdown(tables: Sequence[_Table]) -> str:
-  """Renders the main tables for a README, intervals in brackets."""
-  parts = []
-  for table in tables:
-    headings = ['method', *table.columns.values()]
-    parts += [
-      f'**{_inline(table.name)}**',
-      '',
-      f'| {" | ".join(headings)} |',
-      f'|---|{"--:|" * len(table.columns)}',
-    ]
-    for label, row in table.rows.items():
-      cells = []
-      for metric in table.columns:
-        cell = row[metric]
-        digits = _digits(metric)
-        text = '' if cell is None else f'{cell.value:.{digits}f}'
-        if cell is not None and cell.interval is not None:
-          low, high = cell.interval
-          text += f' [{low:.{digits}f}, {high:.{digits}f}]'
-        cells.append(text)
-      parts.append(f'| {" | ".join([f"`{_inline(label)}`", *cells])} |')
-    parts.append('')
-  if not parts:
-    return 'No evaluation to show.\n'
-  parts.append(
-    'In brackets: 95% bootstrap intervals over questions. '
-    + ' '.join(f'*{name}*: {text}' for name, text in _DEFINITIONS[:-1])
-  )
-  return '\n'.join(parts) + '\n'
-
-
-def _digits(metric: str) -> int:
-  return 3 if metric == 'token_entropy' else 2
-
-
-def _inline(text: str) -> str:
-  return ''.join(' ' if char in '|`\n\r<>' else char for char in text)
-
-
 def _page(
   title: str,
   groups: Sequence[runs_lib.Group],
-  tables: Sequence[_Table],
+  tables: Sequence[tables_lib.Table],
   pictures: dict[str, dict[str, bytes | None]],
   notes: runs_lib.Notes,
   shown_questions: int,
@@ -257,7 +137,8 @@ def _page(
     parts.append('<section><h2>Results</h2>')
     parts += [_table(t, t.columns, groups) for t in tables]
     terms = ''.join(
-      f'<dt>{_e(name)}</dt><dd>{_e(text)}</dd>' for name, text in _DEFINITIONS
+      f'<dt>{_e(name)}</dt><dd>{_e(text)}</dd>'
+      for name, text in tables_lib.DEFINITIONS
     )
     parts.append(
       f'<details><summary>What is measured</summary><dl>{terms}</dl></details>'
@@ -303,18 +184,21 @@ def _page(
 
 
 def _table(
-  table: _Table, columns: dict[str, str], groups: Sequence[runs_lib.Group]
+  table: tables_lib.Table,
+  columns: dict[str, str],
+  groups: Sequence[runs_lib.Group],
 ) -> str:
   head = ''.join(f'<th scope="col">{_e(v)}</th>' for v in columns.values())
   swatches = {
     label: f'<i style="background:{style["color"]}"></i>'
     for label, style in plots.styles(groups).items()
   }
-  swatches[plots.BASE] = '<i class="base"></i>'
+  swatches[tables_lib.BASE] = '<i class="base"></i>'
   rows = []
   for label, row in table.rows.items():
     cells = ''.join(
-      f'<td>{_cell(row[metric], _digits(metric))}</td>' for metric in columns
+      f'<td>{_cell(row[metric], tables_lib.digits(metric))}</td>'
+      for metric in columns
     )
     rows.append(
       f'<tr><th scope="row">{swatches[label]}{_e(label)}</th>{cells}</tr>'
@@ -327,7 +211,7 @@ def _table(
   )
 
 
-def _cell(cell: runs_lib.Estimate | None, digits: int) -> str:
+def _cell(cell: tables_lib.Estimate | None, digits: int) -> str:
   if cell is None:
     return '<span class="none">&ndash;</span>'
   text = f'<b>{cell.value:.3f}</b>'

@@ -108,9 +108,9 @@ def test_a_row_that_sees_nothing_is_finite():
 
   def total(x):
     blind = jnp.zeros((1, 1, 1, 2), bool)
-    return attend(x, [Segment(x, x, blind)]).sum()
+    return attention.attend(x, [Segment(x, x, blind)]).sum()
 
-  value, slope = jax.value_and_grad(total)(x)
+  value, slope = jit(jax.value_and_grad(total))(x)
   assert jnp.isfinite(value) and jnp.isfinite(slope).all()
 
 
@@ -119,7 +119,7 @@ def test_bfloat16_attention_has_a_float32_softmax():
   causal = jnp.tril(jnp.ones((4, 4), bool))[None, None]
 
   def f(x):
-    return attend(x, [Segment(x, x, causal)])
+    return attention.attend(x, [Segment(x, x, causal)])
 
   assert f(x).dtype == jnp.bfloat16
   exps = [

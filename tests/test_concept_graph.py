@@ -28,7 +28,17 @@ from sdjax.tasks.concept_graph.verifier import last_box
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES, START
 from sdjax.tasks.documents import sample_document, validate_shares
 
-CONFIG = ConceptGraph()
+# Spelled out, so that a change of the defaults moves no expectation here.
+CONFIG = ConceptGraph(
+  short=5, long=7, larger=9, larger_15=8, harder=5, subchains=1,
+  num_concepts=6, names_per_concept=10, shuffle_ends=True, harder_cut='easy',
+  train_size=4000, eval_size=128, data_seed=0,
+)  # fmt: skip
+SHARES = Pretraining(
+  correct_share=0.5, easy_share=0.85, demonstration_share=0.5,
+  demonstration_easy_share=0.6, copy_share=0.65, slip_share=0.05,
+  cut_share=0.1, varied_share=0.4,
+)  # fmt: skip
 REASONS = {'', 'no_box', 'wrong_start', 'not_an_edge', 'wrong_end'}
 
 # Two parallel chains to the triangle share the name plum (nodes 2 and 5); the
@@ -234,8 +244,8 @@ def test_vocabulary():
 
 def test_renderings_by_hand():
   assert render_question(HAND, 'compact') == (
-    'triangle plum fig , lime plum ; square cod eel ; triangle oak | elm ; '
-    '? triangle'
+    'triangle plum fig triangle , lime plum triangle ; square cod eel square ; '
+    'triangle oak | elm triangle ; ? triangle'
   )
   text = render_question(HAND, 'text')
   assert text.startswith(
@@ -406,6 +416,7 @@ def test_bad_settings(changes, words):
 
 def test_good_settings():
   validate(CONFIG)
+  validate(ConceptGraph())
   paper = ConceptGraph(
     rendering='text', short=11, long=15, larger=20, larger_15=15, harder=11,
     subchains=3, num_concepts=8, names_per_concept=20, train_size=16_000,
@@ -427,7 +438,7 @@ def test_task_pickles_without_its_data():
 
 def _documents(count, task=CONFIG, **changes):
   rng = np.random.default_rng(1)
-  shares = dataclasses.replace(Pretraining(), **changes)
+  shares = dataclasses.replace(SHARES, **changes)
   return [sample_document(rng, task, shares) for _ in range(count)]
 
 
@@ -536,7 +547,7 @@ def test_documents_use_the_vocabulary_and_their_seed():
   ],
 )
 def test_bad_shares(changes, words):
-  validate_shares(Pretraining())
+  validate_shares(SHARES)
   with pytest.raises(ConfigError) as error:
-    validate_shares(dataclasses.replace(Pretraining(), **changes))
+    validate_shares(dataclasses.replace(SHARES, **changes))
   assert all(word in str(error.value) for word in words)

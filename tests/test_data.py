@@ -15,7 +15,11 @@ from sdjax.tasks import Question, make_task
 from sdjax.tasks.concept_graph import graph as graphs
 from sdjax.tasks.concept_graph import store
 
-SMALL = ConceptGraph(train_size=23, eval_size=3, subchains=2)
+SMALL = ConceptGraph(
+  short=5, long=7, larger=9, larger_15=8, harder=5, subchains=2,
+  num_concepts=6, names_per_concept=10, shuffle_ends=True, harder_cut='easy',
+  train_size=23, eval_size=3, data_seed=0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')

@@ -127,13 +127,13 @@ def test_samples_and_questions_that_do_not_exist_change_nothing():
 
 
 def test_differing_sample_numbers_end_k_at_the_smallest():
-  mask = np.array([[True, True, False], [True, True, True]])
+  mask = np.array([[True, False, False], [True, True, True]])
   flat, per_question = diversity.summarize(
     dataclasses.replace(SAMPLES, mask=mask)
   )
-  assert [k for k in flat if k.startswith('pass@')] == ['pass@1', 'pass@2']
-  assert flat['pass@1'] == 0.5  # 2 of 2, 0 of 3
-  assert per_question['num_samples'] == [2, 3]
+  assert [k for k in flat if k.startswith('pass@')] == ['pass@1']
+  assert flat['pass@1'] == 0.5  # 1 of 1, 0 of 3
+  assert per_question['num_samples'] == [1, 3]
 
 
 def test_all_right_all_wrong_and_a_single_sample():

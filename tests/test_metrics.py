@@ -49,6 +49,7 @@ def test_opening_drops_only_a_half_written_line(tmp_path):
     ('{"a": 1}\n', '{"a": 1}\n'),
     ('{"a": 1}\n{"b', '{"a": 1}\n'),
     ('{"a": 1}\n' + long, '{"a": 1}\n'),
+    (long + '\n{"b', long + '\n'),
   ]:
     path.write_text(before)
     with metrics.JsonLines(path):
@@ -194,6 +195,8 @@ def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
 def test_progress_of_a_resumed_run_counts_its_own_steps():
   stream = io.StringIO()
   progress, clock = _progress(stream, every=0)
+  clock.now += 500
+  progress.note('resuming after step 89')
   clock.now += 2
   progress.update(90)
   assert 'ETA 20s' in stream.getvalue()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdjax import metrics, plots, report
-from sdjax.eval import diversity, runs
+from sdjax.eval import diversity, runs, tables
 
 EVIL = '<script>alert("x")</script> & co'
 SETS = ('in_distribution', 'harder')
@@ -128,7 +128,7 @@ def test_seeds_are_merged_as_mean_and_band(tmp_path):
   assert [notes for _, notes in loaded] == [[], []]
   (one,), notes = runs.group([run for run, _ in loaded if run])
   assert (one.label, one.variant, notes) == ('sd', 'sd', [])
-  found = runs.estimate(one, 'final', 'harder', 'pass@1')
+  found = tables.estimate(one, 'final', 'harder', 'pass@1')
   assert found is not None
   assert (found.value, found.seeds) == (0.5, (0.0, 1.0))
   # Each question's mean over the seeds is 1/2: no spread over questions.
@@ -161,6 +161,9 @@ def test_evaluations_before_and_after_join_those_during(tmp_path):
     {0: 1 / 3, 2: 2 / 3, 4: 1 / 3}
   )
   assert run.evaluations('harder', 'pass@1') == {}
+  one = runs.Group('sd', 'sd', (run,))
+  assert one.band('eval/in_distribution/pass@1')[0].tolist() == [0, 2, 4]
+  assert one.band('eval/harder/pass@1')[0].size == 0
 
 
 def test_intervals_resample_questions(tmp_path):
@@ -174,16 +177,16 @@ def test_intervals_resample_questions(tmp_path):
     'distinct_paths': [2, 0, 1],
   }
   for metric, per_question in values.items():
-    found = runs.estimate(one, 'final', 'harder', metric)
+    found = tables.estimate(one, 'final', 'harder', metric)
     assert found is not None
     assert found.value == pytest.approx(np.mean(per_question))
     assert found.interval == pytest.approx(
       diversity.bootstrap_interval(per_question)
     )
     assert found.seeds is None
-  entropy = runs.estimate(one, 'final', 'harder', 'token_entropy')
+  entropy = tables.estimate(one, 'final', 'harder', 'token_entropy')
   assert entropy is not None and entropy.interval == (0.5, 0.5)
-  assert runs.estimate(one, 'final', 'larger', 'pass@1') is None
+  assert tables.estimate(one, 'final', 'larger', 'pass@1') is None
 
 
 def test_same_label_and_seed_are_different_experiments(tmp_path):
@@ -214,7 +217,9 @@ def test_two_files_of_different_evaluations_are_noted(tmp_path):
   flat = json.loads((workdir / 'eval.json').read_text())
   flat['final/harder/pass@1'] += 0.1
   metrics.write_json_atomic(workdir / 'eval.json', flat)
-  _, notes = runs.load(workdir)
+  run, _ = runs.load(workdir)
+  assert run is not None
+  notes = tables.inconsistencies(run)
   assert len(notes) == 1 and 'final/harder/pass@1' in notes[0]
 
 

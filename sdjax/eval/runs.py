@@ -1,7 +1,6 @@
 """Reads what runs left in their folders, and merges the seeds of a method."""
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from sdjax.eval import diversity, pass_at_k
 
 _SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
 _ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
@@ -107,22 +104,6 @@ class Group:
     """Returns a value of `eval.json` in each run that has it."""
     found = (run.evals.get(key) for run in self.runs)
     return np.asarray([value for value in found if value is not None])
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """A number of `eval.json` and how far to trust it.
-
-  Attributes:
-    value: mean over the seeds.
-    interval: 95% bootstrap interval over questions, each question's value
-      being its mean over the seeds; None without per-question values.
-    seeds: smallest and largest value of a seed; None for a single run.
-  """
-
-  value: float
-  interval: tuple[float, float] | None
-  seeds: tuple[float, float] | None
 
 
 def label_of(workdir: Path) -> str:
@@ -248,7 +229,7 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     questions={k: v for k, v in questions.items() if isinstance(v, dict)},
     rollouts=rollouts,
   )
-  return run, notes + _stale(run)
+  return run, notes
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -343,93 +324,6 @@ def curve_points(groups: Sequence[Group], name: str) -> list[int]:
     for key in run.evals
   )
   return sorted({int(match[1]) for match in matches if match})
-
-
-def estimate(
-  one: Group, stage: str, name: str, metric: str, num: int = 1000
-) -> Estimate | None:
-  """Returns a number of a group's evaluations with its uncertainty.
-
-  Args:
-    one: the runs.
-    stage: `base` or `final`.
-    name: of the evaluation set.
-    metric: of `sdjax.eval.diversity.summarize`.
-    num: bootstrap resamples; 0: no interval.
-
-  Returns:
-    The estimate, or None when no run has that number.
-  """
-  values = one.values(f'{stage}/{name}/{metric}')
-  if not values.size:
-    return None
-  rows = []
-  for run in one.runs:
-    row = _question_values(run.questions.get(f'{stage}/{name}'), metric)
-    if row is not None:
-      rows.append(row)
-  interval = None
-  if rows and num:
-    # The seeds of a method are asked the same questions: a question's mean
-    # over seeds is what is resampled. Otherwise every run's questions count.
-    same = len({row.shape for row in rows}) == 1
-    pooled = np.mean(rows, axis=0) if same else np.concatenate(rows)
-    interval = diversity.bootstrap_interval(pooled, _ratio, num=num)
-  seeds = None
-  if values.size > 1:
-    seeds = (float(values.min()), float(values.max()))
-  return Estimate(float(values.mean()), interval, seeds)
-
-
-def _ratio(values_Q2: np.ndarray) -> float:
-  total, weight = values_Q2.sum(axis=0)
-  return float(total / weight) if weight else 0.0
-
-
-def _question_values(
-  entry: dict[str, Any] | None, metric: str
-) -> np.ndarray | None:
-  """Returns each question's (weighted value, weight), float64 [Q, 2]."""
-  if entry is None:
-    return None
-  try:
-    if metric.startswith('pass'):
-      right_Q = np.asarray(entry['num_correct'])
-      num_Q = np.broadcast_to(np.asarray(entry['num_samples']), right_Q.shape)
-      curve = functools.partial(pass_at_k.pass_at_k, num_Q, right_Q)
-      if metric == 'pass_gain':
-        last = pass_at_k.powers_of_two(int(num_Q.min()))[-1]
-        values_Q = curve(last) - curve(1)
-      else:
-        values_Q = curve(int(metric.removeprefix('pass@')))
-    else:
-      values_Q = np.asarray(entry[metric], np.float64)
-    weight_Q = np.ones(len(values_Q))
-    if metric == 'token_entropy':
-      weight_Q = np.asarray(entry['num_tokens'], np.float64)
-  except (KeyError, ValueError, TypeError):
-    return None
-  return np.stack([values_Q * weight_Q, weight_Q], axis=-1)
-
-
-def _stale(run: Run) -> Notes:
-  """Notes sets whose two files do not speak of the same samples."""
-  notes = []
-  for key, entry in run.questions.items():
-    rows = _question_values(entry, 'pass@1')
-    flat = run.evals.get(f'{key}/pass@1')
-    if rows is None:
-      notes.append(
-        f'{run.workdir}: eval_questions.json has no readable counts for {key}; '
-        'its numbers have no intervals.'
-      )
-    elif flat is not None and abs(_ratio(rows) - flat) > 1e-6:
-      notes.append(
-        f'{run.workdir}: {key}/pass@1 is {flat:.4f} in eval.json but '
-        f'{_ratio(rows):.4f} by eval_questions.json; the two files are not of '
-        'the same evaluation.'
-      )
-  return notes
 
 
 def _first_and_last_step(records: Iterator[dict]) -> list[dict]:

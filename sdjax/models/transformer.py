@@ -77,16 +77,27 @@ class RMSNorm(nn.Module):
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
-def dense(cfg: TransformerConfig, features: int, name: str) -> nn.Dense:
-  """A matrix product without bias."""
-  return nn.Dense(
-    features,
-    use_bias=False,
-    dtype=cfg.dtype,
-    param_dtype=cfg.param_dtype,
-    kernel_init=nn.initializers.lecun_normal(),
-    name=name,
-  )
+class Dense(nn.Module):
+  """A matrix product over the last axis, without bias."""
+
+  cfg: TransformerConfig
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns [..., features]."""
+    cfg = self.cfg
+    kernel = self.param(
+      'kernel',
+      nn.initializers.lecun_normal(),
+      (x.shape[-1], self.features),
+      cfg.param_dtype,
+    )
+    # Two-dimensional: XLA's CPU backend is several times slower at the
+    # gradient of a product with more axes.
+    rows = x.reshape(-1, x.shape[-1]).astype(cfg.dtype)
+    out = rows @ kernel.astype(cfg.dtype)
+    return out.reshape(*x.shape[:-1], self.features)
 
 
 class Attention(nn.Module):
@@ -100,7 +111,7 @@ class Attention(nn.Module):
     cfg = self.cfg
 
     def heads(name, count):
-      flat = dense(cfg, count * cfg.head_dim, name)(x_QGTD)
+      flat = Dense(cfg, count * cfg.head_dim, name=name)(x_QGTD)
       return flat.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
 
     q = heads('q', cfg.num_heads)
@@ -118,7 +129,7 @@ class Attention(nn.Module):
       pk, pv = (_of_sample(x, index) for x in (prefix.k, prefix.v))
       segments.insert(0, Segment(pk, pv, masks['prefix']))
     out = attend(q, segments).reshape(*x_QGTD.shape[:-1], -1)
-    return dense(cfg, cfg.width, 'o')(out), KV(k=k, v=v)
+    return Dense(cfg, cfg.width, name='o')(out), KV(k=k, v=v)
 
 
 def _of_sample(x_QECMH: jax.Array, index_QG: jax.Array | None) -> jax.Array:
@@ -143,8 +154,9 @@ class Block(nn.Module):
     )
     x = x + h
     h = RMSNorm(cfg, name='mlp_norm')(x)
-    gate = nn.silu(dense(cfg, cfg.ffn_width, 'gate')(h))
-    h = dense(cfg, cfg.width, 'down')(gate * dense(cfg, cfg.ffn_width, 'up')(h))
+    gate = Dense(cfg, cfg.ffn_width, name='gate')(h)
+    up = Dense(cfg, cfg.ffn_width, name='up')(h)
+    h = Dense(cfg, cfg.width, name='down')(nn.silu(gate) * up)
     return x + h, kv
 
 
@@ -242,11 +254,12 @@ class Transformer(nn.Module):
       weight_DV = self.embedding.T
     else:
       weight_DV = self.unembedding
-    return jnp.matmul(
-      hidden,
+    logits = jnp.matmul(
+      hidden.reshape(-1, hidden.shape[-1]),
       weight_DV.astype(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
+    return logits.reshape(*hidden.shape[:-1], -1)
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
     """The plain forward of a research script: float32 logits [B, T, V]."""

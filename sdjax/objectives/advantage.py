@@ -17,7 +17,7 @@ def group_normalised(reward_QG: jax.Array) -> jax.Array:
   Returns:
     float32 [Q, G].
   """
-  reward_QG = reward_QG.astype(jnp.float32)
+  reward_QG = jnp.asarray(reward_QG, float)  # float64 under x64
   centred_QG = reward_QG - reward_QG.mean(axis=1, keepdims=True)
   return centred_QG / (reward_QG.std(axis=1, keepdims=True) + 1e-4)
 

@@ -101,12 +101,17 @@ def divergence(objective: str, jsd_alpha: float) -> Callable[..., jax.Array]:
     A function of student and teacher log-probabilities.
 
   Raises:
-    ValueError: for an unknown objective.
+    ValueError: for an unknown objective, or a share outside (0, 1).
   """
   if objective not in DIVERGENCES:
     raise ValueError(
       f'objective={objective!r} is not one of {sorted(DIVERGENCES)}.'
     )
   if objective == 'jsd':
+    if not 0 < jsd_alpha < 1:
+      raise ValueError(
+        f'jsd_alpha={jsd_alpha} must be in (0, 1); for a plain KL choose '
+        "objective='forward_kl' or 'reverse_kl'."
+      )
     return functools.partial(generalised_jsd, alpha=jsd_alpha)
   return DIVERGENCES[objective]

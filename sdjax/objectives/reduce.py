@@ -30,7 +30,7 @@ def token_weights(
     ValueError: for another aggregation.
   """
   counted = token_mask_QGT & sample_mask_QG[..., None]
-  weight = counted.astype(jnp.float32)
+  weight = counted.astype(float)  # float32; float64 under x64
   if aggregation == 'token_mean':
     return weight / jnp.maximum(weight.sum(), 1)
   if aggregation == 'sequence_mean':

@@ -117,8 +117,14 @@ def loss(
   Returns:
     The weighted sum, and weighted sums of what is worth logging.
 
+  Raises:
+    ValueError: for an unknown objective or support, or a pair of them that
+      is not defined.
+
   Source: arXiv 2606.26091 sec. 2 (reverse KL); 2601.20802 (forward, JSD).
   """
+  if support not in ('full', 'sampled'):
+    raise ValueError(f"support={support!r} is not one of 'full', 'sampled'.")
   if support == 'sampled' and objective != 'reverse_kl':
     raise ValueError(
       f"support='sampled' is defined for objective='reverse_kl' only, not "

@@ -154,7 +154,7 @@ def update_step(
     aggregation=aggregation,
     micro_batches=micro_batches,
   )
-  metrics['grad_norm'] = optax.global_norm(grads)
+  metrics['grad_norm'] = optax.tree.norm(grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   teacher = state.teacher_params

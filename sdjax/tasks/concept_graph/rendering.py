@@ -1,9 +1,11 @@
 r"""Two ways to write a graph: `text` for chat models, `compact` for small ones.
 
 Compact, words split by spaces: for every endpoint in id order its shape, then
-the names of its chains outward from start, parallel chains apart by `,`, a
-missing edge inside a chain as `|`, and `;` at the end; then `?` and the
-target. Its answer is the names of the path, from `start` to the shape.
+its chains outward from start, each ending in the shape, parallel chains apart
+by `,`, a missing edge as `|`, and `;` at the end; then `?` and the target. Its
+answer is the names of the path, from `start` to the shape. The shape stands
+in front too, so that choosing a chain is a matter of looking up what follows
+the target's name, which a small model can learn to do.
 
 Text: numbered nodes with their kinds, then the edges, then the request. Its
 answer is the names of the path, comma separated, inside `\boxed{}`.
@@ -30,11 +32,11 @@ _HINT = (
   'Now give a correct answer of your own, written in the same form.'
 )
 
-STUDENT_TEMPLATES = {'compact': '{question} :', 'text': _REQUEST}
+STUDENT_TEMPLATES = {'compact': '{question}', 'text': _REQUEST}
 """Rendering to what the student is asked."""
 
 TEACHER_TEMPLATES = {
-  'compact': '{question} = {demonstration} :',
+  'compact': '{demonstration} = {question}',
   'text': _REQUEST + _HINT,
 }
 """Rendering to what the teacher is asked."""
@@ -52,7 +54,7 @@ def _compact(graph: Graph) -> str:
         words.append(separator)
       separator = ','
       previous = None
-      for node in chain[:-1]:
+      for node in chain:
         if previous is not None and (previous, node) not in graph.edge_set:
           words.append('|')
         words.append(graph.names[node])

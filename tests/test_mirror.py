@@ -1,0 +1,84 @@
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+from models import assert_close, batch, jit, model, weights
+
+from sdjax.steps import rl, sd
+from sdjax.steps.score import token_logp
+
+NAMES = ['signal_step', 'loss']
+
+
+def positional(function):
+  """What must be the same: order, names, types and defaults."""
+  return [
+    (p.name, p.annotation, p.default)
+    for p in inspect.signature(function).parameters.values()
+    if p.kind is p.POSITIONAL_OR_KEYWORD
+  ]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_signatures_are_the_same(name):
+  ours, theirs = (getattr(m, name) for m in (sd, rl))
+  assert len(positional(ours)) >= 5
+  assert positional(ours) == positional(theirs)
+  assert (
+    inspect.signature(ours).return_annotation
+    == inspect.signature(theirs).return_annotation
+  )
+
+
+def test_shared_options_have_the_same_default():
+  for name in NAMES:
+    options = [
+      inspect.signature(getattr(m, name)).parameters for m in (sd, rl)
+    ]
+    shared = options[0].keys() & options[1].keys()
+    assert {'temperature', 'chunk'} <= shared
+    for option in shared:
+      assert options[0][option].default == options[1][option].default
+
+
+def test_the_functions_come_in_the_same_order():
+  for module in (sd, rl):
+    found = [
+      name
+      for name, f in inspect.getmembers(module, inspect.isfunction)
+      if f.__module__ == module.__name__
+    ]
+    found.sort(key=lambda n, m=module: inspect.getsourcelines(getattr(m, n))[1])
+    assert found == NAMES
+
+
+def test_the_gradient_identity():
+  """RL on teacher_logp - behavior_logp is the sampled-token reverse KL."""
+  apply_fn, params = model()
+  _, teacher_params = model(seed=1)
+  prompts, rollout, evidence = batch()
+  # One teacher each, here for all rollouts.
+  evidence = evidence.replace(
+    context_index=evidence.context_index[..., :1],
+    context_mask=jnp.ones_like(evidence.context_mask[..., :1]),
+  )
+  signal = jit(functools.partial(sd.signal_step, apply_fn))(
+    teacher_params, None, prompts, rollout, evidence
+  )
+  teacher_logp = token_logp(
+    apply_fn, teacher_params, signal.teacher_hidden[..., 0, :], rollout.ids
+  )
+  advantage = jax.lax.stop_gradient(teacher_logp - rollout.behavior_logp)
+  weight = weights(rollout, signal.sample_mask)
+
+  def gradient(module, signal, **options):
+    loss = functools.partial(module.loss, apply_fn, **options)
+    f = jit(jax.grad(loss, has_aux=True))
+    return f(params, teacher_params, prompts, rollout, signal, weight)[0]
+
+  ours = gradient(sd, signal, support='sampled')
+  theirs = gradient(rl, signal.replace(advantage=advantage))
+  assert max(jnp.abs(g).max() for g in jax.tree.leaves(ours)) > 0.1
+  assert_close(theirs, ours, 1e-5)

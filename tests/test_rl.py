@@ -1,0 +1,218 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import (
+  assert_close,
+  batch,
+  chain,
+  jit,
+  largest_logits,
+  model,
+  weights,
+)
+
+from sdjax.steps import rl
+from sdjax.types import Evidence, Prompts, Rollout
+
+LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+REF = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
+
+# Question 0: one of two is right. Question 1: all right. Question 2: none.
+PROMPTS = Prompts(
+  ids=jnp.array([[0, 1], [0, 1], [0, 1]]),
+  length=jnp.array([1, 2, 2]),
+  question_id=jnp.arange(3),
+)
+IDS = [[[2, 0], [0, 0]], [[2, 0], [1, 2]], [[1, 0], [0, 0]]]
+LENGTH = [[2, 1], [2, 2], [1, 1]]
+REWARD = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+ROLLOUT = Rollout(
+  ids=jnp.array(IDS),
+  length=jnp.array(LENGTH),
+  # After 1 comes 2 (.7), then 0 (.3); or 0 (.1); those of question 0.
+  behavior_logp=jnp.log(
+    jnp.array(
+      [[[0.7, 0.3], [0.1, 1]], [[0.7, 0.3], [0.2, 0.7]], [[0.2, 1], [0.1, 1]]]
+    )
+  ),
+  entropy=jnp.zeros((3, 2, 2)),
+  finished=jnp.ones((3, 2), bool),
+)
+EVIDENCE = Evidence(reward=jnp.array(REWARD))
+
+
+def by_hand(rollout=ROLLOUT, ref=None, **options):
+  apply_fn, params = chain(LAW)
+  ref_params = None if ref is None else chain(ref)[1]
+  signal = rl.signal_step(
+    apply_fn, None, ref_params, PROMPTS, rollout, EVIDENCE
+  )
+  weight = weights(rollout, signal.sample_mask)
+
+  def f(params):
+    return rl.loss(
+      apply_fn, params, None, PROMPTS, rollout, signal, weight, **options
+    )
+
+  (loss, metrics), slope = jax.value_and_grad(f, has_aux=True)(params)
+  return loss, metrics, slope
+
+
+UNIT = 0.5 / 0.5001
+
+
+def test_advantages_by_hand():
+  signal = rl.signal_step(
+    chain(LAW)[0], None, None, PROMPTS, ROLLOUT, EVIDENCE
+  )
+  np.testing.assert_allclose(
+    signal.advantage[..., 0], [[UNIT, -UNIT], [0, 0], [0, 0]], rtol=1e-5
+  )
+  np.testing.assert_array_equal(signal.advantage[..., 1:], signal.advantage[
+    ..., :1
+  ])
+  assert signal.sample_mask.all() and signal.teacher_hidden is None
+
+
+def test_loss_and_gradient_at_ratio_one_by_hand():
+  # 9 tokens count; those of question 0 pull with +1 +1 -1.
+  loss, metrics, slope = by_hand()
+  np.testing.assert_allclose(loss, -UNIT / 9, rtol=1e-4)
+  np.testing.assert_allclose(metrics['behavior_gap'], 0, atol=1e-6)
+  # d log p / d logits = one-hot - p: rows 1 (tokens 2, then 0 against) and 2.
+  one = np.eye(3)
+  want = np.zeros((3, 3))
+  want[1] = -(one[2] - LAW[1]) + (one[0] - LAW[1])
+  want[2] = -(one[0] - LAW[2])
+  np.testing.assert_allclose(slope, want * UNIT / 9, atol=1e-6)
+  entropy = -np.sum(LAW * np.log(LAW), -1)
+  # Column 0 after token 1: 6 times; column 1 after 2, 2, 1: once each.
+  want = (7 * entropy[1] + 2 * entropy[2]) / 9
+  np.testing.assert_allclose(metrics['entropy'], want, rtol=1e-5)
+
+
+def test_the_ratio_is_clipped_on_both_sides():
+  # The right rollout has become likelier by 1.5, the wrong one by 0.5:
+  # both are past their clips, and nothing pulls.
+  shift = jnp.log(jnp.array([[1.5], [0.5]]))
+  rollout = ROLLOUT.replace(behavior_logp=ROLLOUT.behavior_logp - shift)
+  loss, _, slope = by_hand(rollout, clip_low=0.2, clip_high=0.3)
+  np.testing.assert_allclose(loss, (-2 * 1.3 + 0.8) * UNIT / 9, rtol=1e-4)
+  np.testing.assert_allclose(slope, 0, atol=1e-7)
+  # With wider clips it does.
+  loss, _, slope = by_hand(rollout, clip_low=0.6, clip_high=0.6)
+  np.testing.assert_allclose(loss, (-2 * 1.5 + 0.5) * UNIT / 9, rtol=1e-4)
+  assert jnp.abs(slope).max() > 0.01
+
+
+def test_kl_to_the_reference_by_hand():
+  plain, *_ = by_hand()
+  loss, metrics, _ = by_hand(ref=REF, kl_coef=0.5)
+  ratios = np.array([
+    [0.6 / 0.7, 0.6 / 0.3], [0.2 / 0.1, 1],
+    [0.6 / 0.7, 0.6 / 0.3], [0.2 / 0.2, 0.6 / 0.7],
+    [0.2 / 0.2, 1], [0.2 / 0.1, 1],
+  ])
+  want = np.sum(ratios - np.log(ratios) - 1) / 9
+  np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
+  np.testing.assert_allclose(loss, plain + 0.5 * want, rtol=1e-4)
+
+
+def test_groups_that_agree_do_not_pull():
+  _, _, want = by_hand()
+  other = ROLLOUT.replace(ids=ROLLOUT.ids.at[1:].set(1))
+  _, _, slope = by_hand(other)
+  np.testing.assert_allclose(slope, want, atol=1e-7)
+
+
+@functools.cache
+def loss_and_gradient(chunk=16, dtype='float32'):
+  apply_fn, _ = model(dtype=dtype)
+  prompts, _, evidence = batch()
+
+  def f(params, ref_params, rollout):
+    signal = rl.signal_step(
+      apply_fn, None, ref_params, prompts, rollout, evidence, chunk=chunk
+    )
+    return rl.loss(
+      apply_fn,
+      params,
+      None,
+      prompts,
+      rollout,
+      signal,
+      weights(rollout, signal.sample_mask),
+      kl_coef=0.3,
+      chunk=chunk,
+    )
+
+  return jit(jax.value_and_grad(f, has_aux=True))
+
+
+def run(rollout=None, **options):
+  params, ref_params = model()[1], model(seed=1)[1]
+  (loss, _), grads = loss_and_gradient(**options)(
+    params, ref_params, rollout or batch()[1]
+  )
+  return loss, grads
+
+
+def test_chunks_change_nothing():
+  assert_close(run(chunk=2), run())
+
+
+def test_columns_behind_a_rollouts_end_change_nothing():
+  _, rollout, _ = batch()
+  padding = jnp.arange(5) >= rollout.length[..., None]
+  other = rollout.replace(
+    ids=jnp.where(padding, 9, rollout.ids),
+    behavior_logp=jnp.where(padding, -3.0, rollout.behavior_logp),
+  )
+  assert padding.any()
+  assert_close(run(other), run(), 1e-6)
+
+
+def test_bfloat16_is_finite_and_close():
+  want, _ = run()
+  loss, grads = run(dtype='bfloat16')
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, want, rtol=1e-2)
+  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize('differentiate', [False, True])
+def test_logits_exist_for_one_chunk_only(differentiate):
+  vocab, num_q, num_g, width = 199, 4, 3, 5
+  apply_fn, params = model(vocab_size=vocab)
+  prompts, rollout, evidence = batch()
+
+  def trace(chunk):
+    def f(params):
+      signal = rl.signal_step(
+        apply_fn, None, params, prompts, rollout, evidence, chunk=chunk
+      )
+      return rl.loss(
+        apply_fn,
+        params,
+        None,
+        prompts,
+        rollout,
+        signal,
+        weights(rollout, signal.sample_mask),
+        kl_coef=0.1,
+        chunk=chunk,
+      )[0]
+
+    if differentiate:
+      f = jax.grad(f)
+    return largest_logits(jax.make_jaxpr(f)(params), vocab)
+
+  all_logits = num_q * num_g * width * vocab
+  largest, logits = trace(chunk=1)
+  assert logits == num_q * num_g * vocab
+  assert largest < all_logits
+  # The measure sees them when they are there.
+  assert trace(chunk=width)[1] == all_logits

@@ -1,0 +1,182 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import VOCAB, assert_close, chain, jit, make_prompts, model
+
+from sdjax.steps.score import (
+  completion_hidden,
+  log_softmax,
+  over_token_chunks,
+  prefill,
+  reference_logp,
+  take_token,
+  token_logp,
+)
+from sdjax.types import Rollout
+
+LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+
+
+def rollout_of(ids, length=None):
+  ids = jnp.asarray(ids, jnp.int32)
+  zeros = jnp.zeros(ids.shape, jnp.float32)
+  if length is None:
+    length = jnp.full(ids.shape[:2], ids.shape[2])
+  return Rollout(
+    ids=ids,
+    length=jnp.asarray(length),
+    behavior_logp=zeros,
+    entropy=zeros,
+    finished=jnp.ones(ids.shape[:2], bool),
+  )
+
+
+def score(context, ids, temperature=1.0):
+  apply_fn, params = chain(LAW)
+  context = jnp.array(context)[None, None]
+  hidden = completion_hidden(
+    apply_fn, params, context, jnp.array([[context.shape[-1]]]), ids
+  )
+  return token_logp(
+    apply_fn, params, hidden, ids, temperature=temperature, chunk=2
+  )
+
+
+def test_column_t_scores_token_t_by_hand():
+  # The context ends in 1; then 2, 0, 0: .7, .3, .5.
+  out = score([0, 1], jnp.array([[[2, 0, 0], [0, 1, 2]]]))
+  np.testing.assert_allclose(
+    np.exp(out), [[[0.7, 0.3, 0.5], [0.1, 0.25, 0.7]]], rtol=1e-5
+  )
+  assert out.dtype == jnp.float32
+
+
+def test_one_token_completions():
+  out = score([0, 1], jnp.array([[[2], [0]]]))
+  np.testing.assert_allclose(np.exp(out), [[[0.7], [0.1]]], rtol=1e-5)
+
+
+def test_temperature_divides_the_logits():
+  out = score([0, 1], jnp.array([[[2]]]), temperature=0.5)
+  np.testing.assert_allclose(np.exp(out), [[[0.49 / 0.54]]], rtol=1e-5)
+
+
+def test_reference_logp_by_hand():
+  apply_fn, params = chain(LAW)
+  prompts = make_prompts([2], 3).replace(ids=jnp.array([[0, 0, 1]]))
+  rollout = rollout_of([[[2, 0]]])
+  out = reference_logp(apply_fn, params, prompts, rollout, 0.5, 16)
+  assert out is not None
+  np.testing.assert_allclose(
+    np.exp(out), [[[0.49 / 0.54, 0.09 / 0.34]]], rtol=1e-5
+  )
+  assert reference_logp(apply_fn, None, prompts, rollout, 1.0, 16) is None
+
+
+def test_several_contexts_need_an_index():
+  apply_fn, params = chain(LAW)
+  with pytest.raises(ValueError, match='2 contexts a question but no index'):
+    completion_hidden(
+      apply_fn,
+      params,
+      jnp.zeros((1, 2, 3), jnp.int32),
+      jnp.ones((1, 2), jnp.int32),
+      jnp.zeros((1, 2, 2), jnp.int32),
+    )
+
+
+def test_an_index_picks_each_completions_context():
+  apply_fn, params = chain(LAW)
+  hidden = completion_hidden(
+    apply_fn,
+    params,
+    jnp.array([[[0], [1], [2]]]),
+    jnp.ones((1, 3), jnp.int32),
+    jnp.array([[[0], [0], [0], [0]]]),
+    jnp.array([[2, 0, 1, 1]]),
+  )
+  assert hidden[0, :, 0].argmax(-1).tolist() == [2, 0, 1, 1]
+
+
+def test_log_softmax_is_at_least_float32():
+  out = log_softmax(jnp.zeros(257, jnp.bfloat16), 2.0)
+  assert out.dtype == jnp.float32
+  np.testing.assert_allclose(out, -np.log(257), rtol=1e-6)
+  with jax.enable_x64(True):
+    assert log_softmax(jnp.zeros(3, jnp.float64)).dtype == jnp.float64
+
+
+def test_take_token():
+  logp = jnp.arange(12.0).reshape(2, 2, 3)
+  out = take_token(logp, jnp.array([[0, 2], [1, 1]]))
+  assert out.tolist() == [[0, 5], [7, 10]]
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 3, 5, 7, 64])
+def test_chunks_give_what_the_whole_gives(chunk):
+  rng = np.random.default_rng(0)
+  x = jnp.array(rng.standard_normal((2, 3, 7, 4)), jnp.float32)
+  ids = jnp.array(rng.integers(0, 5, (2, 3, 7)))
+  head = jnp.array(rng.standard_normal((4, 5)), jnp.float32)
+  weight = jnp.array(rng.standard_normal((2, 3, 7)), jnp.float32)
+
+  def tokens(head, tree, ids):
+    logp = log_softmax(tree['x'] @ head)
+    return {'logp': take_token(logp, ids), 'both': (tree['x'] * 2, ids)}
+
+  def whole(head, x):
+    out = tokens(head, {'x': x}, ids)
+    return jnp.sum(weight * out['logp']), out
+
+  def chunked(head, x):
+    out = over_token_chunks(
+      functools.partial(tokens, head), chunk, {'x': x}, ids
+    )
+    return jnp.sum(weight * out['logp']), out
+
+  def run(f):
+    return jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(head, x)
+
+  assert_close(run(chunked), run(whole), 1e-5)
+
+
+def test_chunks_run_one_after_another():
+  x = jnp.zeros((2, 3, 7, 4))
+  jaxpr = jax.make_jaxpr(
+    functools.partial(over_token_chunks, lambda x: x.sum(-1), 2)
+  )(x)
+  scan, = (e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'scan')
+  assert scan.params['length'] == 4
+
+
+def test_the_score_does_not_depend_on_the_padding_width():
+  apply_fn, params = model()
+  rng = np.random.default_rng(0)
+  ids = jnp.array(rng.integers(0, VOCAB, (2, 3, 4)), jnp.int32)
+  narrow = make_prompts([3, 5], 5)
+
+  @jit
+  def run(prompts, ids):
+    hidden = completion_hidden(
+      apply_fn, params, prompts.ids[:, None], prompts.length[:, None], ids
+    )
+    return token_logp(apply_fn, params, hidden, ids)
+
+  want = run(narrow, ids)
+  wide = make_prompts([3, 5], 11, pad=4)
+  wider_ids = jnp.pad(ids, ((0, 0), (0, 0), (0, 3)), constant_values=9)
+  np.testing.assert_allclose(run(wide, wider_ids)[..., :4], want, atol=1e-5)
+
+
+def test_prefill_gives_the_last_real_state():
+  apply_fn, params = chain(LAW)
+  prompts = make_prompts([2, 4], 5)
+  prompts = prompts.replace(ids=jnp.array([[0, 0, 0, 1, 2], [1, 2, 0, 2, 1]]))
+  prefix, last = prefill(
+    apply_fn, params, prompts.ids[:, None], prompts.length[:, None]
+  )
+  assert prefix.length.tolist() == [[2], [4]]
+  assert last[:, 0].argmax(-1).tolist() == [2, 1]
