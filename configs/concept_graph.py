@@ -41,7 +41,7 @@ def pretraining() -> c.Config:
     loss=None,
     method=c.Pretraining(),
     optimizer=c.Optimizer(
-      learning_rate=1.5e-3, warmup_steps=100, schedule='cosine', b2=0.95
+      learning_rate=2.5e-3, warmup_steps=100, schedule='cosine', b2=0.95
     ),
-    train=c.Train(num_steps=3000, eval_every=500, checkpoint_every=500),
+    train=c.Train(num_steps=2000, eval_every=250, checkpoint_every=250),
   )

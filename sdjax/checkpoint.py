@@ -55,18 +55,13 @@ _FILTER = _OrbaxFilter()
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps Orbax from logging what becomes one error of ours.
-
-  After a failed read it also leaves coroutines behind, each of which prints
-  pages when it is collected.
-  """
+  """Keeps Orbax from printing what becomes one error of ours."""
   hook = sys.unraisablehook
   sys.unraisablehook = lambda _: None
   _FILTER.level = logging.CRITICAL + 1
   try:
     yield
   finally:
-    gc.collect()
     sys.unraisablehook = hook
     _FILTER.level = logging.WARNING
 
@@ -229,6 +224,9 @@ class Checkpoints:
       # Orbax and TensorStore raise errors of a dozen types for a bad file.
       except Exception as error:
         cause = _cause(error)
+      # Orbax leaves coroutines behind, each of which would print a page when
+      # it is collected: do that here, where it is quiet.
+      gc.collect()
     older = [x for x in self._manager.all_steps() if x < step]
     then = 'start the run anew (no older one is kept)'
     if older:

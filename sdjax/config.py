@@ -97,7 +97,7 @@ class Rollout:
   num_questions: int = 16
   num_samples: int = 8
   max_context: int = 28
-  max_new_tokens: int = 10
+  max_new_tokens: int = 9
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
@@ -219,7 +219,7 @@ class Pretraining:
   ffn_width: int = 192
   batch_size: int = 128
   max_context: int = 48
-  careful_steps: int = 2000
+  careful_steps: int = 1200
   correct_share: float = 0.5
   easy_share: float = 0.85
   demonstration_share: float = 0.5
@@ -227,7 +227,7 @@ class Pretraining:
   copy_share: float = 0.98
   slip_share: float = 0.02
   cut_share: float = 0.1
-  varied_share: float = 0.4
+  varied_share: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +315,7 @@ class Eval:
   num_samples: int = 64
   batch_questions: int = 16
   max_context: int = 40
-  max_new_tokens: int = 10
+  max_new_tokens: int = 9
   temperature: float = 1.0
   top_p: float = 1.0
 

@@ -10,7 +10,10 @@ from sdjax import config_check, config_dict
 from sdjax.metrics import JsonLines, MetricsLog, write_json_atomic
 
 FREE_TO_CHANGE = ('print', 'mode', 'train.num_steps', 'mesh.', 'eval.')
-"""Options a run may be continued with other values of."""
+"""Options a run may be continued with other values of.
+
+The number of steps is not free under a schedule that depends on it.
+"""
 
 
 class WorkdirError(ValueError):
@@ -127,10 +130,13 @@ def _check_same_run(file: Path, resolved: dict[str, Any]) -> None:
   # Through JSON, so that tuples compare equal to the lists they became.
   new_flat = config_check.flatten(json.loads(json.dumps(resolved)))
   old_flat = config_check.flatten(old)
+  fixed = set()
+  if new_flat.get('optimizer.schedule') == 'cosine':
+    fixed.add('train.num_steps')
   differing = [
     f'{name}: {old_flat.get(name)!r} there, {new_flat.get(name)!r} now'
     for name in sorted(old_flat.keys() | new_flat.keys())
-    if not name.startswith(FREE_TO_CHANGE)
+    if (name in fixed or not name.startswith(FREE_TO_CHANGE))
     and old_flat.get(name) != new_flat.get(name)
   ]
   if differing:

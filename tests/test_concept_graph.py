@@ -81,11 +81,12 @@ HAND = Graph(
     ('start cod eel square', 'wrong_end', '', ('fish',)),
     ('start cod eel', 'wrong_end', '', ('fish',)),
     ('start', 'wrong_end', '', ()),
-    ('plum fig triangle', 'wrong_start', '', ('fruits',)),
+    # The compact answer may leave start out.
+    ('plum fig triangle', '', '0-2-3-1', ('fruits',)),
     ('start plum zebra triangle', 'not_an_edge', '', ('fruits',)),
     ('start cod plum', 'not_an_edge', '', ('fish', 'fruits')),
-    ('Start plum fig triangle', 'wrong_start', '', ('fruits',)),
-    ('', 'wrong_start', '', ()),
+    ('Start plum fig triangle', 'not_an_edge', '', ('fruits',)),
+    ('', 'wrong_end', '', ()),
   ],
 )
 def test_verifier_by_hand(answer, reason, solution, concepts):
@@ -96,7 +97,10 @@ def test_verifier_by_hand(answer, reason, solution, concepts):
   assert verdict.reward == float(reason == '')
   assert verdict.concepts == concepts
   boxed = '\\boxed{' + answer.replace(' ', ', ') + '}'
-  assert verify_answer(HAND, boxed, 'text') == verdict
+  if answer.startswith('start'):
+    assert verify_answer(HAND, boxed, 'text') == verdict
+  else:
+    assert verify_answer(HAND, boxed, 'text').reason == 'wrong_start'
 
 
 def test_lexicographically_first_of_several_paths():
@@ -254,7 +258,7 @@ def test_renderings_by_hand():
   assert 'Edges:\n0(start)--2(plum)\n2(plum)--3(fig)\n' in text
   assert '10(oak)--11(elm)' not in text
   assert text.endswith('Find a path from start to a node named triangle.')
-  assert render_answer(HAND, (2, 3, 1), 'compact') == 'start plum fig triangle'
+  assert render_answer(HAND, (2, 3, 1), 'compact') == 'plum fig triangle'
   assert (
     render_answer(HAND, (2, 3, 1), 'text')
     == '\\boxed{start, plum, fig, triangle}'
@@ -373,8 +377,10 @@ def test_graphs_are_seeded_and_independent():
 
 
 PINNED = (
-  'pentagon tulip rose orchid ; hexagon heron crow finch owl robin ; '
-  'pentagon zinc gold silver tin iron ; hexagon trout pike carp ; ? pentagon'
+  'pentagon tulip rose orchid pentagon ; '
+  'hexagon heron crow finch owl robin hexagon ; '
+  'pentagon zinc gold silver tin iron pentagon ; '
+  'hexagon trout pike carp hexagon ; ? pentagon'
 )
 
 
@@ -449,7 +455,9 @@ def _parse(question):
   for position, block in enumerate(blocks.rstrip(' ;').split(' ; ')):
     shape, *rest = block.split()
     for names in ' '.join(rest).split(' , '):
-      chains.append((shape, names.split(), position))
+      *inner, end = names.split()
+      assert end == shape
+      chains.append((shape, inner, position))
   return chains, target
 
 
@@ -459,7 +467,7 @@ def _which(document, answer):
   targets = [position for shape, _, position in chains if shape == target]
   for shape, names, position in chains:
     words = [name for name in names if name != '|']
-    if answer == ' '.join(('start', *words, shape)):
+    if answer == ' '.join((*words, shape)):
       if shape != target:
         return 'distractor'
       return 'easy' if position == min(targets) else 'other'
@@ -516,8 +524,8 @@ def test_wrong_documents_take_either_distractor():
     1000, correct_share=0.0, demonstration_share=0.0, varied_share=0.0
   )
   assert all(_which(d, d.answer) == 'distractor' for d in documents)
-  # One distractor is 5 nodes long, one 7: a fair coin, 500 +- 16.
-  short = sum(len(d.answer.split()) == 5 for d in documents)
+  # One distractor has 3 inner names, one 5: a fair coin, 500 +- 16.
+  short = sum(len(d.answer.split()) == 4 for d in documents)
   assert 420 < short < 580
 
 

@@ -1,5 +1,7 @@
 """The update rule: schedules and steps by hand, bfloat16 weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from sdjax.optim import kept_remainder, learning_rate, make_optimizer
 
 
 def rates(num_steps, **options):
-  schedule = learning_rate(config.Optimizer(**options), num_steps)
+  schedule: Any = learning_rate(config.Optimizer(**options), num_steps)
   return [float(schedule(i)) for i in range(num_steps)]
 
 
@@ -47,7 +49,12 @@ def test_unknown_schedule():
     rates(4, schedule='linear')
 
 
-def one_update(params, gradient, **options):
+def part(state, name) -> Any:
+  """The one field of this name in an optimizer's state."""
+  return optax.tree.get(state, name)
+
+
+def one_update(params, gradient, **options) -> Any:
   optimizer = make_optimizer(config.Optimizer(**options), 10)
   state = optimizer.init(params)
   updates, state = optimizer.update(gradient, state, params)
@@ -61,7 +68,7 @@ def test_first_two_steps_by_hand():
     ),
     10,
   )
-  params = {'kernel': jnp.array([3.0])}
+  params: Any = {'kernel': jnp.array([3.0])}
   state = optimizer.init(params)
   for gradient in (2.0, -1.0):
     updates, state = optimizer.update(
@@ -77,12 +84,12 @@ def test_clip_is_global():
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
   gradient = {'a': jnp.array([30.0]), 'b': jnp.array([40.0])}
   _, state = one_update(params, gradient, clip_norm=1.0)
-  moments = optax.tree.get(state, 'mu')
+  moments = part(state, 'mu')
   # 30 and 40 have norm 50; clipped to norm 1 and times 1 - b1 = 0.1.
   np.testing.assert_allclose(moments['a'], [0.06], rtol=1e-5)
   np.testing.assert_allclose(moments['b'], [0.08], rtol=1e-5)
   _, state = one_update(params, gradient, clip_norm=0.0)
-  np.testing.assert_allclose(optax.tree.get(state, 'mu')['a'], [3], rtol=1e-5)
+  np.testing.assert_allclose(part(state, 'mu')['a'], [3], rtol=1e-5)
 
 
 def test_matrices_decay_and_scales_do_not():
@@ -164,7 +171,7 @@ def test_bfloat16_follows_float32():
   gradients = jnp.asarray(draw((200, 4, 4)) + 0.5, jnp.float32)
   wide, _ = run({'kernel': start.astype(jnp.float32)})
   narrow, state = run({'kernel': start})
-  remainder = optax.tree.get(state, 'remainder')['kernel']
+  remainder = part(state, 'remainder')['kernel']
   exact = narrow['kernel'].astype(jnp.float32) + remainder
   moved = np.abs(wide['kernel'] - start.astype(jnp.float32))
   assert moved.max() > 5e-3

@@ -306,9 +306,8 @@ def test_bfloat16_is_finite_and_close():
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize('objective', ['reverse_kl', 'forward_kl', 'jsd'])
-@pytest.mark.parametrize('differentiate', [False, True])
-def test_logits_exist_for_one_chunk_only(objective, differentiate):
+@pytest.mark.parametrize('objective', ['reverse_kl', 'jsd'])
+def test_logits_exist_for_one_chunk_only(objective):
   vocab, num_q, num_g, width, num_k = 199, 4, 3, 5, 2
   apply_fn, params = model(vocab_size=vocab)
   prompts, rollout, evidence = batch()
@@ -331,14 +330,15 @@ def test_logits_exist_for_one_chunk_only(objective, differentiate):
         chunk=chunk,
       )[0]
 
-    if differentiate:
-      f = jax.grad(f)
-    return largest_logits(jax.make_jaxpr(f)(params), vocab)
+    return largest_logits(
+      jax.make_jaxpr(jax.value_and_grad(f))(params), vocab
+    )
 
   assert VOCAB < vocab
   all_logits = num_q * num_g * width * vocab
   largest, logits = trace(chunk=1)
   assert logits == num_q * num_g * num_k * vocab
   assert largest < all_logits
-  # The measure sees them when they are there.
-  assert trace(chunk=width)[1] == all_logits * num_k
+  if objective == 'reverse_kl':
+    # The measure sees them when they are there.
+    assert trace(chunk=width)[1] == all_logits * num_k

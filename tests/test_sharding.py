@@ -1,6 +1,7 @@
 """Meshes of fake devices: where arrays live, and that it changes nothing."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ WHOLE = PartitionSpec()
 
 
 @functools.cache
-def mesh_of(name):
+def mesh_of(name) -> Any:
   if name == 'none':
     return None
   data, model_size = map(int, name.split('x'))
@@ -152,16 +153,18 @@ def updated(method, mesh_name, micro_batches):
   return jitted(state, *batch)
 
 
-@pytest.mark.parametrize('method', ['sd', 'rl'])
 @pytest.mark.parametrize(
-  'mesh_name, micro_batches',
+  'method, mesh_name, micro_batches',
   [
-    ('none', 2),
-    ('1x1', 1),
-    ('4x1', 1),
-    ('4x1', 4),
-    ('2x2', 1),
-    ('2x2', 2),
+    ('sd', 'none', 2),
+    ('sd', '1x1', 1),
+    ('sd', '4x1', 1),
+    ('sd', '4x1', 4),
+    ('sd', '2x2', 1),
+    ('sd', '2x2', 2),
+    ('rl', '1x1', 1),
+    ('rl', '4x1', 4),
+    ('rl', '2x2', 2),
   ],
 )
 def test_update_is_the_same(method, mesh_name, micro_batches):

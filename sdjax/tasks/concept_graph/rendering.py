@@ -3,9 +3,10 @@ r"""Two ways to write a graph: `text` for chat models, `compact` for small ones.
 Compact, words split by spaces: for every endpoint in id order its shape, then
 its chains outward from start, each ending in the shape, parallel chains apart
 by `,`, a missing edge as `|`, and `;` at the end; then `?` and the target. Its
-answer is the names of the path, from `start` to the shape. The shape stands
-in front too, so that choosing a chain is a matter of looking up what follows
-the target's name, which a small model can learn to do.
+answer is the names of the path behind `start`, up to the shape. So choosing a
+chain is to look up what followed the question's last word earlier on, which a
+small model can learn; that is why the shape stands in front of its chains and
+`start` is left out.
 
 Text: numbered nodes with their kinds, then the edges, then the request. Its
 answer is the names of the path, comma separated, inside `\boxed{}`.
@@ -104,7 +105,7 @@ def render_answer(graph: Graph, chain: Sequence[int], rendering: str) -> str:
   Returns:
     The answer.
   """
-  names = [graph.names[node] for node in (0, *chain)]
   if rendering == 'compact':
-    return ' '.join(names)
+    return ' '.join(graph.names[node] for node in chain)
+  names = [graph.names[node] for node in (0, *chain)]
   return '\\boxed{' + ', '.join(names) + '}'

@@ -9,6 +9,7 @@ import re
 
 from sdjax.tasks.base import Verdict
 from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph
+from sdjax.tasks.concept_graph.vocabulary import START
 
 NO_BOX = 'no_box'
 WRONG_START = 'wrong_start'
@@ -53,10 +54,12 @@ def parse_answer(answer: str, rendering: str) -> list[str] | None:
 
   Returns:
     The names, stripped but otherwise as written (matching is exact), or None
-    where the text rendering's box is missing.
+    where the text rendering's box is missing. A compact answer may leave out
+    `start`, with which every path begins.
   """
   if rendering == 'compact':
-    return answer.split()
+    names = answer.split()
+    return names if names[:1] == [START] else [START, *names]
   box = last_box(answer)
   return None if box is None else [name.strip() for name in box.split(',')]
 

@@ -1,0 +1,140 @@
+"""Options: parsing, overrides, and errors that name what is wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import concept_graph
+from sdjax import config as c
+from sdjax.config_check import flatten, validate
+from sdjax.config_dict import from_config_dict, replace, to_dict
+from sdjax.methods import in_words
+
+VARIANTS = ['sd', 'sd_k3', 'rl', 'rl_diversity', 'pretrain']
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_round_trip_through_flags_and_json(variant):
+  config = from_config_dict(concept_graph.get_config(variant))
+  assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_twins_differ_in_the_method_alone():
+  flats = [
+    flatten(to_dict(from_config_dict(concept_graph.get_config(name))))
+    for name in ('sd', 'sd_k3', 'rl', 'rl_diversity')
+  ]
+  for flat in flats[1:]:
+    for name in flat.keys() | flats[0].keys():
+      if not name.startswith('method.'):
+        assert flat[name] == flats[0][name], name
+
+
+def test_unknown_variant_names_the_known_ones():
+  with pytest.raises(c.ConfigError, match='sdd.*sd, sd_k3, rl'):
+    concept_graph.get_config('sdd')
+
+
+def broken(path, value, variant='sd'):
+  values = to_dict(from_config_dict(concept_graph.get_config(variant)))
+  *sections, name = path.split('.')
+  section = values
+  for part in sections:
+    section = section[part]
+  section[name] = value
+  return values
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'says'),
+  [
+    ('optimizer.learning_rte', 1.0, "learning_rte.*'learning_rate'"),
+    ('optimiser', {}, "optimiser.*'optimizer'"),
+    ('train.num_steps', 0, 'train.num_steps=0 must be at least 1'),
+    ('train.num_steps', 2.5, 'train.num_steps=2.5 must be of type int'),
+    ('seed', True, 'seed=True must be of type int'),
+    ('eval.sets', 'larger', "eval.sets='larger' must be a tuple"),
+    ('method.name', 'sdd', "'sdd' is not one of"),
+    ('method.objective', 'reverse', "'reverse' is not one.*'reverse_kl'"),
+    ('method.ema_rate', 1.5, 'method.ema_rate=1.5 must be in 0..1'),
+    ('method.jsd_alpha', 0.3, "jsd_alpha=0.3 does nothing.*'reverse_kl'"),
+    ('method.demonstrations.file', 'x.jsonl', 'does nothing'),
+    ('method.demonstrations.template', '{question}', 'exactly once'),
+    ('method.demonstrations.strategy', 'external', 'needs.*file'),
+    ('mode', 'pretrain', 'contradict each other'),
+    ('rollout.temperature', 0.0, 'temperature=0'),
+    ('rollout.num_samples', 1, 'no rollout a peer'),
+    ('rollout.context_buckets', (8, 12), 'must equal'),
+    ('rollout.context_buckets', (28, 12), 'rising'),
+    ('rollout.top_p', 0.0, 'top_p'),
+    ('train.micro_batches', 3, 'micro_batches=3 must divide'),
+    ('eval.batch_questions', 7, 'batch_questions=7 must divide'),
+    ('model', 'qwen', 'model.*must be a section'),
+  ],
+)
+def test_bad_options_are_named(path, value, says):
+  with pytest.raises(c.ConfigError, match=says):
+    from_config_dict(broken(path, value))
+
+
+def test_options_of_the_other_method_do_not_exist():
+  with pytest.raises(c.ConfigError, match=r'unknown option method\.ema_rate'):
+    from_config_dict(broken('method.ema_rate', 0.1, variant='rl'))
+  with pytest.raises(c.ConfigError, match='diversity_for.*does nothing'):
+    from_config_dict(broken('method.diversity_for', 'all', variant='rl'))
+
+
+def test_missing_option_is_named():
+  values = to_dict(c.Config())
+  del values['optimizer']['b2']
+  with pytest.raises(c.ConfigError, match=r'missing option optimizer\.b2'):
+    from_config_dict(values)
+
+
+def test_replace_reaches_into_sections():
+  config = replace(c.Config(), method__ema_rate=0.5, seed=3)
+  assert config.method.ema_rate == 0.5 and config.seed == 3
+  assert config.method.objective == 'reverse_kl'
+
+
+def test_ineffective_options_follow_their_switch():
+  config = replace(c.Config(), method__objective='jsd', method__jsd_alpha=0.3)
+  validate(config)
+  with pytest.raises(c.ConfigError, match='jsd_alpha=1.0'):
+    validate(replace(config, method__jsd_alpha=1.0))
+  frozen = replace(c.Config(), method__teacher='frozen')
+  validate(frozen)
+  with pytest.raises(c.ConfigError, match='ema_rate'):
+    validate(replace(frozen, method__ema_rate=0.2))
+
+
+def test_every_option_is_documented():
+  for kind in (
+    c.Model,
+    c.ConceptGraph,
+    c.Rollout,
+    c.Demonstrations,
+    c.SelfDistillation,
+    c.PolicyGradient,
+    c.Pretraining,
+    c.Loss,
+    c.Optimizer,
+    c.Train,
+    c.Eval,
+    c.Mesh,
+    c.Config,
+  ):
+    for field in dataclasses.fields(kind):
+      assert f'    {field.name}: ' in (kind.__doc__ or ''), (kind, field.name)
+
+
+def test_loss_in_words_names_direction_teacher_and_weights():
+  words = in_words(c.Config())
+  assert 'KL(student || teacher)' in words and 'rate 0.05' in words
+  words = in_words(
+    c.Config(
+      method=c.PolicyGradient(diversity_weight=0.25), loss=c.Loss(kl_coef=0.01)
+    )
+  )
+  assert '0.25 x the share' in words and '0.01 x KL' in words

@@ -1,0 +1,272 @@
+"""Whole runs from the shipped model: outputs, resuming, and being killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sdjax import config as c
+from sdjax import train as train_lib
+from sdjax.checkpoint import Checkpoints
+from sdjax.config_dict import from_config_dict, replace, to_dict
+from sdjax.eval.runs import read_json_lines
+from sdjax.types import TrainState
+from sdjax.workdir import Workdir, WorkdirError
+
+SMALL = c.Config(
+  rollout=c.Rollout(num_questions=4, num_samples=4),
+  train=c.Train(num_steps=4, eval_every=2, checkpoint_every=2),
+  eval=c.Eval(
+    sets=('in_distribution', 'harder'),
+    during=('in_distribution',),
+    num_questions=4,
+    num_samples=4,
+    batch_questions=4,
+  ),
+  mesh=c.Mesh(data=4, model=2),
+)
+METHODS = {
+  'sd': c.SelfDistillation(demonstrations=c.Demonstrations(count=2)),
+  'rl': c.PolicyGradient(diversity_weight=0.5),
+}
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+  """One data cache for all runs of the session."""
+  return str(tmp_path_factory.mktemp('data'))
+
+
+def small(method, cache, **changes):
+  config = replace(SMALL, task__cache_dir=cache, method=METHODS[method])
+  return replace(config, **changes)
+
+
+def logged(folder: Path):
+  """What a run wrote, without what depends on the clock."""
+  metrics = [
+    {k: v for k, v in record.items() if not k.startswith('time/')}
+    for record in read_json_lines(folder / 'metrics.jsonl')
+  ]
+  rollouts = (folder / 'rollouts.jsonl').read_bytes()
+  evals = json.loads((folder / 'eval.json').read_text())
+  return metrics, rollouts, evals
+
+
+def final_state(folder: Path, config: c.Config) -> TrainState:
+  trainer = train_lib.Trainer(config)
+  checkpoints = Checkpoints(folder / 'checkpoints')
+  state, _ = checkpoints.restore(config.train.num_steps, trainer.state)
+  checkpoints.close()
+  return jax.device_get(state)
+
+
+def assert_same_run(a: Path, b: Path, config: c.Config):
+  assert logged(a) == logged(b)
+  jax.tree.map(
+    np.testing.assert_array_equal, final_state(a, config), final_state(b, config)
+  )
+
+
+@pytest.fixture(scope='session', params=['sd', 'rl'])
+def unbroken(request, cache, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  config = small(request.param, cache)
+  train_lib.train(config, str(folder))
+  return config, folder
+
+
+def test_a_run_leaves_what_it_promises(unbroken):
+  config, folder = unbroken
+  names = {p.name for p in folder.iterdir()}
+  assert names >= {
+    'config.json',
+    'metrics.jsonl',
+    'eval.json',
+    'eval_questions.json',
+    'rollouts.jsonl',
+    'checkpoints',
+    'plots',
+  }
+  assert from_config_dict(json.loads((folder / 'config.json').read_text()))
+  metrics, rollouts, evals = logged(folder)
+  steps = [r['step'] for r in metrics if 'train/loss' in r]
+  assert steps == [1, 2, 3, 4]
+  assert [r['step'] for r in metrics if 'eval/in_distribution/pass@1' in r] == [
+    2
+  ]
+  for when in ('base', 'final'):
+    for name in ('pass@1', 'pass@4', 'concepts_correct', 'distinct_paths'):
+      assert f'{when}/harder/{name}' in evals
+  assert all(isinstance(v, float) for v in evals.values())
+  first = json.loads(rollouts.splitlines()[0])
+  assert set(first) >= {'answer', 'correct', 'reason', 'demonstrations'}
+  assert len(rollouts.splitlines()) == 4 * 4 * 4
+  assert len(list((folder / 'plots').glob('*.png'))) >= 2
+
+
+def test_training_moves_the_weights(unbroken):
+  config, folder = unbroken
+  before = jax.device_get(train_lib.Trainer(config).state.params)
+  after = final_state(folder, config).params
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
+  assert all(m > 0 for m in jax.tree.leaves(moved))
+
+
+def test_no_compilation_after_warm_up(unbroken):
+  _, folder = unbroken
+  records = read_json_lines(folder / 'metrics.jsonl')
+  counts = [r['time/compilations'] for r in records if 'train/loss' in r]
+  # The first step compiles the update; from then on nothing does.
+  assert counts[0] == counts[-1] > 0
+
+
+def test_a_stopped_run_goes_on_exactly(unbroken, tmp_path):
+  config, folder = unbroken
+  half = replace(config, train__num_steps=2)
+  train_lib.train(half, str(tmp_path))
+  # The half-way evaluation is due at a step that is not the last one; the
+  # shorter run ends there and evaluates `final` instead.
+  train_lib.train(replace(config, train__eval_every=2), str(tmp_path))
+  metrics, rollouts, evals = logged(tmp_path)
+  whole, whole_rollouts, whole_evals = logged(folder)
+  assert rollouts == whole_rollouts and evals == whole_evals
+  assert [r for r in metrics if 'train/loss' in r] == [
+    r for r in whole if 'train/loss' in r
+  ]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_state(tmp_path, config),
+    final_state(folder, config),
+  )
+
+
+def test_started_again_when_complete_changes_nothing(unbroken):
+  config, folder = unbroken
+  before = logged(folder)
+  train_lib.train(config, str(folder))
+  assert logged(folder) == before
+
+
+def test_a_folder_of_another_run_is_refused_untouched(unbroken, cache):
+  config, folder = unbroken
+  before = (folder / 'metrics.jsonl').read_bytes()
+  other = replace(config, optimizer__learning_rate=0.5, seed=9)
+  with pytest.raises(WorkdirError, match=r'optimizer.learning_rate: 0.0003'):
+    train_lib.train(other, str(folder))
+  assert (folder / 'metrics.jsonl').read_bytes() == before
+
+
+def test_steps_are_not_free_under_a_schedule_that_counts_them(tmp_path):
+  cosine = replace(SMALL, optimizer__schedule='cosine')
+  Workdir(str(tmp_path), cosine).close()
+  with pytest.raises(WorkdirError, match=r'train.num_steps: 4 there, 9 now'):
+    Workdir(str(tmp_path), replace(cosine, train__num_steps=9))
+  other = tmp_path / 'constant'
+  Workdir(str(other), SMALL).close()
+  Workdir(str(other), replace(SMALL, train__num_steps=9)).close()
+
+
+def test_unusable_workdir(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(WorkdirError, match=r'--workdir=.*cannot be made'):
+    Workdir(str(tmp_path / 'file' / 'run'), SMALL)
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{"mode": ')
+  with pytest.raises(WorkdirError, match='not readable JSON'):
+    Workdir(str(tmp_path / 'run'), SMALL)
+
+
+def test_sets_that_do_not_exist(cache):
+  with pytest.raises(c.ConfigError, match="'hardest'.*not a split.*harder"):
+    train_lib.Trainer(small('rl', cache, eval__sets=('hardest',)))
+  with pytest.raises(c.ConfigError, match='eval.num_questions=400'):
+    train_lib.Trainer(
+      small('rl', cache, eval__num_questions=400, eval__batch_questions=4)
+    )
+
+
+def test_evaluation_mode_measures_start_and_checkpoint(unbroken):
+  config, folder = unbroken
+  before = json.loads((folder / 'eval.json').read_text())
+  train_lib.evaluate(replace(config, mode='eval'), str(folder))
+  assert json.loads((folder / 'eval.json').read_text()) == before
+
+
+def test_no_two_leaves_of_the_state_share_a_buffer(cache):
+  trainer = train_lib.Trainer(small('sd', cache))
+  state = trainer.state
+  pointers = [
+    shard.data.unsafe_buffer_pointer()
+    for leaf in jax.tree.leaves((state.params, state.teacher_params))
+    for shard in leaf.addressable_shards
+  ]
+  assert len(pointers) == len(set(pointers))
+
+
+RUN = """
+import json, sys
+from sdjax.config_dict import from_config_dict
+from sdjax.train import train
+train(from_config_dict(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def start(config: c.Config, folder: Path) -> subprocess.Popen:
+  environment = dict(os.environ)
+  environment['XLA_FLAGS'] = re.sub(
+    r'--xla_force_host_platform_device_count=\d+',
+    '',
+    environment.get('XLA_FLAGS', ''),
+  )
+  environment['JAX_COMPILATION_CACHE_DIR'] = str(
+    jax.config.jax_compilation_cache_dir
+  )
+  environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  return subprocess.Popen(
+    [sys.executable, '-c', RUN, json.dumps(to_dict(config)), str(folder)],
+    env=environment,
+    stderr=subprocess.DEVNULL,
+  )
+
+
+def wait_for_steps(process: subprocess.Popen, folder: Path, steps: int):
+  """Waits until so many steps are logged (0: until the folder is there)."""
+  file = folder / 'metrics.jsonl'
+  deadline = time.monotonic() + 300
+  while time.monotonic() < deadline:
+    text = file.read_bytes() if file.exists() else None
+    if text is not None and text.count(b'train/loss') >= steps:
+      return
+    assert process.poll() is None, 'the run ended before it could be killed'
+    time.sleep(0.005)
+  raise AssertionError(f'{steps} steps were not reached')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['sd', 'rl'])
+def test_killed_at_any_moment_a_run_ends_the_same(method, cache, tmp_path):
+  config = small(
+    method, cache, mesh=c.Mesh(), train__num_steps=8, train__eval_every=4
+  )
+  whole = tmp_path / 'whole'
+  assert start(config, whole).wait() == 0
+  killed = tmp_path / 'killed'
+  # Before the first checkpoint, between two, right after one (while it is
+  # being written in the background), and once more after resuming.
+  for steps in (0, 1, 4, 5, 7):
+    process = start(config, killed)
+    wait_for_steps(process, killed, steps)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert start(config, killed).wait() == 0
+  config = replace(config, mesh=c.Mesh(data=4, model=2))
+  assert_same_run(whole, killed, config)
