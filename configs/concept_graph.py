@@ -43,5 +43,5 @@ def pretraining() -> c.Config:
     optimizer=c.Optimizer(
       learning_rate=2.5e-3, warmup_steps=100, schedule='cosine', b2=0.95
     ),
-    train=c.Train(num_steps=2000, eval_every=250, checkpoint_every=250),
+    train=c.Train(num_steps=2600, eval_every=250, checkpoint_every=250),
   )

@@ -219,7 +219,7 @@ class Pretraining:
   ffn_width: int = 192
   batch_size: int = 128
   max_context: int = 48
-  careful_steps: int = 1200
+  careful_steps: int = 1900
   correct_share: float = 0.5
   easy_share: float = 0.85
   demonstration_share: float = 0.5

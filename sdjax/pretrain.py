@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sdjax.checkpoint import Checkpoints
 
 from sdjax import config as config_lib
 from sdjax import config_dict, rng
+from sdjax.checkpoint import Checkpoints
 from sdjax.data.prompts import pad_contexts
 from sdjax.data.tokenizer import encode_context, word_tokenizer
 from sdjax.evaluate import Evaluator

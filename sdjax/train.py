@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sdjax.checkpoint import Checkpoints
 
 from sdjax import config as config_lib
 from sdjax import rng
+from sdjax.checkpoint import Checkpoints
 from sdjax.data.prompts import PromptIterator, encode_prompts
 from sdjax.evaluate import Evaluator
 from sdjax.grading import Graded, grade

@@ -36,13 +36,13 @@ def test_integer_and_bool_rewards():
 
 def test_disjoint_share_by_hand():
   # Concepts {0} {0,1} {2} {}: the last shares nothing with anyone.
-  member = np.array([[[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]], bool)
+  member = jnp.array([[[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]], bool)
   np.testing.assert_allclose(
     disjoint_share(member), [[2 / 3, 2 / 3, 1, 1]], rtol=1e-6
   )
 
 
 def test_disjoint_share_leaves_the_rollout_itself_out():
-  assert disjoint_share(np.zeros((1, 1, 2), bool)).tolist() == [[0.0]]
-  assert disjoint_share(np.zeros((1, 3, 2), bool)).tolist() == [[1.0] * 3]
-  assert disjoint_share(np.ones((1, 3, 2), bool)).tolist() == [[0.0] * 3]
+  assert disjoint_share(jnp.zeros((1, 1, 2), bool)).tolist() == [[0.0]]
+  assert disjoint_share(jnp.zeros((1, 3, 2), bool)).tolist() == [[1.0] * 3]
+  assert disjoint_share(jnp.ones((1, 3, 2), bool)).tolist() == [[0.0] * 3]

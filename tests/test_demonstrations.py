@@ -73,7 +73,8 @@ def test_first_and_most_different():
   for seed in range(10):
     assert choose(answers, 0, 'most_different', seed=seed) == ('+a x y',)
   # Equally different peers are drawn at random.
-  tied = {choose(['+p', '+q', '+r'], 0, 'most_different', 1, s) for s in range(9)}
+  peers = ['+p', '+q', '+r']
+  tied = {choose(peers, 0, 'most_different', 1, s) for s in range(9)}
   assert tied == {('+q',), ('+r',)}
 
 

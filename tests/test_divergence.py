@@ -13,25 +13,25 @@ from sdjax.objectives.divergence import (
   sampled_reverse_kl,
 )
 
-STUDENT = np.log([0.5, 0.25, 0.25])
-TEACHER = np.log([0.25, 0.5, 0.25])
-SKEWED = np.log([0.25, 0.25, 0.5])
-OTHER = np.log([0.7, 0.2, 0.1])
+STUDENT = jnp.log(jnp.array([0.5, 0.25, 0.25]))
+TEACHER = jnp.log(jnp.array([0.25, 0.5, 0.25]))
+SKEWED = jnp.log(jnp.array([0.25, 0.25, 0.5]))
+OTHER = jnp.log(jnp.array([0.7, 0.2, 0.1]))
 
 
 def test_kls_by_hand():
   # Student 1/2 1/4 1/4, teacher 1/4 1/2 1/4: both are (1/4) ln 2.
   quarter = np.log(2) / 4
-  np.testing.assert_allclose(reverse_kl(STUDENT, TEACHER), quarter, rtol=1e-6)
-  np.testing.assert_allclose(forward_kl(STUDENT, TEACHER), quarter, rtol=1e-6)
+  np.testing.assert_allclose(reverse_kl(STUDENT, TEACHER), quarter, rtol=1e-5)
+  np.testing.assert_allclose(forward_kl(STUDENT, TEACHER), quarter, rtol=1e-5)
 
 
 def test_the_direction_is_that_of_the_name():
   # Student (.7 .2 .1), teacher (.25 .25 .5).
   reverse = 0.7 * np.log(2.8) + 0.2 * np.log(0.8) + 0.1 * np.log(0.2)
   forward = 0.25 * np.log(1 / 2.8) + 0.25 * np.log(1.25) + 0.5 * np.log(5)
-  np.testing.assert_allclose(reverse_kl(OTHER, SKEWED), reverse, rtol=1e-6)
-  np.testing.assert_allclose(forward_kl(OTHER, SKEWED), forward, rtol=1e-6)
+  np.testing.assert_allclose(reverse_kl(OTHER, SKEWED), reverse, rtol=1e-5)
+  np.testing.assert_allclose(forward_kl(OTHER, SKEWED), forward, rtol=1e-5)
   assert abs(reverse - forward) > 0.05
 
 
@@ -54,8 +54,8 @@ def test_sampled_form_by_hand():
   # (ln 1/2 - ln 1/4) ln 1/2, and the slope is the bracket alone.
   student, teacher = jnp.log(0.5), jnp.log(0.25)
   value, slope = jax.value_and_grad(sampled_reverse_kl)(student, teacher)
-  np.testing.assert_allclose(value, -(np.log(2) ** 2), rtol=1e-6)
-  np.testing.assert_allclose(slope, np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(value, -(np.log(2) ** 2), rtol=1e-5)
+  np.testing.assert_allclose(slope, np.log(2), rtol=1e-5)
 
 
 def test_sampled_form_has_the_gradient_of_reverse_kl_on_average():

@@ -1,5 +1,6 @@
 import functools
 import inspect
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -59,16 +60,21 @@ def test_the_gradient_identity():
   apply_fn, params = model()
   _, teacher_params = model(seed=1)
   prompts, rollout, evidence = batch()
+  assert evidence.context_index is not None
   # One teacher each, here for all rollouts.
-  evidence = evidence.replace(
+  evidence = replace(
+    evidence,
     context_index=evidence.context_index[..., :1],
-    context_mask=jnp.ones_like(evidence.context_mask[..., :1]),
+    context_mask=jnp.ones((4, 3, 1), bool),
   )
   signal = jit(functools.partial(sd.signal_step, apply_fn))(
     teacher_params, None, prompts, rollout, evidence
   )
   teacher_logp = token_logp(
-    apply_fn, teacher_params, signal.teacher_hidden[..., 0, :], rollout.ids
+    apply_fn,
+    teacher_params,
+    signal.teacher_hidden[..., 0, :],
+    jnp.asarray(rollout.ids),
   )
   advantage = jax.lax.stop_gradient(teacher_logp - rollout.behavior_logp)
   weight = weights(rollout, signal.sample_mask)
@@ -79,6 +85,6 @@ def test_the_gradient_identity():
     return f(params, teacher_params, prompts, rollout, signal, weight)[0]
 
   ours = gradient(sd, signal, support='sampled')
-  theirs = gradient(rl, signal.replace(advantage=advantage))
+  theirs = gradient(rl, replace(signal, advantage=advantage))
   assert max(jnp.abs(g).max() for g in jax.tree.leaves(ours)) > 0.1
   assert_close(theirs, ours, 1e-5)

@@ -29,7 +29,7 @@ def test_clip_by_hand(ratio, advantage, want, slope):
   # The slope is with respect to the log-probability: d ratio = ratio.
   value, gradient = jax.value_and_grad(
     lambda logp: clipped_policy_gradient(
-      logp, jnp.float32(-1.0), advantage, clip_low=0.2, clip_high=0.3
+      logp, jnp.array(-1.0), jnp.array(advantage), clip_low=0.2, clip_high=0.3
     )
   )(jnp.log(ratio) - 1.0)
   np.testing.assert_allclose(value, want, rtol=1e-5)
@@ -39,7 +39,7 @@ def test_clip_by_hand(ratio, advantage, want, slope):
 def test_the_behaviour_policy_is_constant():
   slope = jax.grad(
     lambda b: clipped_policy_gradient(
-      jnp.float32(-1.0), b, 1.0, clip_low=9.0, clip_high=9.0
+      jnp.float32(-1.0), b, jnp.array(1.0), clip_low=9.0, clip_high=9.0
     )
   )(-1.1)
   assert slope == 0
@@ -60,7 +60,11 @@ def test_two_groups_by_hand():
 
   def total(logp):
     each = clipped_policy_gradient(
-      logp, -1.0, advantage_QG[..., None], clip_low=0.2, clip_high=0.2
+      logp,
+      jnp.array(-1.0),
+      advantage_QG[..., None],
+      clip_low=0.2,
+      clip_high=0.2,
     )
     return jnp.sum(weight * each)
 

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def test_a_sample_does_not_depend_on_what_is_beside_it():
   assert rows(sampler()(turned, KEY))[::-1] == want
   more = rows(sampler(num_samples=16)(PROMPTS, KEY))
   assert [group[:3] for group in more] == want
-  wide = PROMPTS.replace(ids=jnp.pad(PROMPTS.ids, ((0, 0), (3, 0))))
+  wide = replace(PROMPTS, ids=jnp.pad(PROMPTS.ids, ((0, 0), (3, 0))))
   assert rows(sampler()(wide, KEY)) == want
 
 
@@ -131,7 +132,7 @@ def test_a_prefix_of_a_longer_rollout_is_the_shorter_one():
 def test_another_step_or_question_id_draws_anew():
   want = rows(sampler()(PROMPTS, KEY))
   assert rows(sampler()(PROMPTS, rng.stream(0, 'rollout', 1))) != want
-  renamed = PROMPTS.replace(question_id=PROMPTS.question_id + 1)
+  renamed = replace(PROMPTS, question_id=PROMPTS.question_id + 1)
   assert rows(sampler()(renamed, KEY)) != want
 
 

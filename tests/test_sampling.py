@@ -83,11 +83,15 @@ def test_bfloat16_logits_are_normalised_in_float32():
   ],
 )
 def test_values_out_of_range_are_named(options):
-  (name, value), = options.items()
+  ((name, value),) = options.items()
   with pytest.raises(ValueError, match=f'{name}={value} must be'):
-    Sampling(**options).check()
+    Sampling()._replace(**options).check()
 
 
 def test_values_in_range_pass():
-  for options in ({}, {'temperature': 0}, {'top_p': 1.0, 'min_p': 0.5}):
-    assert Sampling(**options).check() == Sampling(**options)
+  for sampling in (
+    Sampling(),
+    Sampling(temperature=0, top_k=3),
+    Sampling(top_p=1.0, min_p=0.5),
+  ):
+    assert sampling.check() == sampling

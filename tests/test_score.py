@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def test_temperature_divides_the_logits():
 
 def test_reference_logp_by_hand():
   apply_fn, params = chain(LAW)
-  prompts = make_prompts([2], 3).replace(ids=jnp.array([[0, 0, 1]]))
+  prompts = replace(make_prompts([2], 3), ids=jnp.array([[0, 0, 1]]))
   rollout = rollout_of([[[2, 0]]])
   out = reference_logp(apply_fn, params, prompts, rollout, 0.5, 16)
   assert out is not None
@@ -173,10 +174,11 @@ def test_the_score_does_not_depend_on_the_padding_width():
 
 def test_prefill_gives_the_last_real_state():
   apply_fn, params = chain(LAW)
-  prompts = make_prompts([2, 4], 5)
-  prompts = prompts.replace(ids=jnp.array([[0, 0, 0, 1, 2], [1, 2, 0, 2, 1]]))
   prefix, last = prefill(
-    apply_fn, params, prompts.ids[:, None], prompts.length[:, None]
+    apply_fn,
+    params,
+    jnp.array([[[0, 0, 0, 1, 2]], [[1, 2, 0, 2, 1]]]),
+    jnp.array([[2], [4]]),
   )
   assert prefix.length.tolist() == [[2], [4]]
   assert last[:, 0].argmax(-1).tolist() == [2, 1]

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ def signal_of(**changes):
   """The signal of the tiny decoder's batch, with changed evidence."""
   apply_fn, params = model(seed=1)
   prompts, rollout, evidence = batch()
-  evidence = evidence.replace(**dict(changes))
+  evidence = replace(evidence, **dict(changes))
   return jit(functools.partial(sd.signal_step, apply_fn))(
     params, None, prompts, rollout, evidence
   )
@@ -187,11 +188,11 @@ def test_losses_of_several_teachers_are_averaged():
   """K = 2 equals the mean of two runs with one teacher each."""
   signal = signal_of()
   whole = signal.teacher_mask.all(-1)
-  signal = signal.replace(sample_mask=whole)
+  signal = replace(signal, sample_mask=whole)
 
   def alone(k):
     only = jnp.arange(2) == k
-    return run(signal.replace(teacher_mask=signal.teacher_mask & only))
+    return run(replace(signal, teacher_mask=signal.teacher_mask & only))
 
   mean = jax.tree.map(lambda *x: sum(x) / 2, alone(0), alone(1))
   assert_close(run(signal), mean)
@@ -202,27 +203,29 @@ def test_a_teacher_that_is_masked_says_nothing():
   hidden = signal.teacher_hidden
   noise = jax.random.normal(jax.random.key(0), hidden.shape)
   hidden = jnp.where(signal.teacher_mask[:, :, None, :, None], hidden, noise)
-  assert_close(run(signal.replace(teacher_hidden=hidden)), run(signal), 1e-6)
+  assert_close(run(replace(signal, teacher_hidden=hidden)), run(signal), 1e-6)
 
 
 def test_rollouts_without_a_target_change_nothing():
   _, rollout, _ = batch()
   signal = signal_of()
   off = ~signal.sample_mask
-  other = rollout.replace(
+  other = replace(
+    rollout,
     ids=jnp.where(off[..., None], 7, rollout.ids),
     length=jnp.where(off, 5, rollout.length),
   )
   assert off.sum() == 2
   assert_close(run(signal, other), run(signal), 1e-6)
   # And those with one do.
-  other = rollout.replace(ids=jnp.where(off[..., None], rollout.ids, 7))
+  other = replace(rollout, ids=jnp.where(off[..., None], rollout.ids, 7))
   assert abs(run(signal, other)[0] - run(signal)[0]) > 1e-3
 
 
 def test_no_target_at_all_is_a_zero_gradient():
   signal = signal_of()
-  none = signal.replace(
+  none = replace(
+    signal,
     sample_mask=jnp.zeros_like(signal.sample_mask),
     teacher_mask=jnp.zeros_like(signal.teacher_mask),
   )
@@ -236,10 +239,10 @@ def test_columns_behind_a_rollouts_end_change_nothing():
   padding = jnp.arange(5) >= rollout.length[..., None]
   assert padding.any()
   signal = signal_of()
-  other = rollout.replace(ids=jnp.where(padding, 9, rollout.ids))
+  other = replace(rollout, ids=jnp.where(padding, 9, rollout.ids))
   hidden = jnp.where(padding[..., None, None], 3.0, signal.teacher_hidden)
   assert_close(
-    run(signal.replace(teacher_hidden=hidden), other), run(signal), 1e-6
+    run(replace(signal, teacher_hidden=hidden), other), run(signal), 1e-6
   )
 
 
@@ -274,12 +277,15 @@ def test_the_teachers_score_does_not_depend_on_the_padding_width():
   *_, evidence = batch()
   apply_fn, params = model(seed=1)
   prompts, rollout, _ = batch()
-  wide = evidence.replace(
+  wide = replace(
+    evidence,
     context_ids=jnp.pad(
-      evidence.context_ids, ((0, 0), (0, 1), (4, 0)), constant_values=3
+      jnp.asarray(evidence.context_ids),
+      ((0, 0), (0, 1), (4, 0)),
+      constant_values=3,
     ),
     context_length=jnp.pad(
-      evidence.context_length, ((0, 0), (0, 1)), constant_values=1
+      jnp.asarray(evidence.context_length), ((0, 0), (0, 1)), constant_values=1
     ),
   )
   signal = jit(functools.partial(sd.signal_step, apply_fn))(
@@ -295,7 +301,8 @@ def test_bfloat16_is_finite_and_close():
   _, params = model()
   signal = signal_of()
   want, _ = run(signal)
-  narrow = signal.replace(
+  narrow = replace(
+    signal,
     teacher_hidden=signal.teacher_hidden.astype(jnp.bfloat16)
   )
   (loss, _), grads = loss_and_gradient('bfloat16')(

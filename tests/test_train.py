@@ -69,11 +69,13 @@ def final_state(folder: Path, config: c.Config) -> TrainState:
   return jax.device_get(state)
 
 
+def assert_same(a: TrainState, b: TrainState):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def assert_same_run(a: Path, b: Path, config: c.Config):
   assert logged(a) == logged(b)
-  jax.tree.map(
-    np.testing.assert_array_equal, final_state(a, config), final_state(b, config)
-  )
+  assert_same(final_state(a, config), final_state(b, config))
 
 
 @pytest.fixture(scope='session', params=['sd', 'rl'])
@@ -142,11 +144,7 @@ def test_a_stopped_run_goes_on_exactly(unbroken, tmp_path):
   assert [r for r in metrics if 'train/loss' in r] == [
     r for r in whole if 'train/loss' in r
   ]
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    final_state(tmp_path, config),
-    final_state(folder, config),
-  )
+  assert_same(final_state(tmp_path, config), final_state(folder, config))
 
 
 def test_started_again_when_complete_changes_nothing(unbroken):

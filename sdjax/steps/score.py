@@ -1,5 +1,6 @@
 """Scoring completions under contexts: hidden states, then chunks of logits."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,7 @@ def completion_hidden(
     )
   else:
     first_QGD = jnp.take_along_axis(last_QED, index_QG[..., None], axis=1)
-    prefix = prefix.replace(index=index_QG)
+    prefix = dataclasses.replace(prefix, index=index_QG)
   if width == 1:
     return first_QGD[:, :, None]
   rest_QGTD, _ = apply_fn(
