@@ -65,7 +65,9 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(to_dict(config))
 
 
-def from_config_dict(values: Mapping[str, Any]) -> Config:
+def from_config_dict(
+  values: Mapping[str, Any] | ml_collections.ConfigDict,
+) -> Config:
   """Turns nested mappings back into a checked `Config`.
 
   Args:

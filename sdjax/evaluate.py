@@ -73,7 +73,7 @@ class Evaluator:
 
   def sample(
     self, params: Params, name: str
-  ) -> tuple[Graded, dict[str, np.ndarray]]:
+  ) -> tuple[Graded, dict[str, Any]]:
     """Samples one set and judges the answers.
 
     Args:
@@ -114,7 +114,7 @@ class Evaluator:
     prompts: Prompts,
     questions: Sequence[Question],
     name: str,
-  ) -> tuple[Graded, dict[str, np.ndarray]]:
+  ) -> tuple[Graded, dict[str, Any]]:
     """Samples contexts that are already encoded, and judges the answers.
 
     Args:

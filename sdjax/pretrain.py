@@ -88,12 +88,13 @@ def pretrain_step(
 
   value, grads = jax.value_and_grad(loss)(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  state = state.replace(
+  state = dataclasses.replace(
+    state,
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
   )
-  return state, {'loss': value, 'grad_norm': optax.global_norm(grads)}
+  return state, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
 
 def careful(method: config_lib.Pretraining) -> config_lib.Pretraining:

@@ -3,6 +3,7 @@
 Mirror image of `sdjax.demonstrations`.
 """
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.grading import Graded
@@ -36,7 +37,7 @@ def gather(
   reward_QG = graded.reward
   metrics = {}
   if diversity_weight:
-    share_QG = np.asarray(disjoint_share(_members(graded)))
+    share_QG = np.asarray(disjoint_share(jnp.asarray(_members(graded))))
     if diversity_for == 'correct':
       share_QG = share_QG * graded.correct
     reward_QG = reward_QG + diversity_weight * share_QG
@@ -53,8 +54,9 @@ def _members(graded: Graded) -> np.ndarray:
   """Bool [Q, G, S]: which concepts of its group's each rollout names."""
   groups = [[set(v.concepts) for v in row] for row in graded.verdicts]
   named = [sorted(set().union(*row)) for row in groups]
-  width = max(map(len, named))
-  members_QGS = np.zeros((len(groups), len(groups[0]), max(width, 1)), bool)
+  # In steps of 16, so that another number of concepts compiles nothing.
+  width = -(-max(1, *map(len, named)) // 16) * 16
+  members_QGS = np.zeros((len(groups), len(groups[0]), width), bool)
   for q, row in enumerate(groups):
     for g, concepts in enumerate(row):
       members_QGS[q, g, : len(named[q])] = [s in concepts for s in named[q]]

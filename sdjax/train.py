@@ -4,6 +4,7 @@ The loop reads as the data flows; everything it calls on a device is a pure
 function from `sdjax.steps`.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -85,10 +86,10 @@ class Compilations:
     self.seconds = 0.0
     jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-  def _hear(self, event: str, seconds: float, **_: Any) -> None:
+  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
     if event.endswith('backend_compile_duration'):
       self.count += 1
-      self.seconds += seconds
+      self.seconds += duration_secs
 
 
 class Trainer:
@@ -230,8 +231,8 @@ class Trainer:
     shape = (len(texts), config.num_samples, config.max_new_tokens)
     for width in config.context_buckets:
       prompts = self.encode(questions)
-      prompts = prompts.replace(
-        ids=jnp.zeros((len(texts), width), jnp.int32)
+      prompts = dataclasses.replace(
+        prompts, ids=jnp.zeros((len(texts), width), jnp.int32)
       )
       prompts = shard_batch(jax.device_get(prompts), self.mesh)
       rollout = self._rollout(
@@ -246,7 +247,8 @@ class Trainer:
       evidence = self.method.gather(graded, 0).evidence
       for count in self.method.num_contexts or (0,):
         if count:
-          evidence = evidence.replace(
+          evidence = dataclasses.replace(
+            evidence,
             context_ids=np.zeros(
               (len(texts), count, evidence.context_ids.shape[-1]), np.int32
             ),

@@ -23,10 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import struct
 
-Array = jax.Array | np.ndarray
+Array = Any
+"""A JAX array on a device or in a trace, or a NumPy array on the host."""
+
 Params = Any
 """A nested dict of arrays, as `flax.linen` makes it."""
 
@@ -92,11 +93,11 @@ class Evidence:
     context_mask: bool [Q, G, K], True where there is such a context.
   """
 
-  reward: Array | None = None
-  context_ids: Array | None = None
-  context_length: Array | None = None
-  context_index: Array | None = None
-  context_mask: Array | None = None
+  reward: Array = None
+  context_ids: Array = None
+  context_length: Array = None
+  context_index: Array = None
+  context_mask: Array = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +132,10 @@ class Signal:
   """
 
   sample_mask: Array
-  advantage: Array | None = None
-  teacher_hidden: Array | None = None
-  teacher_mask: Array | None = None
-  ref_logp: Array | None = None
+  advantage: Array = None
+  teacher_hidden: Array = None
+  teacher_mask: Array = None
+  ref_logp: Array = None
 
 
 @struct.dataclass

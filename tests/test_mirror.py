@@ -55,6 +55,24 @@ def test_the_functions_come_in_the_same_order():
     assert found == NAMES
 
 
+@pytest.mark.parametrize('module', [sd, rl], ids=['sd', 'rl'])
+def test_a_signal_is_constant(module):
+  apply_fn, params = model()
+  prompts, rollout, evidence = batch()
+
+  def f(params):
+    signal = module.signal_step(
+      apply_fn, params, params, prompts, rollout, evidence
+    )
+    leaves = jax.tree.leaves(signal)
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert len(floats) == 2
+    return sum(x.sum() for x in floats)
+
+  grads = jit(jax.grad(f))(params)
+  assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
 def test_the_gradient_identity():
   """RL on teacher_logp - behavior_logp is the sampled-token reverse KL."""
   apply_fn, params = model()

@@ -18,6 +18,7 @@ from sdjax import train as train_lib
 from sdjax.checkpoint import Checkpoints
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.eval.runs import read_json_lines
+from sdjax.sharding import make_mesh
 from sdjax.types import TrainState
 from sdjax.workdir import Workdir, WorkdirError
 
@@ -31,7 +32,6 @@ SMALL = c.Config(
     num_samples=4,
     batch_questions=4,
   ),
-  mesh=c.Mesh(data=4, model=2),
 )
 METHODS = {
   'sd': c.SelfDistillation(demonstrations=c.Demonstrations(count=2)),
@@ -39,7 +39,19 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """Runs on one of the session's devices: sharding is tested elsewhere."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      train_lib,
+      'make_mesh',
+      lambda sizes: make_mesh(sizes, jax.devices()[:1]),
+    )
+    yield
+
+
+@pytest.fixture(scope='module')
 def cache(tmp_path_factory):
   """One data cache for all runs of the session."""
   return str(tmp_path_factory.mktemp('data'))
@@ -78,7 +90,7 @@ def assert_same_run(a: Path, b: Path, config: c.Config):
   assert_same(final_state(a, config), final_state(b, config))
 
 
-@pytest.fixture(scope='session', params=['sd', 'rl'])
+@pytest.fixture(scope='module', params=['sd', 'rl'])
 def unbroken(request, cache, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   config = small(request.param, cache)
@@ -225,8 +237,8 @@ def start(config: c.Config, folder: Path) -> subprocess.Popen:
     '',
     environment.get('XLA_FLAGS', ''),
   )
-  environment['JAX_COMPILATION_CACHE_DIR'] = str(
-    jax.config.jax_compilation_cache_dir
+  environment['JAX_COMPILATION_CACHE_DIR'] = jax.config.read(
+    'jax_compilation_cache_dir'
   )
   environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   return subprocess.Popen(
@@ -252,9 +264,7 @@ def wait_for_steps(process: subprocess.Popen, folder: Path, steps: int):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['sd', 'rl'])
 def test_killed_at_any_moment_a_run_ends_the_same(method, cache, tmp_path):
-  config = small(
-    method, cache, mesh=c.Mesh(), train__num_steps=8, train__eval_every=4
-  )
+  config = small(method, cache, train__num_steps=8, train__eval_every=4)
   whole = tmp_path / 'whole'
   assert start(config, whole).wait() == 0
   killed = tmp_path / 'killed'
@@ -266,5 +276,4 @@ def test_killed_at_any_moment_a_run_ends_the_same(method, cache, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
   assert start(config, killed).wait() == 0
-  config = replace(config, mesh=c.Mesh(data=4, model=2))
   assert_same_run(whole, killed, config)

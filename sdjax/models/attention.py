@@ -6,6 +6,7 @@ tokens being computed. Their scores are made piece by piece, normalised
 together, and applied piece by piece; so the prefix is never repeated.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,13 +73,16 @@ def attend(q_QGTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     )
     scores.append(jnp.where(mask[:, :, None, None], score, MASKED))
   probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  out, start = 0.0, 0
+  parts, start = [], 0
   for _, v, _ in segments:
     values = 'qsmh' if v.ndim == 4 else 'qgsmh'
     size = v.shape[-3]
     part = probs[..., start : start + size].astype(v.dtype)
-    out += jnp.einsum(
-      f'qgmrts,{values}->qgtmrh', part, v, preferred_element_type=jnp.float32
+    parts.append(
+      jnp.einsum(
+        f'qgmrts,{values}->qgtmrh', part, v, preferred_element_type=jnp.float32
+      )
     )
     start += size
+  out = functools.reduce(jnp.add, parts)
   return out.astype(q_QGTNH.dtype).reshape(q_QGTNH.shape)

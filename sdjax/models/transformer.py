@@ -180,7 +180,14 @@ class Transformer(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+      # flax annotates a single int, but documents one entry an argument.
+      in_axes=(  # pyright: ignore[reportArgumentType]
+        nn.broadcast,
+        nn.broadcast,
+        nn.broadcast,
+        0,
+        0,
+      ),
       length=cfg.num_layers,
     )(cfg)
     self.norm = RMSNorm(cfg)
