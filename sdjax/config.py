@@ -219,9 +219,9 @@ class Pretraining:
   ffn_width: int = 192
   batch_size: int = 128
   max_context: int = 48
-  careful_steps: int = 1900
-  correct_share: float = 0.5
-  easy_share: float = 0.85
+  careful_steps: int = 1750
+  correct_share: float = 0.6
+  easy_share: float = 0.95
   demonstration_share: float = 0.5
   demonstration_easy_share: float = 0.6
   copy_share: float = 0.98
@@ -285,7 +285,7 @@ class Train:
     logged_questions: questions a step whose rollouts go to rollouts.jsonl.
   """
 
-  num_steps: int = 100
+  num_steps: int = 125
   micro_batches: int = 1
   eval_every: int = 25
   checkpoint_every: int = 25
