@@ -185,12 +185,12 @@ def test_save_killed_in_the_middle_is_ignored(tmp_path, open_checkpoints):
 def damaged_files(folder):
   """Files of checkpoint 2 without which it cannot be right."""
   state = folder / '2' / 'state'
-  data = max(state.rglob('d/*'), key=lambda x: x.stat().st_size)
+  # All data files: some are left over from merging, and which ones varies.
   return [
-    data,
-    state / 'manifest.ocdbt',
-    state / '_METADATA',
-    folder / '2' / 'extra' / 'metadata',
+    sorted(state.rglob('d/*')),
+    [state / 'manifest.ocdbt'],
+    [state / '_METADATA'],
+    [folder / '2' / 'extra' / 'metadata'],
   ]
 
 
@@ -202,12 +202,12 @@ def test_damaged_newest(
   which, how, two_steps, tmp_path, open_checkpoints, capfd
 ):
   folder = Path(shutil.copytree(two_steps, tmp_path / 'copy'))
-  path = damaged_files(folder)[which]
-  content = path.read_bytes()
-  if how == 'deleted':
-    path.unlink()
-  else:
-    path.write_bytes(content[: len(content) // 2])
+  contents = {p: p.read_bytes() for p in damaged_files(folder)[which]}
+  for path, content in contents.items():
+    if how == 'deleted':
+      path.unlink()
+    else:
+      path.write_bytes(content[: len(content) // 2])
   before = sorted(folder.rglob('*'))
   checkpoints = open_checkpoints(folder)
   assert checkpoints.latest_step() == 2
@@ -222,7 +222,8 @@ def test_damaged_newest(
   assert capfd.readouterr().err == ''
   assert sorted(folder.rglob('*')) == before
   assert_same(checkpoints.restore(1, target)[0], make_state())
-  path.write_bytes(content)
+  for path, content in contents.items():
+    path.write_bytes(content)
   assert open_checkpoints(folder).restore(2, target)[1] == {'n': 2}
   shutil.rmtree(folder / '2')
   assert open_checkpoints(folder).latest_step() == 1
