@@ -285,7 +285,7 @@ class Train:
     logged_questions: questions a step whose rollouts go to rollouts.jsonl.
   """
 
-  num_steps: int = 200
+  num_steps: int = 150
   micro_batches: int = 1
   eval_every: int = 25
   checkpoint_every: int = 25
