@@ -237,9 +237,6 @@ def start(config: c.Config, folder: Path) -> subprocess.Popen:
     '',
     environment.get('XLA_FLAGS', ''),
   )
-  environment['JAX_COMPILATION_CACHE_DIR'] = jax.config.read(
-    'jax_compilation_cache_dir'
-  )
   environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   return subprocess.Popen(
     [sys.executable, '-c', RUN, json.dumps(to_dict(config)), str(folder)],
