@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -232,10 +231,10 @@ train(from_config_dict(json.loads(sys.argv[1])), sys.argv[2])
 
 def start(config: c.Config, folder: Path) -> subprocess.Popen:
   environment = dict(os.environ)
-  environment['XLA_FLAGS'] = re.sub(
-    r'--xla_force_host_platform_device_count=\d+',
-    '',
-    environment.get('XLA_FLAGS', ''),
+  flags = environment.get('XLA_FLAGS', '').split()
+  # One device, as a user would have. (XLA takes a blank for a file's name.)
+  environment['XLA_FLAGS'] = ' '.join(
+    flag for flag in flags if 'host_platform_device_count' not in flag
   )
   environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   return subprocess.Popen(
