@@ -214,7 +214,7 @@ def diversity(
 _TRAINING = (
   'train/reward',
   'train/loss',
-  'train/kl',
+  'train/kl_ref',
   'train/entropy',
   'train/length',
   'train/grad_norm',

@@ -36,7 +36,7 @@ from sdjax.sharding import (
   state_sharding,
   with_sharding,
 )
-from sdjax.steps.score import completion_hidden, token_logp
+from sdjax.steps.score import student_hidden, token_logp
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Question
 from sdjax.tasks.concept_graph.rendering import render_answer
@@ -74,13 +74,7 @@ def pretrain_step(
   mask_QGT = length_mask(length_QG, ids_QGT.shape[-1])
 
   def loss(params: Params) -> jax.Array:
-    hidden = completion_hidden(
-      apply_fn,
-      params,
-      prompts.ids[:, None],
-      prompts.length[:, None],
-      ids_QGT,
-    )
+    hidden = student_hidden(apply_fn, params, prompts, ids_QGT)
     logp = token_logp(
       apply_fn, params, hidden, ids_QGT, chunk=ids_QGT.shape[-1]
     )

@@ -226,33 +226,31 @@ class Trainer:
       questions: any Q training questions.
     """
     assert self.config.rollout
-    config = self.config.rollout
-    texts = [[''] * config.num_samples for _ in questions]
-    shape = (len(texts), config.num_samples, config.max_new_tokens)
-    for width in config.context_buckets:
-      prompts = self.encode(questions)
-      prompts = dataclasses.replace(
-        prompts, ids=jnp.zeros((len(texts), width), jnp.int32)
+    num_q, num_g = len(questions), self.config.rollout.num_samples
+    # An empty answer is wrong everywhere: nothing is drawn from it.
+    graded = Graded(
+      questions=questions,
+      answers=[[''] * num_g] * num_q,
+      verdicts=[[self.task.verify(q, '')] * num_g for q in questions],
+    )
+    evidence = self.method.gather(graded, 0).evidence
+    key = rng.stream(self.config.seed, 'warm_up')
+    for width in self.config.rollout.context_buckets:
+      blank = Prompts(
+        ids=np.zeros((num_q, width), np.int32),
+        length=np.ones(num_q, np.int32),
+        question_id=np.arange(num_q, dtype=np.int32),
       )
-      prompts = shard_batch(jax.device_get(prompts), self.mesh)
-      rollout = self._rollout(
-        self.state.params, prompts, rng.stream(self.config.seed, 'warm_up')
-      )
-      assert rollout.ids.shape == shape
-      verdicts = [
-        [self.task.verify(q, '') for _ in row]
-        for q, row in zip(questions, texts, strict=True)
-      ]
-      graded = Graded(questions=questions, answers=texts, verdicts=verdicts)
-      evidence = self.method.gather(graded, 0).evidence
+      prompts = shard_batch(blank, self.mesh)
+      rollout = self._rollout(self.state.params, prompts, key)
       for count in self.method.num_contexts or (0,):
         if count:
           evidence = dataclasses.replace(
             evidence,
             context_ids=np.zeros(
-              (len(texts), count, evidence.context_ids.shape[-1]), np.int32
+              (num_q, count, evidence.context_ids.shape[-1]), np.int32
             ),
-            context_length=np.ones((len(texts), count), np.int32),
+            context_length=np.ones((num_q, count), np.int32),
           )
         self.signal(prompts, rollout, evidence)
 

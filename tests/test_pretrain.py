@@ -5,13 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from models import one_device
 
 from sdjax import config as c
 from sdjax import pretrain as pretrain_lib
 from sdjax.config_dict import from_config_dict, replace
 from sdjax.language_model import load
 from sdjax.models import hf
-from sdjax.sharding import make_mesh
 
 TINY = c.Config(
   mode='pretrain',
@@ -44,12 +44,7 @@ def runs(tmp_path_factory):
   root = tmp_path_factory.mktemp('pretrain')
   config = replace(TINY, task__cache_dir=str(root / 'data'))
   whole, stopped = root / 'whole', root / 'stopped'
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      pretrain_lib,
-      'make_mesh',
-      lambda sizes: make_mesh(sizes, jax.devices()[:1]),
-    )
+  with one_device(pretrain_lib):
     pretrain_lib.pretrain(config, str(whole))
     pretrain_lib.pretrain(replace(config, train__num_steps=2), str(stopped))
     pretrain_lib.pretrain(config, str(stopped))

@@ -11,7 +11,7 @@ from models import (
   jit,
   largest_logits,
   model,
-  weights,
+  signal_then_loss,
 )
 
 from sdjax.steps import rl
@@ -47,14 +47,16 @@ EVIDENCE = Evidence(reward=jnp.array(REWARD))
 def by_hand(rollout=ROLLOUT, ref=None, **options):
   apply_fn, params = chain(LAW)
   ref_params = None if ref is None else chain(ref)[1]
-  signal = rl.signal_step(
-    apply_fn, None, ref_params, PROMPTS, rollout, EVIDENCE
-  )
-  weight = weights(rollout, signal.sample_mask)
 
   def f(params):
-    return rl.loss(
-      apply_fn, params, None, PROMPTS, rollout, signal, weight, **options
+    return signal_then_loss(
+      rl,
+      apply_fn,
+      params,
+      None,
+      ref_params,
+      (PROMPTS, rollout, EVIDENCE),
+      **options,
     )
 
   (loss, metrics), slope = jax.value_and_grad(f, has_aux=True)(params)
@@ -135,19 +137,9 @@ def loss_and_gradient(chunk=16, dtype='float32'):
   prompts, _, evidence = batch()
 
   def f(params, ref_params, rollout):
-    signal = rl.signal_step(
-      apply_fn, None, ref_params, prompts, rollout, evidence, chunk=chunk
-    )
-    return rl.loss(
-      apply_fn,
-      params,
-      None,
-      prompts,
-      rollout,
-      signal,
-      weights(rollout, signal.sample_mask),
-      kl_coef=0.3,
-      chunk=chunk,
+    data = (prompts, rollout, evidence)
+    return signal_then_loss(
+      rl, apply_fn, params, None, ref_params, data, chunk, kl_coef=0.3
     )
 
   return jit(jax.value_and_grad(f, has_aux=True))
@@ -188,23 +180,11 @@ def test_bfloat16_is_finite_and_close():
 def test_logits_exist_for_one_chunk_only():
   vocab, num_q, num_g, width = 199, 4, 3, 5
   apply_fn, params = model(vocab_size=vocab)
-  prompts, rollout, evidence = batch()
 
   def trace(chunk):
     def f(params):
-      signal = rl.signal_step(
-        apply_fn, None, params, prompts, rollout, evidence, chunk=chunk
-      )
-      return rl.loss(
-        apply_fn,
-        params,
-        None,
-        prompts,
-        rollout,
-        signal,
-        weights(rollout, signal.sample_mask),
-        kl_coef=0.1,
-        chunk=chunk,
+      return signal_then_loss(
+        rl, apply_fn, params, None, params, batch(), chunk, kl_coef=0.1
       )[0]
 
     return largest_logits(

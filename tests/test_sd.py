@@ -13,6 +13,7 @@ from models import (
   jit,
   largest_logits,
   model,
+  signal_then_loss,
   weights,
 )
 
@@ -48,17 +49,13 @@ def by_hand(options, index=((0,),), teacher=TEACHER, ref=None):
     context_mask=jnp.ones((1, 1, len(index[0])), bool),
   )
   ref_params = None if ref is None else chain(ref)[1]
-  signal = sd.signal_step(
-    apply_fn, teacher_params, ref_params, prompts, rollout, evidence
-  )
-  return sd.loss(
+  return signal_then_loss(
+    sd,
     apply_fn,
     params,
     teacher_params,
-    prompts,
-    rollout,
-    signal,
-    weights(rollout, signal.sample_mask),
+    ref_params,
+    (prompts, rollout, evidence),
     **options,
   )
 
@@ -252,21 +249,10 @@ def test_chunks_change_nothing():
 
 def test_the_teacher_is_constant():
   apply_fn, params = model()
-  prompts, rollout, evidence = batch()
 
   def f(teacher_params):
-    signal = sd.signal_step(
-      apply_fn, teacher_params, teacher_params, prompts, rollout, evidence
-    )
-    return sd.loss(
-      apply_fn,
-      params,
-      teacher_params,
-      prompts,
-      rollout,
-      signal,
-      weights(rollout, signal.sample_mask),
-      kl_coef=1.0,
+    return signal_then_loss(
+      sd, apply_fn, params, teacher_params, teacher_params, batch(), kl_coef=1.0
     )[0]
 
   grads = jit(jax.grad(f))(model(seed=1)[1])
@@ -317,24 +303,19 @@ def test_bfloat16_is_finite_and_close():
 def test_logits_exist_for_one_chunk_only(objective):
   vocab, num_q, num_g, width, num_k = 199, 4, 3, 5, 2
   apply_fn, params = model(vocab_size=vocab)
-  prompts, rollout, evidence = batch()
 
   def trace(chunk):
     def f(params):
-      signal = sd.signal_step(
-        apply_fn, params, params, prompts, rollout, evidence, chunk=chunk
-      )
-      return sd.loss(
+      return signal_then_loss(
+        sd,
         apply_fn,
         params,
         params,
-        prompts,
-        rollout,
-        signal,
-        weights(rollout, signal.sample_mask),
+        params,
+        batch(),
+        chunk,
         objective=objective,
         kl_coef=0.1,
-        chunk=chunk,
       )[0]
 
     return largest_logits(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from models import assert_close, make_prompts, model
+from models import COMPILER_OPTIONS, assert_close, make_prompts, model
 
 from sdjax import config, sharding
 from sdjax.optim import make_optimizer
@@ -21,20 +21,6 @@ from sdjax.types import Evidence, TrainState
 SIZES = {'vocab_size': 24, 'tie_embeddings': False}
 Q, G, T, C = 8, 2, 5, 6
 MESHES = ['1x1', '4x1', '2x2']
-
-
-@functools.cache
-def quick():
-  """Compiler options for steps that are compiled often and run once."""
-  options = {
-    'xla_backend_optimization_level': 0,
-    'xla_cpu_use_fusion_emitters': False,
-  }
-  try:
-    jax.jit(jnp.sin, compiler_options=options).lower(1.0).compile()
-  except jax.errors.JaxRuntimeError:  # a jax that has no such option
-    return {}
-  return options
 
 
 COLUMNS = PartitionSpec(None, 'data', 'model')
@@ -69,7 +55,7 @@ def sampled(mesh_name):
     batch = sharding.shard_batch(batch, mesh)
     key = jax.device_put(key, sharding.replicated(mesh))
   return jax.device_get(
-    jax.jit(step, compiler_options=quick())(params, batch, key)
+    jax.jit(step, compiler_options=COMPILER_OPTIONS)(params, batch, key)
   )
 
 
@@ -148,7 +134,7 @@ def updated(method, mesh_name, micro_batches):
     batch = sharding.shard_batch(batch, mesh)
     places = (places, sharding.replicated(mesh))
   jitted = jax.jit(
-    whole_step, out_shardings=places, compiler_options=quick()
+    whole_step, out_shardings=places, compiler_options=COMPILER_OPTIONS
   )
   return jitted(state, *batch)
 

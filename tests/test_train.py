@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from models import one_device
 
 from sdjax import config as c
 from sdjax import train as train_lib
 from sdjax.checkpoint import Checkpoints
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.eval.runs import read_json_lines
-from sdjax.sharding import make_mesh
 from sdjax.types import TrainState
 from sdjax.workdir import Workdir, WorkdirError
 
@@ -39,14 +39,9 @@ METHODS = {
 
 
 @pytest.fixture(scope='module', autouse=True)
-def one_device():
-  """Runs on one of the session's devices: sharding is tested elsewhere."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      train_lib,
-      'make_mesh',
-      lambda sizes: make_mesh(sizes, jax.devices()[:1]),
-    )
+def on_one_device():
+  """Sharding is tested elsewhere."""
+  with one_device(train_lib):
     yield
 
 

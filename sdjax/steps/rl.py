@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from sdjax.objectives.advantage import group_normalised
 from sdjax.objectives.policy_gradient import clipped_policy_gradient, k3
 from sdjax.steps.score import (
-  completion_hidden,
   log_softmax,
   over_token_chunks,
   reference_logp,
+  student_hidden,
   take_token,
 )
 from sdjax.types import (
@@ -101,9 +101,7 @@ def loss(
   Source: arXiv 2402.03300 (GRPO).
   """
   del teacher_params
-  hidden = completion_hidden(
-    apply_fn, params, prompts.ids[:, None], prompts.length[:, None], rollout.ids
-  )
+  hidden = student_hidden(apply_fn, params, prompts, rollout.ids)
 
   def part(hidden_QGTD, ids_QGT):
     student = log_softmax(

@@ -83,6 +83,25 @@ def completion_hidden(
   return jnp.concatenate([first_QGD[:, :, None], rest_QGTD], axis=2)
 
 
+def student_hidden(
+  apply_fn: ApplyFn, params: Params, prompts: Prompts, ids_QGT: jax.Array
+) -> jax.Array:
+  """`completion_hidden` under the questions themselves (E is 1).
+
+  Args:
+    apply_fn: the model.
+    params: its weights.
+    prompts: Q contexts, each shared by the question's completions.
+    ids_QGT: int32, right-padded completions.
+
+  Returns:
+    [Q, G, T, D]: column t predicts completion token t.
+  """
+  return completion_hidden(
+    apply_fn, params, prompts.ids[:, None], prompts.length[:, None], ids_QGT
+  )
+
+
 def over_token_chunks(
   fn: Callable[..., Any], chunk: int, *arrays: Any
 ) -> Any:
@@ -189,13 +208,7 @@ def reference_logp(
   """
   if ref_params is None:
     return None
-  hidden = completion_hidden(
-    apply_fn,
-    ref_params,
-    prompts.ids[:, None],
-    prompts.length[:, None],
-    rollout.ids,
-  )
+  hidden = student_hidden(apply_fn, ref_params, prompts, rollout.ids)
   return token_logp(
     apply_fn,
     ref_params,

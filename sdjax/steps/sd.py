@@ -14,6 +14,7 @@ from sdjax.steps.score import (
   log_softmax,
   over_token_chunks,
   reference_logp,
+  student_hidden,
   take_token,
 )
 from sdjax.types import (
@@ -131,9 +132,7 @@ def loss(
       f"{objective!r}; use support='full'."
     )
   distance = divergence(objective, jsd_alpha)
-  hidden = completion_hidden(
-    apply_fn, params, prompts.ids[:, None], prompts.length[:, None], rollout.ids
-  )
+  hidden = student_hidden(apply_fn, params, prompts, rollout.ids)
 
   def part(hidden_QGTD, teacher_hidden_QGTKD, ids_QGT, mask_QGTK):
     student = log_softmax(
