@@ -5,8 +5,11 @@ The step functions are pure and take a model as `apply_fn`:
   rollout_step   sample G completions of each question
   sd, rl         mirror-image modules: `signal_step`, `loss`
   update_step    gradient, optimizer, EMA teacher
+
+`load` makes one of a checkpoint, `logits` is its plain forward.
 """
 
+from sdjax.language_model import LanguageModel, load, logits
 from sdjax.models.transformer import (
   Transformer,
   TransformerConfig,
@@ -29,6 +32,7 @@ from sdjax.types import (
 
 __all__ = [
   'Evidence',
+  'LanguageModel',
   'Prompts',
   'Rollout',
   'Sampling',
@@ -39,6 +43,8 @@ __all__ = [
   'completion_hidden',
   'init_params',
   'length_mask',
+  'load',
+  'logits',
   'make_apply_fn',
   'rl',
   'rollout_step',

@@ -1,12 +1,20 @@
 """A model ready to use: weights, forward, tokenizer and where answers end."""
 
 import dataclasses
+import functools
 from typing import Any
+
+import jax
 
 from sdjax import config as config_lib
 from sdjax.data import tokenizer as tokenizer_lib
 from sdjax.models import hf
-from sdjax.models.transformer import TransformerConfig, make_apply_fn
+from sdjax.models.transformer import (
+  TransformerConfig,
+  init_params,
+  make_apply_fn,
+)
+from sdjax.sharding import state_sharding
 from sdjax.types import ApplyFn, Params
 
 
@@ -17,8 +25,9 @@ class LanguageModel:
   Attributes:
     config: sizes and numerics.
     apply_fn: `apply_fn(params, *args, method=name)`, as the steps take it.
-    params: the weights, host arrays.
-    tokenizer: a fast tokenizer of `transformers`.
+    params: the weights, on the default device or over a mesh.
+    tokenizer: a fast tokenizer of `transformers`; None if the checkpoint has
+      none.
     eos_ids: tokens that end a completion.
   """
 
@@ -35,42 +44,85 @@ def load(
   dtype: str = 'float32',
   param_dtype: str = 'float32',
   remat: str = 'none',
+  mesh: Any = None,
 ) -> LanguageModel:
-  """Loads a Hugging Face checkpoint folder.
+  """Loads a checkpoint.
 
   Args:
-    path: the folder, or `builtin:NAME` for a model inside the package.
+    path: a Hugging Face folder, a `.gguf` file, `owner/model` for one on the
+      hub, or `builtin:NAME` for a model inside the package.
     dtype: what matrix products run in.
     param_dtype: what the weights are kept in.
     remat: what the backward pass recomputes; see `TransformerConfig`.
+    mesh: devices to split the weights over; None: the default device.
 
   Returns:
-    The model, its weights still on the host.
+    The model.
 
   Raises:
     ValueError: (a `CheckpointError`) naming what is missing, damaged or not
       supported.
   """
-  folder = hf.resolve(path)
+  found = hf.resolve(path)
   cfg = hf.load_config(
-    folder, dtype=dtype, param_dtype=param_dtype, remat=remat
+    found, dtype=dtype, param_dtype=param_dtype, remat=remat
   )
-  tokenizer = tokenizer_lib.load_tokenizer(folder)
-  hf.check_vocabulary(cfg, tokenizer)
+  tokenizer, eos_ids = None, ()
+  if hf.is_gguf(found) or any(found.glob('tokenizer*')):
+    tokenizer = tokenizer_lib.load_tokenizer(found)
+    eos_ids = tokenizer_lib.eos_ids(found, tokenizer)
+  if tokenizer is not None:
+    hf.check_vocabulary(cfg, tokenizer)
+    known = min(hf.num_tokens(tokenizer), cfg.vocab_size)
+    cfg = dataclasses.replace(cfg, num_tokens=known)
+  places = None
+  if mesh is not None:
+    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    places = state_sharding(shapes, mesh)
   return LanguageModel(
     config=cfg,
     apply_fn=make_apply_fn(cfg),
-    params=hf.load_params(folder, cfg),
+    params=hf.load_params(found, cfg, places),
     tokenizer=tokenizer,
-    eos_ids=tokenizer_lib.eos_ids(folder, tokenizer),
+    eos_ids=eos_ids,
   )
 
 
-def load_from_config(model: config_lib.Model) -> LanguageModel:
+def load_from_config(
+  model: config_lib.Model, mesh: Any = None
+) -> LanguageModel:
   """Loads the model a run's config names."""
-  return load(
+  loaded = load(
     model.path,
     dtype=model.dtype,
     param_dtype=model.param_dtype,
     remat=model.remat,
+    mesh=mesh,
   )
+  if loaded.tokenizer is None:
+    raise config_lib.ConfigError(
+      f'model.path={model.path!r} has no tokenizer files; training and '
+      'evaluation need tokenizer.json and tokenizer_config.json.'
+    )
+  return loaded
+
+
+@functools.cache
+def _forward(apply_fn: ApplyFn) -> Any:
+  return jax.jit(apply_fn)
+
+
+def logits(model: LanguageModel, ids: Any) -> jax.Array:
+  """The plain forward of a research script.
+
+  Args:
+    model: from `load`.
+    ids: int [T] or [B, T], token ids without padding.
+
+  Returns:
+    float32 [T, V] or [B, T, V]: row t predicts token t + 1.
+  """
+  ids = jax.numpy.asarray(ids, jax.numpy.int32)
+  if ids.ndim == 1:
+    return _forward(model.apply_fn)(model.params, ids[None])[0]
+  return _forward(model.apply_fn)(model.params, ids)

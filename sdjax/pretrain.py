@@ -18,8 +18,9 @@ import optax
 from sdjax import config as config_lib
 from sdjax import config_dict, rng
 from sdjax.checkpoint import Checkpoints
+from sdjax.data.context import encode_context
 from sdjax.data.prompts import pad_contexts
-from sdjax.data.tokenizer import encode_context, word_tokenizer
+from sdjax.data.tokenizer import word_tokenizer
 from sdjax.evaluate import Evaluator
 from sdjax.language_model import LanguageModel
 from sdjax.metrics import Progress, write_json_atomic

@@ -22,7 +22,11 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r'layers/.*\b(q|k|v|gate|up)/kernel$', PartitionSpec(None, *AXES)),
   # [L, X, D]: back from them.
   (r'layers/.*\b(o|down)/kernel$', PartitionSpec(None, 'model', 'data')),
+  (r'layers/.*\b(q|k|v|gate|up)/bias$', PartitionSpec(None, 'model')),
+  (r'layers/.*\b(o|down)/bias$', PartitionSpec()),
   (r'norm/scale$', PartitionSpec()),
+  # An adapter's factors are thin: every device has them whole.
+  (r'kernel/(a|b)$', PartitionSpec()),
   # [V, D] and [D, V]: the vocabulary is what `model` splits in both.
   (r'\bembedding$', PartitionSpec('model', 'data')),
   (r'\bunembedding$', PartitionSpec('data', 'model')),

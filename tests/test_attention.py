@@ -7,38 +7,13 @@ from sdjax.models import attention
 from sdjax.models.attention import Segment
 from sdjax.models.cache import KV, Prefix, Suffix, append, empty_suffix
 
-attend, rope = jit(attention.attend), jit(attention.rope)
+attend = jit(attention.attend)
 
 
 def draw(*shape, seed=0):
   return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(
     np.float32
   )
-
-
-def test_rope_turns_a_pair_by_its_position():
-  x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 1, 2)
-  out = rope(x, jnp.array([[[2]]]), 10000.0)
-  np.testing.assert_allclose(out.ravel(), [np.cos(2), np.sin(2)], atol=1e-6)
-
-
-def test_rope_pairs_halves_and_slows_down():
-  # theta = 100, H = 4: angles 3 * (1, 0.1); pairs are (0, 2) and (1, 3).
-  x = jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(1, 1, 1, 1, 4)
-  out = rope(x, jnp.array([[[3]]]), 100.0)
-  want = [np.cos(3), 2 * np.cos(0.3), np.sin(3), 2 * np.sin(0.3)]
-  np.testing.assert_allclose(out.ravel(), want, atol=1e-6)
-
-
-def test_rope_scores_depend_on_the_distance_only():
-  q, k = (jnp.array(draw(1, 1, 1, 1, 8, seed=s)) for s in (1, 2))
-
-  def score(i, j):
-    turned = (rope(x, jnp.array([[[p]]]), 50.0) for x, p in ((q, i), (k, j)))
-    return jnp.vdot(*turned)
-
-  np.testing.assert_allclose(score(7, 3), score(24, 20), atol=1e-5)
-  assert abs(score(7, 3) - score(7, 4)) > 1e-3
 
 
 def one_key(value):
@@ -51,17 +26,18 @@ def test_attend_by_hand():
   seen = jnp.ones((1, 1, 1, 1), bool)
   first = Segment(one_key(0), one_key(4), seen)
   second = Segment(one_key(np.log(3)), one_key(8), seen)
-  np.testing.assert_allclose(attend(q, [first, second]).item(), 7, rtol=1e-6)
-  hidden = second._replace(mask=~seen)
-  np.testing.assert_allclose(attend(q, [first, hidden]).item(), 4, rtol=1e-6)
+  out = attend(q, [first, second], 1.0)
+  np.testing.assert_allclose(out.item(), 7, rtol=1e-6)
+  out = attend(q, [first, second._replace(mask=~seen)], 1.0)
+  np.testing.assert_allclose(out.item(), 4, rtol=1e-6)
 
 
-def test_attend_divides_by_the_root_of_the_head_size():
-  # q . k = 2 ln 3 in 4 dimensions: score ln 3 against 0.
+def test_attend_scales_the_scores():
+  # q . k = 2 ln 3, times 1/2: score ln 3 against 0.
   q = jnp.ones((1, 1, 1, 1, 4))
   k = jnp.stack([jnp.zeros(4), jnp.full(4, np.log(3) / 2)]).reshape(1, 2, 1, 4)
   v = jnp.stack([jnp.zeros(4), jnp.ones(4)]).reshape(1, 2, 1, 4)
-  out = attend(q, [Segment(k, v, jnp.ones((1, 1, 1, 2), bool))])
+  out = attend(q, [Segment(k, v, jnp.ones((1, 1, 1, 2), bool))], 0.5)
   np.testing.assert_allclose(out.ravel(), 0.75, rtol=1e-6)
 
 
@@ -85,6 +61,7 @@ def test_attend_equals_a_loop_over_heads_and_samples():
       ),
       Segment(jnp.array(own_k), jnp.array(own_v), jnp.array(own_mask)),
     ],
+    dim**-0.5,
   )
   for i in range(num_q):
     for g in range(num_g):
@@ -108,7 +85,7 @@ def test_a_row_that_sees_nothing_is_finite():
 
   def total(x):
     blind = jnp.zeros((1, 1, 1, 2), bool)
-    return attention.attend(x, [Segment(x, x, blind)]).sum()
+    return attention.attend(x, [Segment(x, x, blind)], 0.5).sum()
 
   value, slope = jit(jax.value_and_grad(total))(x)
   assert jnp.isfinite(value) and jnp.isfinite(slope).all()
@@ -119,7 +96,7 @@ def test_bfloat16_attention_has_a_float32_softmax():
   causal = jnp.tril(jnp.ones((4, 4), bool))[None, None]
 
   def f(x):
-    return attention.attend(x, [Segment(x, x, causal)])
+    return attention.attend(x, [Segment(x, x, causal)], 0.5)
 
   assert f(x).dtype == jnp.bfloat16
   exps = [

@@ -15,7 +15,12 @@ from sdjax import config, sharding
 from sdjax.data.tokenizer import word_tokenizer
 from sdjax.models import hf
 from sdjax.models.families import CheckpointError
-from sdjax.models.transformer import TransformerConfig, init_params
+from sdjax.models.rope import Rope
+from sdjax.models.transformer import (
+  AttentionKind,
+  TransformerConfig,
+  init_params,
+)
 
 CFG = TransformerConfig(
   vocab_size=12,
@@ -25,7 +30,7 @@ CFG = TransformerConfig(
   num_kv_heads=2,
   head_dim=4,
   ffn_width=10,
-  rope_theta=5000.0,
+  attention=(AttentionKind(rope=Rope(theta=5000.0)),),
   norm_eps=1e-5,
 )
 
@@ -105,9 +110,7 @@ def test_untied_round_trip_in_bfloat16(params, tmp_path):
   cfg = dataclasses.replace(CFG, tie_embeddings=False)
   head = jnp.arange(8 * 12, dtype=jnp.float32).reshape(8, 12) / 7
   untied = {**params, 'unembedding': head}
-  hf.save_checkpoint(
-    tmp_path, cfg, untied, tokenizer_of(), (1, 3), 'bfloat16'
-  )
+  hf.save_checkpoint(tmp_path, cfg, untied, tokenizer_of(), (1, 3), 'bfloat16')
   loaded_cfg = hf.load_config(
     tmp_path, dtype='bfloat16', param_dtype='bfloat16', remat='full'
   )
@@ -133,26 +136,31 @@ def test_each_weight_goes_to_its_place(saved, params):
 def test_fields_without_use_here_are_kept_from_the_source(
   folder, params, tmp_path
 ):
-  edit(folder, max_position_embeddings=777, rope_theta=1.0)
+  edit(folder, max_position_embeddings=777)
   out = tmp_path / 'out'
-  hf.save_checkpoint(
-    out, CFG, params, tokenizer_of(), (1,), source=folder
-  )
+  hf.save_checkpoint(out, CFG, params, tokenizer_of(), (1,), source=folder)
   raw = json.loads((out / hf.CONFIG).read_text())
   assert raw['max_position_embeddings'] == 777
-  assert raw['rope_theta'] == 5000.0
+  assert hf.load_config(out) == CFG
+  edit(folder, rms_norm_eps=1e-4)
+  with pytest.raises(CheckpointError, match='norm_eps=0.0001, but this one'):
+    hf.save_checkpoint(out, CFG, params, tokenizer_of(), (1,), source=folder)
+
+
+def theta(folder):
+  return hf.load_config(folder).attention[0].rope.theta
 
 
 def test_both_styles_of_rope(folder):
   edit(folder, rope_parameters=..., rope_theta=77.0, rope_scaling=None)
-  assert hf.load_config(folder).rope_theta == 77.0
+  assert theta(folder) == 77.0
   edit(folder, rope_parameters={'rope_theta': 88.0, 'rope_type': 'default'})
-  assert hf.load_config(folder).rope_theta == 88.0
+  assert theta(folder) == 88.0
   edit(folder, rope_parameters={'rope_type': 'default'})
-  assert hf.load_config(folder).rope_theta == 77.0
+  assert theta(folder) == 77.0
 
 
-def test_unused_sliding_window_is_fine(folder):
+def test_sliding_windows(folder):
   edit(
     folder,
     layer_types=...,
@@ -163,6 +171,9 @@ def test_unused_sliding_window_is_fine(folder):
   assert hf.load_config(folder) == CFG
   edit(folder, use_sliding_window=False, max_window_layers=0)
   assert hf.load_config(folder) == CFG
+  edit(folder, use_sliding_window=True, max_window_layers=1)
+  windows = [kind.window for kind in hf.load_config(folder).attention]
+  assert windows == [0, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -171,40 +182,52 @@ def test_unused_sliding_window_is_fine(folder):
     ({'model_type': 'mamba'}, ["'mamba'", 'qwen3']),
     ({'model_type': ...}, ['model_type', 'qwen3']),
     ({'hidden_act': 'gelu'}, ['hidden_act', "'gelu'", "'silu'"]),
-    ({'attention_bias': True}, ['attention_bias', 'True']),
+    ({'attention_bias': 'yes'}, ['attention_bias']),
+    ({'layer_types': ['full_attention'] * 4}, ['layer_types']),
     (
-      {'layer_types': ['full_attention', 'sliding_attention'] * 2},
-      ['layer_types', 'sliding_attention'],
+      {
+        'layer_types': ['full_attention', 'linear_attention'] * 2,
+        'num_hidden_layers': 4,
+      },
+      ['layer_types', 'linear_attention'],
     ),
     (
       {
-        'layer_types': ...,
+        'layer_types': ['sliding_attention'] * 3,
+        'sliding_window': None,
         'use_sliding_window': True,
-        'sliding_window': 4,
-        'max_window_layers': 1,
       },
-      ['use_sliding_window'],
+      ['sliding_window', 'None'],
     ),
     (
-      {'rope_scaling': {'type': 'linear', 'factor': 2.0}},
-      ['rope_scaling', 'linear', 'default'],
+      {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}},
+      ['dynamic', 'linear', 'yarn'],
     ),
     (
-      {'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}},
-      ['rope_parameters', 'yarn'],
+      {'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1.0}},
+      ['rope_parameters', 'longrope'],
+    ),
+    (
+      {
+        'rope_parameters': {
+          'rope_type': 'yarn',
+          'rope_theta': 1.0,
+          'factor': -2.0,
+        }
+      },
+      ['rope_parameters', 'factor', 'above 0'],
     ),
     (
       {'rope_parameters': {'rope_theta': 1.0, 'partial_rotary_factor': 0.5}},
       ['rope_parameters', 'partial_rotary_factor'],
     ),
-    ({'rope_parameters': ..., 'rope_theta': ...}, ['rope_theta']),
     ({'quantization_config': {'bits': 4}}, ['quantization_config']),
     ({'hidden_size': ...}, ['hidden_size', 'missing']),
     ({'num_hidden_layers': 2.5}, ['num_hidden_layers', '2.5']),
     ({'num_key_value_heads': 3}, ['num_attention_heads', '4', '3']),
     ({'head_dim': 5}, ['head_dim', '5']),
     ({'rms_norm_eps': 'small'}, ['rms_norm_eps', "'small'"]),
-    ({'tie_word_embeddings': ...}, ['tie_word_embeddings']),
+    ({'tie_word_embeddings': 'no'}, ['tie_word_embeddings']),
   ],
 )
 def test_config_that_is_not_ours(folder, fields, words):
@@ -273,7 +296,7 @@ K_NAME = 'model.layers.1.self_attn.k_proj.weight'
     (lambda t: t[K_NAME].put(0, -np.inf), [K_NAME, 'not finite']),
     (
       lambda t: t.update({K_NAME: np.ones((8, 8), np.int8)}),
-      [K_NAME, 'int8'],
+      [K_NAME, 'I8', 'BF16'],
     ),
     (
       lambda t: t.update({'lm_head.weight': np.ones((12, 8), np.float32)}),
@@ -332,9 +355,9 @@ def test_weights_that_cannot_be_written(params, tmp_path):
   surplus = {**params, 'unembedding': jnp.ones((8, 12))}
   with pytest.raises(CheckpointError, match="'unembedding' has no place"):
     hf.save_checkpoint(tmp_path, CFG, surplus, tokenizer, (1,))
-  plain = dataclasses.replace(CFG, qk_norm=False)
-  with pytest.raises(CheckpointError, match='qk_norm=False'):
+  plain = dataclasses.replace(CFG, qk_norm='none')
+  with pytest.raises(CheckpointError, match="qk_norm='none'"):
     hf.save_checkpoint(tmp_path, plain, params, tokenizer, (1,))
-  with pytest.raises(ValueError, match='float16'):
-    hf.save_checkpoint(tmp_path, CFG, params, tokenizer, (1,), 'float16')
+  with pytest.raises(ValueError, match='float8'):
+    hf.save_checkpoint(tmp_path, CFG, params, tokenizer, (1,), 'float8')
   assert not list(tmp_path.iterdir())

@@ -16,7 +16,8 @@ from models import (
 )
 
 from sdjax.models.cache import append, empty_suffix
-from sdjax.models.transformer import init_params
+from sdjax.models.rope import Rope
+from sdjax.models.transformer import AttentionKind, init_params
 from sdjax.steps.score import completion_hidden, prefill
 
 
@@ -29,7 +30,7 @@ def numpy_decoder(params, cfg, ids):
 
   def turn(x):
     half = cfg.head_dim // 2
-    angle = np.arange(len(x))[:, None] / cfg.rope_theta ** (
+    angle = np.arange(len(x))[:, None] / cfg.attention[0].rope.theta ** (
       np.arange(half) / half
     )
     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)[:, None]
@@ -44,7 +45,7 @@ def numpy_decoder(params, cfg, ids):
     q, k, v = (
       (h @ attn[n]['kernel']).reshape(size, -1, cfg.head_dim) for n in 'qkv'
     )
-    if cfg.qk_norm:
+    if cfg.qk_norm == 'head':
       q = norm(q, attn['q_norm']['scale'])
       k = norm(k, attn['k_norm']['scale'])
     q, k = turn(q), turn(k)
@@ -71,9 +72,9 @@ CHANGES = [
   {
     'num_layers': 3,
     'num_kv_heads': 1,
-    'qk_norm': False,
+    'qk_norm': 'none',
     'tie_embeddings': False,
-    'rope_theta': 100.0,
+    'attention': (AttentionKind(rope=Rope(theta=100.0)),),
   },
 ]
 

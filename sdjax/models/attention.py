@@ -30,33 +30,31 @@ class Segment(NamedTuple):
   mask: jax.Array
 
 
-def rope(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
-  """Rotates halves of each head by the token's position.
+class Visible(NamedTuple):
+  """Which keys of a piece of context a query may see, whatever the layer.
 
-  Args:
-    x: [Q, G, T, heads, H].
-    position: int32 [Q, G, T], counts real tokens only.
-    theta: base of the geometric series of wavelengths.
-
-  Returns:
-    As `x`. The pairing (i, i + H/2) is that of Hugging Face checkpoints.
+  Attributes:
+    mask: bool, broadcasts to [Q, G, T, S]; True = real and not later.
+    age: int32, broadcasts likewise: tokens from the key to the query.
   """
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = position[..., None, None].astype(jnp.float32) * frequency
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )
+
+  mask: jax.Array
+  age: jax.Array
+
+  def within(self, window: jax.Array) -> jax.Array:
+    """Returns the mask of a layer that sees the last `window` tokens."""
+    return self.mask & (self.age < window)
 
 
-def attend(q_QGTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def attend(
+  q_QGTNH: jax.Array, segments: Sequence[Segment], scale: float
+) -> jax.Array:
   """Grouped-query attention over several segments as if they were one.
 
   Args:
     q_QGTNH: queries; N is a multiple of M.
     segments: what they may see.
+    scale: factor of the scores.
 
   Returns:
     [Q, G, T, N, H] in the dtype of the queries; the softmax is float32.
@@ -64,7 +62,7 @@ def attend(q_QGTNH: jax.Array, segments: Sequence[Segment]) -> jax.Array:
   num_q, num_g, num_t, num_n, dim = q_QGTNH.shape
   num_m = segments[0].k.shape[-2]
   q = q_QGTNH.reshape(num_q, num_g, num_t, num_m, num_n // num_m, dim)
-  q = q * dim**-0.5
+  q = q * scale
   scores = []
   for k, _, mask in segments:
     keys = 'qsmh' if k.ndim == 4 else 'qgsmh'

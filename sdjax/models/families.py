@@ -1,16 +1,18 @@
 """Model families: what a `config.json` means and what weights are called.
 
-A family is one entry of `FAMILIES`. Whatever a configuration asks for that
-the decoder does not do is an error that names the field: a model is loaded
-right or not at all.
+A family is one function from the configuration to `TransformerConfig` and one
+table of weight names. Whatever a configuration asks for that the decoder does
+not do is an error that names the field: a model is loaded right or not at all.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.transformer import TransformerConfig
+from sdjax.models.rope import Rope
+from sdjax.models.transformer import AttentionKind, TransformerConfig
 
 
 class CheckpointError(ValueError):
@@ -24,34 +26,48 @@ class Family:
   Attributes:
     architecture: the class name other libraries look up.
     read: fields of `config.json` to fields of `TransformerConfig`.
-    write: the way back; raises if the family has no such model.
     names: our path to their name; `{}` is the layer. Weights at `.../kernel`
-      and `unembedding` are stored transposed there.
+      and `unembedding` are stored transposed there. A path the model does
+      not have (a bias, say) is not looked for.
   """
 
   architecture: str
   read: Callable[['Fields'], dict[str, Any]]
-  write: Callable[[TransformerConfig], dict[str, Any]]
   names: Mapping[str, str]
 
 
 class Fields:
-  """The fields of a `config.json`, with errors that name file and field."""
+  """The fields of a `config.json`, with errors that name file and field.
 
-  def __init__(self, raw: Mapping[str, Any], path: Path):
-    self.raw, self.path = raw, path
+  Attributes:
+    given: what the file says.
+    raw: the same with the family's defaults filled in, in the newest style.
+  """
+
+  def __init__(self, given: Mapping[str, Any], path: Path | str):
+    """Has `transformers` fill in the defaults of the file's `model_type`."""
+    self.given, self.path = given, path
+    for field in _SIZES:
+      self._size(given, field)
+    self.raw = _with_defaults(given, path)
 
   def error(self, field: str, allowed: str) -> CheckpointError:
     """Returns the error of a field with a value that is not supported."""
-    value = self.raw.get(field, 'missing')
+    value = self.given.get(field, self.raw.get(field, 'missing'))
     return CheckpointError(f'{self.path}: {field} is {value!r}; {allowed}.')
+
+  def _size(self, raw: Mapping[str, Any], field: str) -> int:
+    value = raw.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+      found = raw.get(field, 'missing')
+      raise CheckpointError(
+        f'{self.path}: {field} is {found!r}; it must be a whole number above 0.'
+      )
+    return value
 
   def size(self, field: str) -> int:
     """Returns a field that must be a whole number above 0."""
-    value = self.raw.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-      raise self.error(field, 'it must be a whole number above 0')
-    return value
+    return self._size(self.raw, field)
 
   def number(self, field: str) -> float:
     """Returns a field that must be a number above 0."""
@@ -62,8 +78,8 @@ class Fields:
     raise self.error(field, 'it must be a number above 0')
 
   def flag(self, field: str) -> bool:
-    """Returns a field that must be true or false."""
-    value = self.raw.get(field)
+    """Returns a field that must be true or false; absent is false."""
+    value = self.raw.get(field, False)
     if not isinstance(value, bool):
       raise self.error(field, 'it must be true or false')
     return value
@@ -74,124 +90,310 @@ class Fields:
       listed = ' or '.join(repr(value) for value in allowed)
       raise self.error(field, f'sdjax runs only {listed}')
 
-  def rope_theta(self) -> float:
-    """Returns the base of plain rotary positions, old or new style."""
-    merged = {'rope_theta': self.raw.get('rope_theta')}
-    for field in ('rope_scaling', 'rope_parameters'):
-      options = self.raw.get(field) or {}
-      plain = {
-        'rope_type': 'default',
-        'type': 'default',
-        'partial_rotary_factor': 1,
-      }
-      if not isinstance(options, dict) or any(
-        key != 'rope_theta' and plain.get(key) != value
-        for key, value in options.items()
-      ):
-        raise self.error(
-          field, "sdjax runs only plain rotary positions, rope_type 'default'"
-        )
-      merged |= options
-    return Fields(merged, self.path).number('rope_theta')
+
+_SIZES = (
+  'vocab_size',
+  'hidden_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'intermediate_size',
+)
+"""What every file must say itself: a default would be another model's."""
 
 
-def _read_qwen3(fields: Fields) -> dict[str, Any]:
-  fields.only('hidden_act', 'silu')
-  fields.only('attention_bias', False, None)
-  fields.only('quantization_config', None)
-  layers, heads = fields.size('num_hidden_layers'), 'num_attention_heads'
-  kv_heads = fields.size('num_key_value_heads')
-  if fields.size(heads) % kv_heads:
+def _with_defaults(
+  given: Mapping[str, Any], path: Path | str
+) -> dict[str, Any]:
+  from transformers import CONFIG_MAPPING
+
+  try:
+    config = CONFIG_MAPPING[given['model_type']].from_dict(dict(given))
+  # Whatever the library's own checks raise.
+  except Exception as error:
+    reason = ' '.join(str(error).split())
+    raise CheckpointError(
+      f'{path} is not accepted as a {given["model_type"]} configuration by '
+      f'transformers: {reason}'
+    ) from error
+  return config.to_dict()
+
+
+_ROPE_FIELDS = {
+  'default': (),
+  'linear': ('factor',),
+  'llama3': (
+    'factor',
+    'low_freq_factor',
+    'high_freq_factor',
+    'original_max_position_embeddings',
+  ),
+  'yarn': (
+    'factor',
+    'original_max_position_embeddings',
+    'attention_factor',
+    'beta_fast',
+    'beta_slow',
+    'mscale',
+    'mscale_all_dim',
+    'truncate',
+  ),
+}
+_PLAIN = {'partial_rotary_factor': 1}
+
+
+def _rope(fields: Fields, options: Any) -> Rope:
+  """Reads one set of rotary options, refusing what would change the model."""
+  field = (
+    'rope_scaling' if fields.given.get('rope_scaling') else ('rope_parameters')
+  )
+  if not isinstance(options, dict):
+    raise fields.error(field, 'it must be an object')
+  options = {k: v for k, v in options.items() if v is not None}
+  kind = options.pop('rope_type', options.pop('type', 'default'))
+  options.pop('type', None)
+  if kind not in _ROPE_FIELDS:
     raise fields.error(
-      heads, f'it must be a multiple of num_key_value_heads={kv_heads}'
+      field, f'sdjax runs the rope types {", ".join(_ROPE_FIELDS)}'
     )
-  if fields.size('head_dim') % 2:
-    raise fields.error('head_dim', 'it must be even')
+  theta = options.pop('rope_theta', None)
+  if not isinstance(theta, int | float) or theta <= 0:
+    raise fields.error('rope_theta', 'it must be a number above 0')
+  for name, value in options.items():
+    if name in _PLAIN and value == _PLAIN[name]:
+      continue
+    # Left in the file by some exporters although the type has no use for it.
+    unused = kind == 'default' and name in _ROPE_FIELDS['yarn']
+    if name not in _ROPE_FIELDS[kind] and not unused:
+      raise fields.error(
+        field, f'sdjax does not know {name!r} in rope type {kind!r}'
+      )
+
+  def get(name, default=None):
+    value = options.get(name, default)
+    if not isinstance(value, int | float) or value <= 0:
+      raise fields.error(field, f'{name} must be a number above 0')
+    return value
+
+  if kind == 'default':
+    return Rope(theta=float(theta))
+  if kind == 'linear':
+    return Rope(theta=float(theta), scaling=kind, factor=get('factor'))
+  original = int(get('original_max_position_embeddings'))
+  if kind == 'llama3':
+    return Rope(
+      theta=float(theta),
+      scaling=kind,
+      factor=get('factor'),
+      original_context=original,
+      low=get('low_freq_factor'),
+      high=get('high_freq_factor'),
+    )
+  longest = fields.raw.get('max_position_embeddings') or original
+  factor = get('factor', longest / original)
+  magnitude = options.get('attention_factor')
+  if magnitude is None:
+    top, bottom = options.get('mscale'), options.get('mscale_all_dim')
+    if top and bottom:
+      magnitude = _magnitude(factor, top) / _magnitude(factor, bottom)
+    else:
+      magnitude = _magnitude(factor, 1.0)
+  return Rope(
+    theta=float(theta),
+    scaling=kind,
+    factor=factor,
+    original_context=original,
+    low=get('beta_slow', 1),
+    high=get('beta_fast', 32),
+    magnitude=float(magnitude),
+    truncate=bool(options.get('truncate', True)),
+  )
+
+
+def _magnitude(factor: float, weight: float) -> float:
+  """YaRN's answer to the flatter attention of a longer context."""
+  return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+_KINDS = ('full_attention', 'sliding_attention')
+
+
+def _attention(fields: Fields) -> tuple[AttentionKind, ...]:
+  """Reads the window and the rotary positions of every layer."""
+  layers = fields.size('num_hidden_layers')
   kinds = fields.raw.get('layer_types')
-  if kinds and set(kinds) != {'full_attention'}:
-    raise fields.error('layer_types', 'sdjax runs only full_attention layers')
-  window = fields.raw.get('sliding_window')
-  full = fields.raw.get('max_window_layers', 0)
-  sliding = fields.raw.get('use_sliding_window') and window is not None
-  if sliding and not kinds and full < layers:
+  if kinds is None:
+    limited = fields.raw.get('sliding_window') is not None
+    sliding = limited and fields.raw.get('use_sliding_window', True)
+    kinds = [_KINDS[bool(sliding)]] * layers
+  if not isinstance(kinds, list) or len(kinds) != layers:
     raise fields.error(
-      'use_sliding_window', 'sdjax has no sliding-window attention'
+      'layer_types', f'it must list a kind for each of the {layers} layers'
     )
+  if unknown := set(kinds) - set(_KINDS):
+    raise fields.error(
+      'layer_types',
+      f'sdjax runs {" and ".join(_KINDS)} layers, not {min(unknown)!r}',
+    )
+  window = fields.size('sliding_window') if _KINDS[1] in kinds else 0
+  ropes = fields.raw.get('rope_parameters')
+  if not isinstance(ropes, dict):
+    raise fields.error('rope_parameters', 'it must be an object')
+  by_kind = {}
+  for kind in set(kinds):
+    options = ropes.get(kind) if set(ropes) & set(_KINDS) else ropes
+    by_kind[kind] = AttentionKind(
+      window=window if kind == _KINDS[1] else 0,
+      rope=_rope(fields, options),
+    )
+  if len(by_kind) == 1:
+    return tuple(by_kind.values())
+  return tuple(by_kind[kind] for kind in kinds)
+
+
+def _decoder(
+  fields: Fields, *, activation: str = 'hidden_act'
+) -> dict[str, Any]:
+  """Reads what all families have."""
+  fields.only('quantization_config', None)
+  gates = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}
+  fields.only(activation, *gates)
+  heads = fields.size('num_attention_heads')
+  kv_heads = fields.raw.get('num_key_value_heads')
+  kv_heads = heads if kv_heads is None else fields.size('num_key_value_heads')
+  if heads % kv_heads:
+    raise fields.error(
+      'num_attention_heads',
+      f'it must be a multiple of num_key_value_heads={kv_heads}',
+    )
+  width = fields.size('hidden_size')
+  if fields.raw.get('head_dim') is None:
+    if width % heads:
+      raise fields.error(
+        'hidden_size', f'it must be a multiple of num_attention_heads={heads}'
+      )
+    head_dim = width // heads
+  else:
+    head_dim = fields.size('head_dim')
+  if head_dim % 2:
+    raise fields.error('head_dim', f'it must be even, not {head_dim}')
   return {
     'vocab_size': fields.size('vocab_size'),
-    'width': fields.size('hidden_size'),
-    'num_layers': layers,
-    'num_heads': fields.size(heads),
+    'width': width,
+    'num_layers': fields.size('num_hidden_layers'),
+    'num_heads': heads,
     'num_kv_heads': kv_heads,
-    'head_dim': fields.size('head_dim'),
+    'head_dim': head_dim,
     'ffn_width': fields.size('intermediate_size'),
-    'rope_theta': fields.rope_theta(),
+    'attention': _attention(fields),
     'norm_eps': fields.number('rms_norm_eps'),
-    'qk_norm': True,
+    'qk_norm': 'none',
+    'activation': gates[fields.raw[activation]],
     'tie_embeddings': fields.flag('tie_word_embeddings'),
   }
 
 
-def _write_qwen3(cfg: TransformerConfig) -> dict[str, Any]:
-  if not cfg.qk_norm:
-    raise CheckpointError(
-      'model_type qwen3 has q/k norm; this model has qk_norm=False.'
-    )
-  return {
-    'vocab_size': cfg.vocab_size,
-    'hidden_size': cfg.width,
-    'num_hidden_layers': cfg.num_layers,
-    'num_attention_heads': cfg.num_heads,
-    'num_key_value_heads': cfg.num_kv_heads,
-    'head_dim': cfg.head_dim,
-    'intermediate_size': cfg.ffn_width,
-    'hidden_act': 'silu',
-    'rms_norm_eps': cfg.norm_eps,
-    # Both styles: transformers 5 reads the first, 4 and others the second.
-    'rope_parameters': {
-      'rope_type': 'default',
-      'rope_theta': cfg.rope_theta,
-    },
-    'rope_theta': cfg.rope_theta,
-    'attention_bias': False,
-    'attention_dropout': 0.0,
-    'layer_types': ['full_attention'] * cfg.num_layers,
-    'max_window_layers': cfg.num_layers,
-    'use_sliding_window': False,
-    'sliding_window': None,
-    'tie_word_embeddings': cfg.tie_embeddings,
+def _read_qwen3(fields: Fields) -> dict[str, Any]:
+  biased = fields.flag('attention_bias')
+  return _decoder(fields) | {
+    'qk_norm': 'head',
+    'qkv_bias': biased,
+    'o_bias': biased,
   }
 
 
-_DECODER_NAMES = {
+def _read_qwen2(fields: Fields) -> dict[str, Any]:
+  return _decoder(fields) | {'qkv_bias': True}
+
+
+def _read_llama(fields: Fields) -> dict[str, Any]:
+  biased = fields.flag('attention_bias')
+  return _decoder(fields) | {
+    'qkv_bias': biased,
+    'o_bias': biased,
+    'mlp_bias': fields.flag('mlp_bias'),
+  }
+
+
+def _read_mistral(fields: Fields) -> dict[str, Any]:
+  return _decoder(fields)
+
+
+def _read_olmo2(fields: Fields) -> dict[str, Any]:
+  biased = fields.flag('attention_bias')
+  return _decoder(fields) | {
+    'qk_norm': 'projection',
+    'norms': 'post',
+    'qkv_bias': biased,
+    'o_bias': biased,
+  }
+
+
+def _read_gemma3(fields: Fields) -> dict[str, Any]:
+  fields.only('final_logit_softcapping', None)
+  fields.only('attn_logit_softcapping', None)
+  fields.only('use_bidirectional_attention', False, None)
+  biased = fields.flag('attention_bias')
+  return _decoder(fields, activation='hidden_activation') | {
+    'qk_norm': 'head',
+    'norms': 'both',
+    'norm_offset': 1.0,
+    'query_scale': fields.number('query_pre_attn_scalar') ** -0.5,
+    'embedding_scale': math.sqrt(fields.size('hidden_size')),
+    'qkv_bias': biased,
+    'o_bias': biased,
+  }
+
+
+_LAYER = 'model.layers.{}.'
+_NAMES = {
   'embedding': 'model.embed_tokens.weight',
   'norm/scale': 'model.norm.weight',
   'unembedding': 'lm_head.weight',
-  'layers/attn_norm/scale': 'model.layers.{}.input_layernorm.weight',
-  'layers/mlp_norm/scale': 'model.layers.{}.post_attention_layernorm.weight',
-  'layers/gate/kernel': 'model.layers.{}.mlp.gate_proj.weight',
-  'layers/up/kernel': 'model.layers.{}.mlp.up_proj.weight',
-  'layers/down/kernel': 'model.layers.{}.mlp.down_proj.weight',
   **{
-    f'layers/attn/{x}/kernel': f'model.layers.{{}}.self_attn.{x}_proj.weight'
+    f'layers/{x}/{leaf}': f'{_LAYER}mlp.{x}_proj.{name}'
+    for x in ('gate', 'up', 'down')
+    for leaf, name in (('kernel', 'weight'), ('bias', 'bias'))
+  },
+  **{
+    f'layers/attn/{x}/{leaf}': f'{_LAYER}self_attn.{x}_proj.{name}'
     for x in 'qkvo'
+    for leaf, name in (('kernel', 'weight'), ('bias', 'bias'))
+  },
+  **{
+    f'layers/attn/{x}_norm/scale': f'{_LAYER}self_attn.{x}_norm.weight'
+    for x in 'qk'
   },
 }
 
+
+def _norms(**names: str) -> dict[str, str]:
+  return {
+    f'layers/{ours}/scale': f'{_LAYER}{theirs}_layernorm.weight'
+    for ours, theirs in names.items()
+  }
+
+
+_PRE = _NAMES | _norms(attn_norm='input', mlp_norm='post_attention')
+_POST = _NAMES | _norms(
+  attn_post_norm='post_attention', mlp_post_norm='post_feedforward'
+)
+_BOTH = _NAMES | _norms(
+  attn_norm='input',
+  attn_post_norm='post_attention',
+  mlp_norm='pre_feedforward',
+  mlp_post_norm='post_feedforward',
+)
+
 FAMILIES: dict[str, Family] = {
-  'qwen3': Family(
-    architecture='Qwen3ForCausalLM',
-    read=_read_qwen3,
-    write=_write_qwen3,
-    names=_DECODER_NAMES
-    | {
-      f'layers/attn/{x}_norm/scale': (
-        f'model.layers.{{}}.self_attn.{x}_norm.weight'
-      )
-      for x in 'qk'
-    },
-  ),
+  'qwen3': Family('Qwen3ForCausalLM', _read_qwen3, _PRE),
+  'qwen2': Family('Qwen2ForCausalLM', _read_qwen2, _PRE),
+  'llama': Family('LlamaForCausalLM', _read_llama, _PRE),
+  'mistral': Family('MistralForCausalLM', _read_mistral, _PRE),
+  'olmo2': Family('Olmo2ForCausalLM', _read_olmo2, _POST),
+  'olmo3': Family('Olmo3ForCausalLM', _read_olmo2, _POST),
+  'gemma3_text': Family('Gemma3ForCausalLM', _read_gemma3, _BOTH),
 }
+"""`model_type` to its family; SmolLM2 is a llama."""
 
 
 def find_family(model_type: Any, path: Path | str) -> Family:
@@ -213,3 +415,75 @@ def find_family(model_type: Any, path: Path | str) -> Family:
       f'{", ".join(sorted(FAMILIES))}.'
     )
   return FAMILIES[model_type]
+
+
+def new_config(cfg: TransformerConfig) -> dict[str, Any]:
+  """Describes a model that was made here, not loaded, as a Qwen3.
+
+  Args:
+    cfg: the model; what is not a size must be as in that family.
+
+  Returns:
+    The content of its `config.json`.
+
+  Raises:
+    CheckpointError: if the family has no such model.
+  """
+  raw = {
+    'model_type': 'qwen3',
+    'architectures': [FAMILIES['qwen3'].architecture],
+    'vocab_size': cfg.vocab_size,
+    'hidden_size': cfg.width,
+    'num_hidden_layers': cfg.num_layers,
+    'num_attention_heads': cfg.num_heads,
+    'num_key_value_heads': cfg.num_kv_heads,
+    'head_dim': cfg.head_dim,
+    'intermediate_size': cfg.ffn_width,
+    'hidden_act': 'silu',
+    'rms_norm_eps': cfg.norm_eps,
+    # Both styles: transformers 5 reads the first, 4 and others the second.
+    'rope_parameters': {
+      'rope_type': 'default',
+      'rope_theta': cfg.attention[0].rope.theta,
+    },
+    'rope_theta': cfg.attention[0].rope.theta,
+    'attention_bias': False,
+    'attention_dropout': 0.0,
+    'initializer_range': 0.02,
+    'layer_types': ['full_attention'] * cfg.num_layers,
+    'max_position_embeddings': 32768,
+    'max_window_layers': cfg.num_layers,
+    'use_sliding_window': False,
+    'sliding_window': None,
+    'tie_word_embeddings': cfg.tie_embeddings,
+    'use_cache': True,
+  }
+  check_config(raw, cfg, 'new_config')
+  return raw
+
+
+def check_config(
+  raw: Mapping[str, Any], cfg: TransformerConfig, path: Path | str
+) -> None:
+  """Refuses a configuration that does not describe the model.
+
+  Args:
+    raw: the content of a `config.json`.
+    cfg: the model.
+    path: where `raw` is from, for the error.
+
+  Raises:
+    CheckpointError: naming the first difference.
+  """
+  sizes = find_family(raw.get('model_type'), path).read(Fields(raw, path))
+  described = TransformerConfig(**sizes)
+  for field in dataclasses.fields(cfg):
+    name = field.name
+    if name in ('num_tokens', 'dtype', 'param_dtype', 'remat'):
+      continue
+    ours, theirs = getattr(cfg, name), getattr(described, name)
+    if ours != theirs:
+      raise CheckpointError(
+        f'{path} ({raw["model_type"]}) describes a model with '
+        f'{name}={theirs!r}, but this one has {name}={ours!r}.'
+      )

@@ -1,8 +1,9 @@
 """A decoder whose one forward is: a shared prefix and its completions.
 
-RMSNorm, rotary positions, grouped-query attention with optional q/k norm,
-SwiGLU, tied or untied head; layers stacked and scanned. Prefill, scoring,
-decoding and training are the same call with different arguments.
+RMSNorm, rotary positions, grouped-query attention, a gated feed-forward, tied
+or untied head; layers stacked and scanned. What tells model families apart is
+declared in `TransformerConfig`. Prefill, scoring, decoding and training are
+the same call with different arguments.
 """
 
 import dataclasses
@@ -10,10 +11,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from sdjax.models.attention import Segment, attend, rope
+from sdjax.models.attention import MASKED, Segment, Visible, attend
 from sdjax.models.cache import KV, Prefix, Suffix
+from sdjax.models.rope import Rope, frequencies, rotate
+
+EVERYTHING = 2**30  # a window that no context fills
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionKind:
+  """How the layers of one kind look at what came before.
+
+  Attributes:
+    window: tokens a query sees, itself included; 0: all of them.
+    rope: what queries and keys are turned by.
+  """
+
+  window: int = 0
+  rope: Rope = Rope()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +46,21 @@ class TransformerConfig:
     num_kv_heads: M, a divisor of N.
     head_dim: H.
     ffn_width: F.
-    rope_theta: base of the rotary wavelengths.
+    num_tokens: ids that mean something; the head gives the others, which
+      only pad the embedding to a round size, no probability. 0: all do.
+    attention: one kind for each layer, or a single one for all.
+    qkv_bias: queries, keys and values have a bias.
+    o_bias: so has the attention's output.
+    mlp_bias: so have the three matrices of the feed-forward.
+    qk_norm: RMSNorm of queries and keys: `none`, of each `head`, or of the
+      whole `projection`.
+    query_scale: factor of the scores; None: H^-1/2.
+    norms: where a layer normalises: `pre` (what enters attention and
+      feed-forward), `post` (what leaves them) or `both`.
+    norm_offset: added to the stored scale of every RMSNorm.
     norm_eps: added to the mean square in RMSNorm.
-    qk_norm: RMSNorm of each head's query and key.
+    activation: of the gate: `silu` or `gelu_tanh`.
+    embedding_scale: factor of the embedded tokens.
     tie_embeddings: the head is the transposed embedding.
     dtype: of matrix products.
     param_dtype: of the weights.
@@ -44,14 +74,46 @@ class TransformerConfig:
   num_kv_heads: int
   head_dim: int
   ffn_width: int
-  rope_theta: float = 10000.0
+  num_tokens: int = 0
+  attention: tuple[AttentionKind, ...] = (AttentionKind(),)
+  qkv_bias: bool = False
+  o_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: str = 'head'
+  query_scale: float | None = None
+  norms: str = 'pre'
+  norm_offset: float = 0.0
   norm_eps: float = 1e-6
-  qk_norm: bool = True
+  activation: str = 'silu'
+  embedding_scale: float = 1.0
   tie_embeddings: bool = True
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: str = 'none'
 
+  def __post_init__(self):
+    """Refuses a choice that does not exist."""
+    for name, allowed in (
+      ('qk_norm', ('none', 'head', 'projection')),
+      ('norms', ('pre', 'post', 'both')),
+      ('activation', tuple(ACTIVATIONS)),
+      ('remat', tuple(REMAT)),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f'{name}={getattr(self, name)!r} is not one of {allowed}.'
+        )
+    if len(self.attention) not in (1, self.num_layers):
+      raise ValueError(
+        f'attention has {len(self.attention)} kinds for {self.num_layers} '
+        'layers; give one for all, or one for each.'
+      )
+
+
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
+}
 
 REMAT = {
   'none': None,
@@ -68,20 +130,23 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises the last axis of `x` and keeps its dtype."""
-    scale = self.param(
-      'scale', nn.initializers.ones, (x.shape[-1],), self.cfg.param_dtype
-    )
+    cfg = self.cfg
+    init = nn.initializers.constant(1 - cfg.norm_offset)
+    scale = self.param('scale', init, (x.shape[-1],), cfg.param_dtype)
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(mean_square + self.cfg.norm_eps)
-    return wide.astype(x.dtype) * scale.astype(x.dtype)
+    wide = wide * jax.lax.rsqrt(mean_square + cfg.norm_eps)
+    return (wide * (scale.astype(jnp.float32) + cfg.norm_offset)).astype(
+      x.dtype
+    )
 
 
 class Dense(nn.Module):
-  """A matrix product over the last axis, without bias."""
+  """A matrix product over the last axis, with or without a bias."""
 
   cfg: TransformerConfig
   features: int
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,6 +162,11 @@ class Dense(nn.Module):
     # gradient of a product with more axes.
     rows = x.reshape(-1, x.shape[-1]).astype(cfg.dtype)
     out = rows @ kernel.astype(cfg.dtype)
+    if self.bias:
+      bias = self.param(
+        'bias', nn.initializers.zeros, (self.features,), cfg.param_dtype
+      )
+      out += bias.astype(cfg.dtype)
     return out.reshape(*x.shape[:-1], self.features)
 
 
@@ -106,30 +176,40 @@ class Attention(nn.Module):
   cfg: TransformerConfig
 
   @nn.compact
-  def __call__(self, x_QGTD, position_QGT, masks, prefix, index, suffix):
+  def __call__(
+    self, x_QGTD, layer, position_QGT, visible, prefix, index, suffix
+  ):
     """Returns the layer's output [Q, G, T, D] and the block's own KV."""
     cfg = self.cfg
 
-    def heads(name, count):
-      flat = Dense(cfg, count * cfg.head_dim, name=name)(x_QGTD)
-      return flat.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
+    def heads(name, count, norm=False):
+      flat = Dense(cfg, count * cfg.head_dim, cfg.qkv_bias, name=name)(x_QGTD)
+      if norm and cfg.qk_norm == 'projection':
+        flat = RMSNorm(cfg, name=f'{name}_norm')(flat)
+      split = flat.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
+      if norm and cfg.qk_norm == 'head':
+        split = RMSNorm(cfg, name=f'{name}_norm')(split)
+      return split
 
-    q = heads('q', cfg.num_heads)
-    k = heads('k', cfg.num_kv_heads)
+    def turned(name, count):
+      x = heads(name, count, norm=True)
+      return rotate(x, position_QGT, layer['frequency'], layer['magnitude'])
+
+    q, k = turned('q', cfg.num_heads), turned('k', cfg.num_kv_heads)
     v = heads('v', cfg.num_kv_heads)
-    if cfg.qk_norm:
-      q = RMSNorm(cfg, name='q_norm')(q)
-      k = RMSNorm(cfg, name='k_norm')(k)
-    q = rope(q, position_QGT, cfg.rope_theta)
-    k = rope(k, position_QGT, cfg.rope_theta)
+    masks = {
+      piece: seen.within(layer['window']) for piece, seen in visible.items()
+    }
     segments = [Segment(k, v, masks['block'])]
     if suffix is not None:
       segments.insert(0, Segment(suffix.k, suffix.v, masks['suffix']))
     if prefix is not None:
       pk, pv = (_of_sample(x, index) for x in (prefix.k, prefix.v))
       segments.insert(0, Segment(pk, pv, masks['prefix']))
-    out = attend(q, segments).reshape(*x_QGTD.shape[:-1], -1)
-    return Dense(cfg, cfg.width, name='o')(out), KV(k=k, v=v)
+    scale = cfg.query_scale
+    scale = cfg.head_dim**-0.5 if scale is None else scale
+    out = attend(q, segments, scale).reshape(*x_QGTD.shape[:-1], -1)
+    return Dense(cfg, cfg.width, cfg.o_bias, name='o')(out), KV(k=k, v=v)
 
 
 def _of_sample(x_QECMH: jax.Array, index_QG: jax.Array | None) -> jax.Array:
@@ -145,19 +225,38 @@ class Block(nn.Module):
   cfg: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, position, masks, index, prefix, suffix):
+  def __call__(self, x, position, visible, index, layer, prefix, suffix):
     """Returns the new residual stream and this layer's KV of the block."""
     cfg = self.cfg
-    h = RMSNorm(cfg, name='attn_norm')(x)
+
+    def norm(h, name, place):
+      if cfg.norms not in (place, 'both'):
+        return h
+      return RMSNorm(cfg, name=name)(h)
+
+    h = norm(x, 'attn_norm', 'pre')
     h, kv = Attention(cfg, name='attn')(
-      h, position, masks, prefix, index, suffix
+      h, layer, position, visible, prefix, index, suffix
     )
-    x = x + h
-    h = RMSNorm(cfg, name='mlp_norm')(x)
-    gate = Dense(cfg, cfg.ffn_width, name='gate')(h)
-    up = Dense(cfg, cfg.ffn_width, name='up')(h)
-    h = Dense(cfg, cfg.width, name='down')(nn.silu(gate) * up)
-    return x + h, kv
+    x = x + norm(h, 'attn_post_norm', 'post')
+    h = norm(x, 'mlp_norm', 'pre')
+    gate = Dense(cfg, cfg.ffn_width, cfg.mlp_bias, name='gate')(h)
+    up = Dense(cfg, cfg.ffn_width, cfg.mlp_bias, name='up')(h)
+    h = ACTIVATIONS[cfg.activation](gate) * up
+    h = Dense(cfg, cfg.width, cfg.mlp_bias, name='down')(h)
+    return x + norm(h, 'mlp_post_norm', 'post'), kv
+
+
+def layer_table(cfg: TransformerConfig) -> dict[str, np.ndarray]:
+  """What differs from layer to layer, layers on axis 0, for the scan."""
+  kinds = cfg.attention
+  if len(kinds) == 1:
+    kinds = kinds * cfg.num_layers
+  return {
+    'window': np.array([k.window or EVERYTHING for k in kinds], np.int32),
+    'magnitude': np.array([k.rope.magnitude for k in kinds], np.float32),
+    'frequency': np.stack([frequencies(k.rope, cfg.head_dim) for k in kinds]),
+  }
 
 
 class Transformer(nn.Module):
@@ -185,6 +284,7 @@ class Transformer(nn.Module):
         nn.broadcast,
         nn.broadcast,
         nn.broadcast,
+        0,
         0,
         0,
       ),
@@ -220,36 +320,42 @@ class Transformer(nn.Module):
     width = ids_QGT.shape[-1]
     column = jnp.arange(width)
     position = jnp.broadcast_to(column, ids_QGT.shape)
-    causal = column[:, None] >= column
-    masks = {'block': causal[None, None]}
+    age = column[:, None] - column
+    mask = (age >= 0)[None, None]
     if pad_QG is not None:
       position = jnp.maximum(position - pad_QG[..., None], 0)
-      masks['block'] = causal & (column >= pad_QG[..., None, None])
-    index = None
+      mask = mask & (column >= pad_QG[..., None, None])
+    visible = {'block': Visible(mask, age)}
+    index, before = None, column[:, None]
+    if suffix is not None:
+      position = position + suffix.filled
+      before = before + suffix.filled
+      place = jnp.arange(suffix.kv.k.shape[3])
+      filled = (place < suffix.filled)[None, None, None]
+      visible['suffix'] = Visible(filled, before - place)
     if prefix is not None:
       index = prefix.index
       length_QG = prefix.sample_length()
-      size = prefix.kv.k.shape[3]
       position = position + length_QG[..., None]
-      visible = jnp.arange(size) >= size - length_QG[..., None]
-      masks['prefix'] = visible[:, :, None]
-    if suffix is not None:
-      position = position + suffix.filled
-      filled = jnp.arange(suffix.kv.k.shape[3]) < suffix.filled
-      masks['suffix'] = filled[None, None, None]
+      size = prefix.kv.k.shape[3]
+      place = jnp.arange(size)
+      real = (place >= size - length_QG[..., None])[:, :, None]
+      visible['prefix'] = Visible(real, before + size - place)
     x = self.embedding[ids_QGT].astype(self.cfg.dtype)
+    x *= jnp.asarray(self.cfg.embedding_scale, x.dtype)
     x, kv = self.layers(
       x,
       position,
-      masks,
+      visible,
       index,
+      jax.tree.map(jnp.asarray, layer_table(self.cfg)),
       None if prefix is None else prefix.kv,
       None if suffix is None else suffix.kv,
     )
     return self.norm(x), kv
 
-  def head(self, hidden: jax.Array) -> jax.Array:
-    """Logits of the next token.
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Logits of every row of the embedding, those that only pad it included.
 
     Args:
       hidden: [..., D], as `hidden` gives them.
@@ -268,9 +374,24 @@ class Transformer(nn.Module):
     )
     return logits.reshape(*hidden.shape[:-1], -1)
 
+  def head(self, hidden: jax.Array) -> jax.Array:
+    """Logits of the next token, for sampling and for every loss.
+
+    Args:
+      hidden: [..., D], as `hidden` gives them.
+
+    Returns:
+      float32 [..., V]; ids that are no token have a logit of -1e30.
+    """
+    logits = self.logits(hidden)
+    if not 0 < self.cfg.num_tokens < self.cfg.vocab_size:
+      return logits
+    is_token = jnp.arange(self.cfg.vocab_size) < self.cfg.num_tokens
+    return jnp.where(is_token, logits, MASKED)
+
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
     """The plain forward of a research script: float32 logits [B, T, V]."""
-    return self.head(self.hidden(ids_BT[:, None])[0][:, 0])
+    return self.logits(self.hidden(ids_BT[:, None])[0][:, 0])
 
 
 def init_params(cfg: TransformerConfig, key: jax.Array) -> Any:
