@@ -12,22 +12,47 @@ class ConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+  """Training a low-rank adapter instead of the weights.
+
+  The teacher that is an average is then one of the adapter, the frozen
+  teacher and the reference are the model without it.
+
+  Attributes:
+    rank: columns of the factors; 0 trains the weights themselves.
+    alpha: the adapter is scaled by alpha / rank.
+    targets: regex searched in the paths of the layers' matrices, which are
+      `layers/attn/{q,k,v,o}/kernel` and `layers/{gate,up,down}/kernel`.
+  """
+
+  rank: int = 0
+  alpha: float = 32.0
+  targets: str = 'kernel'
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
   """Which weights to start from and how to run them.
 
   Attributes:
-    path: a Hugging Face checkpoint folder, or `builtin:NAME` for a model
-      shipped inside the package.
+    path: a Hugging Face checkpoint folder, `owner/model` for one on the hub,
+      or `builtin:NAME` for a model shipped inside the package.
     dtype: what matrix products run in; norms, softmax and losses are float32.
     param_dtype: what the trained weights are stored in.
     remat: what the backward pass recomputes: `none` (keep everything),
       `dots` (keep matrix products only), `full` (keep layer inputs only).
+    lora: an adapter to train in their place.
+    thinking: whether a chat template that has the choice (`enable_thinking`)
+      lets the model think before it answers. Either way student and teacher
+      get the same, and demonstrations are shown without the thinking.
   """
 
   path: str = 'builtin:concept_graph_base'
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: str = 'none'
+  thinking: bool = False
+  lora: Lora = Lora()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +73,8 @@ class ConceptGraph:
     subchains: parallel chains from `start` to each endpoint.
     num_concepts: concepts the four chains are drawn from.
     names_per_concept: names each concept has.
+    template: what the student is asked; `{question}` is replaced, once.
+      Empty: the rendering's own.
     shuffle_ends: whether targets and distractors come in random order; the
       target listed first is the easy one either way.
     harder_cut: which target's chains lose an edge in `harder`: `easy` or
@@ -61,6 +88,7 @@ class ConceptGraph:
 
   name: str = 'concept_graph'
   rendering: str = 'compact'
+  template: str = ''
   short: int = 4
   long: int = 6
   larger: int = 8
@@ -112,7 +140,8 @@ class Demonstrations:
   Attributes:
     strategy: `uniform` (a random correct peer), `first` (the first correct
       peer in the group), `most_different` (the correct peer that shares the
-      fewest words with the rollout) or `external` (from `file`).
+      fewest words with the rollout), `external` (from `file`) or `reference`
+      (the task's own answer, whether or not a peer is correct).
     count: K, demonstrations a rollout, each its own teacher.
     template: the teacher's question; `{question}` and `{demonstration}` are
       replaced, once each. Empty: the task's own.
@@ -343,7 +372,8 @@ class Config:
   Attributes:
     mode: `train`, `eval` (only measures the model) or `pretrain`.
     seed: of sampling, data order and initial weights.
-    print: print the resolved configuration and the loss in words, and stop.
+    print: print the resolved configuration, the loss in words and one
+      question as student and teacher are shown it, and stop.
     model: starting weights; absent when pretraining.
     task: questions and verifier.
     method: how the model learns; only the chosen method's options exist.

@@ -12,6 +12,7 @@ from typing import Any
 from sdjax.config import (
   Config,
   ConfigError,
+  Lora,
   PolicyGradient,
   Pretraining,
   Rollout,
@@ -20,7 +21,7 @@ from sdjax.config import (
 
 ALLOWED: dict[str, tuple[str, ...]] = {
   'mode': ('train', 'eval', 'pretrain'),
-  'model.dtype': ('float32', 'bfloat16', 'float16'),
+  'model.dtype': ('float32', 'bfloat16'),
   'model.param_dtype': ('float32', 'bfloat16'),
   'model.remat': ('none', 'dots', 'full'),
   'method.objective': ('reverse_kl', 'forward_kl', 'jsd'),
@@ -31,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     'first',
     'most_different',
     'external',
+    'reference',
   ),
   'method.advantage': ('grpo',),
   'method.diversity_for': ('correct', 'all'),
@@ -40,6 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 """The values of every option that is a choice."""
 
 AT_LEAST: dict[str, float] = {
+  'model.lora.rank': 0,
+  'model.lora.alpha': 0,
   'rollout.num_questions': 1,
   'rollout.num_samples': 1,
   'rollout.max_context': 1,
@@ -129,6 +133,17 @@ def validate(config: Config) -> None:
         f'method.diversity_for={method.diversity_for!r} does nothing when '
         'method.diversity_weight=0.'
       )
+  if config.model and not config.model.lora.rank:
+    for name, default in dataclasses.asdict(Lora()).items():
+      if (value := getattr(config.model.lora, name)) != default:
+        raise ConfigError(
+          f'model.lora.{name}={value!r} does nothing when model.lora.rank=0.'
+        )
+  template = config.task.template
+  if template and template.count('{question}') != 1:
+    raise ConfigError(
+      f'task.template={template!r} must hold {{question}} exactly once.'
+    )
   if config.rollout:
     _validate_rollout(config, config.rollout)
 
@@ -181,10 +196,12 @@ def _validate_self_distillation(
           f'{field} exactly once.'
         )
   assert config.rollout
-  if shown.strategy != 'external' and config.rollout.num_samples < 2:
+  peers = shown.strategy not in ('external', 'reference')
+  if peers and config.rollout.num_samples < 2:
     raise ConfigError(
       f'rollout.num_samples={config.rollout.num_samples} leaves no rollout a '
-      'peer to learn from; use at least 2, or external demonstrations.'
+      "peer to learn from; use at least 2, or method.demonstrations.strategy="
+      "'external' or 'reference'."
     )
 
 

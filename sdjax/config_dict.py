@@ -77,8 +77,8 @@ def from_config_dict(
     The config, after `validate`.
 
   Raises:
-    ConfigError: for an unknown, missing, mistyped, conflicting or ineffective
-      option, naming it.
+    ConfigError: for an unknown, mistyped, conflicting or ineffective option,
+      naming it.
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
@@ -140,6 +140,6 @@ def _parse_section(kind: Any, value: Any, path: str) -> Any:
       parsed[name] = _parse(hint, value[name], dotted[name])
     elif type(None) in typing.get_args(hint):
       parsed[name] = None
-    else:
-      raise ConfigError(f'missing option {dotted[name]}.')
+  # What is absent keeps its default: a run that began before an option
+  # existed goes on as it was.
   return kind(**parsed)

@@ -4,15 +4,38 @@ Mirror image of `sdjax.rewards`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdjax.data.tokenizer import encode_context
+from sdjax.data.context import encode_context
+from sdjax.data.tokenizer import THINKING
 from sdjax.grading import Graded
+from sdjax.tasks.base import Question
 from sdjax.types import Evidence, Gathered
+
+_OPEN, _CLOSE = THINKING
+_BLOCK = re.compile(f'{_OPEN}.*?{_CLOSE}', re.DOTALL)
+
+
+def strip_thinking(answer: str, opened: bool = False) -> str:
+  """Leaves of an answer what was said, not what was thought.
+
+  Args:
+    answer: a completion's text.
+    opened: whether its context had already opened a thinking block.
+
+  Returns:
+    The text without its thinking blocks: a block that was never closed
+    reaches to the end, one that was never opened begins at the start. Empty
+    when the answer is nothing but thinking.
+  """
+  text = (_OPEN if opened else '') + answer
+  said = _BLOCK.sub('', text).rpartition(_CLOSE)[2].partition(_OPEN)[0]
+  return answer if said == answer else said.strip()
 
 
 def choose(
@@ -74,7 +97,7 @@ def read_external(path: str) -> dict[int, list[str]]:
       may share a question.
 
   Returns:
-    The answers to each question.
+    The answers to each question, without thinking blocks.
 
   Raises:
     ValueError: naming the line that is not such a record, or the file if it
@@ -95,6 +118,9 @@ def read_external(path: str) -> dict[int, list[str]]:
       question_id, answer = int(record['question_id']), record['answer']
       if not isinstance(answer, str):
         raise TypeError('answer is not a string')
+      answer = strip_thinking(answer)
+      if not answer:
+        raise ValueError('answer is empty, or nothing but thinking')
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f'{path}, line {number}: expected {{"question_id": int, "answer": '
@@ -129,11 +155,14 @@ def gather(
   strategy: str,
   count: int,
   seed: int,
-  external: Mapping[int, Sequence[str]] | None = None,
+  given: Callable[[Question], Sequence[str]] | None = None,
+  thinking: bool = False,
+  opened: bool = False,
 ) -> Gathered:
   """Chooses every rollout's demonstrations and builds the teacher's contexts.
 
-  Rollouts of a question that are shown the same text share one context.
+  Rollouts of a question that are shown the same text share one context. An
+  answer is shown without its thinking; one that is nothing else is not shown.
 
   Args:
     graded: a batch of graded rollouts.
@@ -143,10 +172,13 @@ def gather(
       `{demonstration}`.
     max_context: C, the widest context; a longer one loses the end of its
       demonstration.
-    strategy: see `choose`, or `external`.
+    strategy: see `choose`.
     count: K.
     seed: the run's seed.
-    external: answers by question id, for the strategy `external`.
+    given: answers to a question that no rollout gave, to be shown in place
+      of the peers'; each rollout sees K of them, drawn without repetition.
+    thinking: what the chat template is told as `enable_thinking`.
+    opened: whether the rollouts began inside a thinking block.
 
   Returns:
     Contexts and assignments. A rollout without a demonstration is masked.
@@ -157,15 +189,19 @@ def gather(
     graded.questions, graded.answers, graded.correct, strict=True
   ):
     row = []
+    said = [strip_thinking(answer, opened) for answer in answers]
+    can_serve = [
+      bool(right and text) for right, text in zip(correct, said, strict=True)
+    ]
     for g in range(num_g):
       rng = np.random.default_rng([seed, step, question.question_id, g])
-      if strategy == 'external':
-        given = list(dict.fromkeys((external or {})[question.question_id]))
-        row.append(tuple(given[i] for i in rng.permutation(len(given))[:count]))
+      if given is not None:
+        texts = list(dict.fromkeys(given(question)))
+        row.append(tuple(texts[i] for i in rng.permutation(len(texts))[:count]))
       else:
         row.append(
           choose(
-            answers, correct, g, strategy=strategy, count=count, rng=rng
+            said, can_serve, g, strategy=strategy, count=count, rng=rng
           )
         )
     shown.append(row)
@@ -181,7 +217,12 @@ def gather(
   for q, question in enumerate(graded.questions):
     for e, text in enumerate(texts[q]):
       ids, lost = encode_context(
-        tokenizer, template, question.text, text, max_context
+        tokenizer,
+        template,
+        question.text,
+        text,
+        max_context,
+        thinking=thinking,
       )
       cut += lost > 0
       ids_QEC[q, e, max_context - len(ids) :] = ids

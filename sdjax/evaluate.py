@@ -96,6 +96,7 @@ class Evaluator:
         [q.question_id for q in questions],
         options.max_context,
         self.task.student_template,
+        thinking=bool(self.config.model and self.config.model.thinking),
       )
       graded, part = self.sample_prompts(params, prompts, questions, name)
       parts.append(graded)

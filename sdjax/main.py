@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from sdjax import config as config_lib
 from sdjax import config_check, config_dict
-from sdjax.methods import in_words
+from sdjax.methods import contexts_in_words, in_words
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, e.g. configs/concept_graph.py:sd.'
@@ -23,7 +23,7 @@ def run(config: config_lib.Config, workdir: str) -> None:
     config: a checked config.
     workdir: the run's folder.
   """
-  # Imported here: they pull in what a plain `--config.print` does not need.
+  # Imported here: they pull in what `--config.print` does not need.
   from sdjax import pretrain, train
 
   {
@@ -40,6 +40,25 @@ def show(config: config_lib.Config) -> str:
   return '\n'.join([*lines, '', in_words(config)])
 
 
+def show_contexts(config: config_lib.Config) -> str:
+  """Returns one question as the model is shown it, or why that cannot be.
+
+  The tokenizer is loaded for it, the weights are not.
+  """
+  from sdjax.data.context import check_thinking
+  from sdjax.data.tokenizer import load_tokenizer
+  from sdjax.tasks import make_task
+
+  if config.model is None:
+    return 'pretraining begins without a tokenizer: there is no context yet.'
+  try:
+    tokenizer = load_tokenizer(config.model.path)
+    check_thinking(tokenizer, config.model.thinking)
+    return contexts_in_words(config, make_task(config.task), tokenizer)
+  except (ValueError, OSError) as error:
+    return f'no context can be shown: {" ".join(str(error).split())}'
+
+
 def main(argv: list[str]) -> None:
   """Parses flags and runs; a user's mistake ends in one line, exit code 2."""
   if len(argv) > 1:
@@ -51,6 +70,7 @@ def main(argv: list[str]) -> None:
     config = config_dict.from_config_dict(_CONFIG.value)
     if config.print:
       print(show(config))
+      print(f'\n{show_contexts(config)}')
       return
     if not _WORKDIR.value:
       raise config_lib.ConfigError('--workdir is missing: name a folder.')

@@ -11,13 +11,20 @@ One step of training, whatever the method:
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sdjax import config as config_lib
 from sdjax import demonstrations, rewards
+from sdjax.data.context import (
+  NO_LIMIT,
+  check_endings,
+  common_ending,
+  encode_context,
+  opens_thinking,
+)
 from sdjax.steps import rl, sd
-from sdjax.tasks.base import Task
+from sdjax.tasks.base import Question, Task
 from sdjax.types import ApplyFn, Gathered
 
 
@@ -45,30 +52,28 @@ def self_distillation(
 ) -> Method:
   """Binds a config's options to the self-distillation step."""
   method, shared = config.method, _shared(config)
-  assert isinstance(method, config_lib.SelfDistillation) and config.rollout
-  shown = method.demonstrations
-  external = None
-  most = config.rollout.num_samples
-  if shown.strategy == 'external':
-    external = demonstrations.read_external(shown.file)
-    most *= shown.count
-    needed = {q.question_id for q in task.questions('train')}
-    if missing := needed - external.keys():
-      raise config_lib.ConfigError(
-        f'method.demonstrations.file={shown.file!r} has no answer for '
-        f'{len(missing)} of {len(needed)} training questions, among them '
-        f'question_id {min(missing)}; every question needs one.'
-      )
+  assert isinstance(method, config_lib.SelfDistillation)
+  assert config.model and config.rollout
+  shown, thinking = method.demonstrations, config.model.thinking
+  template = shown.template or task.teacher_template
+  check_example(config, task, tokenizer)
+  given = _given(shown, task)
+  # The most distinct demonstrations of a question, which are its contexts.
+  most = {'reference': 1, 'external': config.rollout.num_samples * shown.count}
   return Method(
     gather=functools.partial(
       demonstrations.gather,
       tokenizer=tokenizer,
-      template=shown.template or task.teacher_template,
+      template=template,
       max_context=shown.max_context,
       strategy=shown.strategy,
       count=shown.count,
       seed=config.seed,
-      external=external,
+      given=given,
+      thinking=thinking,
+      # Answers from elsewhere did not begin in this model's context.
+      opened=given is None
+      and opens_thinking(tokenizer, task.student_template, thinking),
     ),
     signal=functools.partial(
       sd.signal_step,
@@ -84,8 +89,31 @@ def self_distillation(
       support=method.support,
       **shared,
     ),
-    num_contexts=tuple(demonstrations.context_buckets(most)),
+    num_contexts=tuple(
+      demonstrations.context_buckets(
+        most.get(shown.strategy, config.rollout.num_samples)
+      )
+    ),
   )
+
+
+def _given(
+  shown: config_lib.Demonstrations, task: Task
+) -> Callable[[Question], Sequence[str]] | None:
+  """Where answers come from that are not the peers' own; None: nowhere."""
+  if shown.strategy == 'reference':
+    return lambda question: [x for x in [task.example(question)] if x]
+  if shown.strategy != 'external':
+    return None
+  external = demonstrations.read_external(shown.file)
+  needed = {q.question_id for q in task.questions('train')}
+  if missing := needed - external.keys():
+    raise config_lib.ConfigError(
+      f'method.demonstrations.file={shown.file!r} has no answer for '
+      f'{len(missing)} of {len(needed)} training questions, among them '
+      f'question_id {min(missing)}; every question needs one.'
+    )
+  return lambda question: external[question.question_id]
 
 
 def policy_gradient(
@@ -171,6 +199,7 @@ def in_words(config: config_lib.Config) -> str:
       'first': 'the first of the other correct rollouts',
       'most_different': 'the other correct rollouts least like it',
       'external': f'drawn from {shown.file}',
+      'reference': "the task's own",
     }[shown.strategy]
     main = (
       f'{distance} over {over[method.support]}; teacher = {teacher}, shown '
@@ -192,3 +221,88 @@ def in_words(config: config_lib.Config) -> str:
   if config.loss.kl_coef:
     main += f'; + {config.loss.kl_coef:g} x KL(student || reference), k3'
   return f'loss = {counted} of {main}.'
+
+
+def check_example(
+  config: config_lib.Config, task: Task, tokenizer: Any
+) -> None:
+  """Checks the first training question's contexts with `check_endings`.
+
+  Args:
+    config: a checked config of self-distillation.
+    task: where the question comes from.
+    tokenizer: of the model.
+
+  Raises:
+    ConfigError: student and teacher are not asked for an answer alike.
+  """
+  assert isinstance(config.method, config_lib.SelfDistillation) and config.model
+  question = task.questions('train')[0]
+  check_endings(
+    tokenizer,
+    task.student_template,
+    config.method.demonstrations.template or task.teacher_template,
+    question.text,
+    task.example(question),
+    config.model.thinking,
+  )
+
+
+def contexts_in_words(
+  config: config_lib.Config, task: Task, tokenizer: Any
+) -> str:
+  """Shows the first training question as student and teacher see it.
+
+  Args:
+    config: a checked config that is not of pretraining.
+    task: where the question comes from.
+    tokenizer: of the model.
+
+  Returns:
+    Both contexts, decoded from their tokens, with marks where they become
+    the same and where the answer begins, and what is wrong with them if
+    anything; the student's alone where the method shows no demonstrations.
+  """
+  assert config.model
+  question = task.questions('train')[0]
+  encode = functools.partial(
+    encode_context, tokenizer, thinking=config.model.thinking
+  )
+  begin = '[the answer begins here]'
+  student, _ = encode(
+    template=task.student_template,
+    question=question.text,
+    demonstration=None,
+    max_tokens=NO_LIMIT,
+  )
+  head = f"the student's context, {len(student)} tokens:"
+  if not isinstance(config.method, config_lib.SelfDistillation):
+    return f'{head}\n{tokenizer.decode(student)}{begin}'
+  shown = config.method.demonstrations
+  template = shown.template or task.teacher_template
+  teacher, lost = encode(
+    template=template,
+    question=question.text,
+    demonstration=task.example(question),
+    max_tokens=shown.max_context,
+  )
+  common = common_ending(student, teacher)
+
+  def marked(ids: list[int]) -> str:
+    cut = len(ids) - common
+    own, same = tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:])
+    return f'{own}[the same from here]{same}{begin}'
+
+  lines = [
+    head,
+    marked(student),
+    '',
+    f"the teacher's context, {len(teacher)} tokens, of which the last "
+    f'{common} are the same; the demonstration lost {lost}:',
+    marked(teacher),
+  ]
+  try:
+    check_example(config, task, tokenizer)
+  except config_lib.ConfigError as error:
+    lines += ['', f'error: {error}']
+  return '\n'.join(lines)

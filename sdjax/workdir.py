@@ -121,14 +121,15 @@ def _without(values: dict[str, Any], when: str) -> dict[str, Any]:
 def _check_same_run(file: Path, resolved: dict[str, Any]) -> None:
   """Raises unless the folder's config agrees in all that matters."""
   try:
-    old = json.loads(file.read_text())
+    old = config_dict.from_config_dict(json.loads(file.read_text()))
   except ValueError as error:
     raise WorkdirError(
-      f'{file} is not readable JSON ({error}). It says which run the folder '
-      'holds: restore it, or choose another --workdir.'
+      f'{file} is not readable as a config ({error}). It says which run the '
+      'folder holds: restore it, or choose another --workdir.'
     ) from error
   # Through JSON, so that tuples compare equal to the lists they became.
   new_flat = config_check.flatten(json.loads(json.dumps(resolved)))
+  old = json.loads(json.dumps(config_dict.to_dict(old)))
   old_flat = config_check.flatten(old)
   fixed = set()
   if new_flat.get('optimizer.schedule') == 'cosine':

@@ -1,14 +1,23 @@
 """Which correct answers a rollout is shown, and the teacher's contexts."""
 
 import json
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from chats import FAMILIES, family_tokenizer
 
 from sdjax import demonstrations, rewards
+from sdjax.data.context import QUESTION, encode_context, opens_thinking
+from sdjax.data.prompts import encode_prompts
 from sdjax.data.tokenizer import word_tokenizer
-from sdjax.grading import Graded
+from sdjax.demonstrations import strip_thinking
+from sdjax.grading import Graded, grade
+from sdjax.models.cache import KV
+from sdjax.steps import sd
 from sdjax.tasks.base import Question, Verdict
+from sdjax.types import Rollout
 
 
 def graded(rows, concepts=None):
@@ -157,7 +166,7 @@ def test_external_demonstrations(tmp_path):
   external = demonstrations.read_external(str(file))
   assert external == {7: ['+a', '+b'], 8: ['+c']}
   batch = graded([['b', 'd'], ['b', 'd']])
-  out = gather(batch, strategy='external', external=external)
+  out = gather(batch, given=lambda q: external[q.question_id])
   assert out.evidence.context_mask.all()
   assert out.shown[1] == [('+c',), ('+c',)]
 
@@ -169,6 +178,165 @@ def test_broken_external_file_names_the_line(tmp_path):
     demonstrations.read_external(str(file))
   with pytest.raises(ValueError, match='cannot be read'):
     demonstrations.read_external(str(tmp_path / 'none.jsonl'))
+
+
+def test_external_demonstrations_are_shown_without_their_thinking(tmp_path):
+  file = tmp_path / 'shown.jsonl'
+  record = {'question_id': 7, 'answer': 'so\n</think>\n\n+a'}
+  file.write_text(json.dumps(record))
+  assert demonstrations.read_external(str(file)) == {7: ['+a']}
+  file.write_text(json.dumps(record | {'answer': '<think>so'}))
+  with pytest.raises(ValueError, match='line 1.*nothing but thinking'):
+    demonstrations.read_external(str(file))
+
+
+@pytest.mark.parametrize(
+  ('answer', 'opened', 'said'),
+  [
+    ('  plum.\n', False, '  plum.\n'),
+    ('<think>\nhm\n\nso\n</think>\n\nplum.', False, 'plum.'),
+    ('a <think>b\n</think> c <think>d</think> e', False, 'a  c  e'),
+    # The context opened the block.
+    ('hm\n</think>\n\nplum.', True, 'plum.'),
+    ('<think>hm</think> plum', True, 'plum'),
+    ('</think>plum', True, 'plum'),
+    ('so it is plum, or', True, ''),
+    ('', True, ''),
+    # Nobody said that it did, but it must have.
+    ('hm</think>plum', False, 'plum'),
+    ('<think>a<think>b</think>c</think>plum', False, 'plum'),
+    # Cut off.
+    ('plum <think>or mango, let me', False, 'plum'),
+    ('hm</think>plum<think>or', True, 'plum'),
+    ('<think>', False, ''),
+  ],
+)
+def test_thinking_is_stripped(answer, opened, said):
+  assert strip_thinking(answer, opened) == said
+
+
+class Bracketed:
+  """A task whose right answers hold a +, wherever they hold it."""
+
+  def __init__(self):
+    self.seen = []
+
+  def verify(self, question, answer):
+    self.seen.append(answer)
+    return Verdict(correct='+' in answer, reward=float('+' in answer))
+
+
+def rollout_of(tokenizer, texts, width=60):
+  """One question's rollouts, every character a token, and the end token."""
+  ids_QGT = np.zeros((1, len(texts), width), np.int32)
+  length_QG = np.zeros((1, len(texts)), np.int32)
+  for g, text in enumerate(texts):
+    parts = (tokenizer.tokenize(piece) for piece in text)
+    ids = [
+      i for part in parts for i in tokenizer.convert_tokens_to_ids(part)
+    ] + [tokenizer.eos_token_id]
+    ids_QGT[0, g, : len(ids)] = ids
+    length_QG[0, g] = len(ids)
+  nothing = np.zeros(ids_QGT.shape, np.float32)
+  return Rollout(
+    ids=ids_QGT,
+    length=length_QG,
+    behavior_logp=nothing,
+    entropy=nothing,
+    finished=length_QG > 0,
+  )
+
+
+QUESTIONS = [Question(7, 'train', 'fig ?', None)]
+
+
+def judge(task: Any, tokenizer, rollout):
+  return grade(task, tokenizer, QUESTIONS, rollout)
+
+
+SHOWN = 'Q: {question} One answer: {demonstration} Now yours.'
+
+
+@pytest.mark.parametrize(
+  ('name', 'answers'),
+  [
+    # Opened by the template: without an end it is all thinking, right or not.
+    ('r1', ['so + it', 'so</think>+plum', 'no', 'or</think>+fig']),
+    ('qwen3', ['<think>+ or', '<think>+</think>+plum', 'no', '+fig']),
+  ],
+)
+def test_verifiers_see_the_thinking_and_teachers_do_not(name, answers):
+  tokenizer, task = family_tokenizer(name), Bracketed()
+  batch = judge(task, tokenizer, rollout_of(tokenizer, answers))
+  assert set(task.seen) == set(answers)
+  assert batch.answers == [answers]
+  assert batch.correct.tolist() == [[True, True, False, True]]
+  out = gather(
+    batch,
+    tokenizer=tokenizer,
+    template=SHOWN,
+    max_context=120,
+    strategy='first',
+    opened=opens_thinking(tokenizer, QUESTION, False),
+  )
+  assert out.shown == [[('+plum',), ('+fig',), ('+plum',), ('+plum',)]]
+  assert out.metrics['success_groups'] == out.metrics['demonstrated'] == 1
+  for e in range(2):
+    text = tokenizer.decode(out.evidence.context_ids[0, e])
+    assert 'One answer: +' in text and text.endswith(FAMILIES[name].prompt)
+
+
+def test_nobody_is_shown_unfinished_thinking():
+  tokenizer = family_tokenizer('r1')
+  rollout = rollout_of(tokenizer, ['so + it', 'or + fig'])
+  batch = judge(Bracketed(), tokenizer, rollout)
+  options = {'tokenizer': tokenizer, 'template': SHOWN, 'max_context': 120}
+  out = gather(batch, opened=True, **options)
+  assert batch.correct.all() and not out.evidence.context_mask.any()
+  assert gather(batch, opened=False, **options).evidence.context_mask.all()
+
+
+@pytest.mark.parametrize('thinking', [False, True])
+def test_teacher_and_student_score_the_very_tokens_that_were_sampled(thinking):
+  tokenizer = family_tokenizer('qwen3')
+  texts = ['+plum', '+mango']
+  rollout = rollout_of(tokenizer, texts, width=9)
+  # Encoding the answers anew would give other tokens.
+  assert tokenizer.encode(texts[0]) != rollout.ids[0, 0, :5].tolist()
+  batch = judge(Bracketed(), tokenizer, rollout)
+  assert batch.answers == [texts]
+  evidence = gather(
+    batch,
+    tokenizer=tokenizer,
+    template=SHOWN,
+    max_context=80,
+    thinking=thinking,
+  ).evidence
+  prompts = encode_prompts(tokenizer, ['fig ?'], [7], 80, thinking=thinking)
+  given = []
+
+  def apply_fn(params, ids, *, method, prefix=None, pad_QG=None):
+    del params, method, pad_QG
+    given.append((None if prefix is None else prefix.index, np.asarray(ids)))
+    nothing = jnp.zeros((1, *ids.shape, 1, 1))
+    return jnp.zeros((*ids.shape, 1)), KV(k=nothing, v=nothing)
+
+  sd.signal_step(apply_fn, None, None, prompts, rollout, evidence)
+  (_, context_ids), (index, completion_ids) = given
+  # The last token is predicted and never an input.
+  np.testing.assert_array_equal(completion_ids, rollout.ids[..., :-1])
+  prompt = FAMILIES['qwen3'].prompt
+  if thinking:
+    prompt = FAMILIES['qwen3'].thinking_prompt
+  for g, peer in enumerate(reversed(texts)):
+    expected, _ = encode_context(
+      tokenizer, SHOWN, 'fig ?', peer, 80, thinking=thinking
+    )
+    row = context_ids[0, index[0, g]]
+    assert row[-len(expected) :].tolist() == expected
+    tail = tokenizer.encode(prompt)
+    assert expected[-len(tail) :] == prompts.ids[0, -len(tail) :].tolist()
+    assert expected[-len(tail) :] == tail
 
 
 def test_context_buckets():

@@ -2,38 +2,28 @@ import json
 
 import numpy as np
 import pytest
+from chats import FAMILIES, family_tokenizer, make_tokenizer
 
 from sdjax.config import ConceptGraph
 from sdjax.data.prompts import encode_prompts, pad_contexts
 from sdjax.data.tokenizer import (
   decode_completion,
-  encode_context,
   eos_ids,
-  fill_template,
   load_tokenizer,
+  without_control_tokens,
   word_tokenizer,
 )
+from sdjax.models import hub
+from sdjax.models.families import CheckpointError
 from sdjax.tasks.concept_graph import compact_words, draw_graph, render_question
 
 # Ids: <pad> 0, <eos> 1, <unk> 2, then these from 3 on.
 WORDS = ('a', 'b', 'c', 'd', ':', '=', ',', '?', '{question}', '{x}')
-CHAT = (
-  "{% for m in messages %}u {{ m['content'] }} <eos> {% endfor %}"
-  '{% if add_generation_prompt %}g {% endif %}'
-  "{% if enable_thinking is defined and not enable_thinking %}off{% endif %}"
-)
 
 
 @pytest.fixture
 def tokenizer():
   return word_tokenizer(WORDS)
-
-
-@pytest.fixture
-def chat_tokenizer():
-  tokenizer = word_tokenizer((*WORDS, 'u', 'g', 'off'))
-  tokenizer.chat_template = CHAT
-  return tokenizer
 
 
 def test_word_tokenizer_by_hand(tokenizer):
@@ -88,8 +78,24 @@ def test_compact_questions_are_in_the_vocabulary():
     assert tokenizer.decode(ids) == text
 
 
+def test_loading_by_name(tmp_path, monkeypatch):
+  shipped = load_tokenizer('builtin:concept_graph_base')
+  assert shipped.encode('start') and shipped.eos_token_id == 1
+  family_tokenizer('qwen3').save_pretrained(tmp_path)
+  asked = []
+
+  def fetch(name, weights=True):
+    asked.append((name, weights))
+    return tmp_path
+
+  monkeypatch.setattr(hub, 'hub_folder', fetch)
+  loaded = load_tokenizer('some/model')
+  assert asked == [('some/model', False)]
+  assert loaded.chat_template == FAMILIES['qwen3'].template
+
+
 def test_missing_and_broken_files(tokenizer, tmp_path):
-  with pytest.raises(FileNotFoundError, match='nowhere.*tokenizer.json'):
+  with pytest.raises(CheckpointError, match='nowhere'):
     load_tokenizer(tmp_path / 'nowhere')
   with pytest.raises(FileNotFoundError, match=f'{tmp_path} has no tokenizer'):
     load_tokenizer(tmp_path)
@@ -131,6 +137,35 @@ def test_decode_completion(tokenizer):
   assert decode_completion(tokenizer, [3, 2, 4]) == 'a <unk> b'
 
 
+def test_completions_lose_control_tokens_and_keep_thinking():
+  tokenizer = family_tokenizer('llama3')
+  # Not every control token has a role that the tokenizer knows of.
+  text = '<think>a</think>plum<|end_header_id|><|eot_id|><|begin_of_text|>'
+  ids = tokenizer.encode(text, add_special_tokens=False)
+  assert decode_completion(tokenizer, ids) == '<think>a</think>plum'
+  # Where a thinking block's ends are control tokens, they are kept as well.
+  tokenizer = make_tokenizer()
+  tokenizer.add_tokens(['<think>', '</think>'], special_tokens=True)
+  ids = tokenizer.encode('<think>a</think>plum<|end|>')
+  assert decode_completion(tokenizer, ids) == '<think>a</think>plum'
+
+
+def test_without_control_tokens(tokenizer):
+  chat = family_tokenizer('chatml')
+  for text, left in (
+    ('a <|im_end|>b', 'a b'),
+    ('<|im_<|im_<|im_end|>start|>end|>c', 'c'),
+    ('a < | im_end', 'a < | im_end'),
+    ('', ''),
+  ):
+    assert without_control_tokens(chat, text) == left
+  # An unknown word is a word.
+  assert without_control_tokens(tokenizer, 'a <unk> <eos>') == 'a <unk> '
+  # GPT-2 has one token for everything, so it is not only the unknown word.
+  tokenizer.unk_token = '<eos>'
+  assert without_control_tokens(tokenizer, 'a<eos>') == 'a'
+
+
 def test_padding_with_the_end_token():
   tokenizer = word_tokenizer(WORDS)
   tokenizer.pad_token = '<eos>'
@@ -138,108 +173,6 @@ def test_padding_with_the_end_token():
   np.testing.assert_array_equal(prompts.ids, [[1, 1, 1, 3], [1, 3, 1, 5]])
   np.testing.assert_array_equal(prompts.length, [1, 3])
   assert decode_completion(tokenizer, [3, 1]) == 'a'
-
-
-def test_filling_is_inert():
-  filled = fill_template(
-    '{question} = {demonstration} {x} :',
-    'q {demonstration} {0}',
-    'd {question} {demonstration} {} {',
-  )
-  assert filled == (
-    'q {demonstration} {0} = d {question} {demonstration} {} { {x} :'
-  )
-  # The demonstration may come first.
-  assert fill_template('{demonstration}|{question}', 'q', 'd') == 'd|q'
-  assert fill_template('{question} {', 'a {question}', None) == 'a {question} {'
-
-
-@pytest.mark.parametrize(
-  ('template', 'demonstration'),
-  [
-    ('no field', None),
-    ('{question} {question}', None),
-    ('{question} {demonstration}', None),
-    ('{question}', 'd'),
-    ('{demonstration}', 'd'),
-    ('{question} {demonstration} {demonstration}', 'd'),
-  ],
-)
-def test_bad_templates(template, demonstration):
-  with pytest.raises(ValueError, match='the template holds'):
-    fill_template(template, 'q', demonstration)
-
-
-TEMPLATE = '{question} = {demonstration} :'
-
-
-@pytest.mark.parametrize(
-  ('max_tokens', 'ids', 'cut'),
-  [
-    (9, [3, 4, 8, 5, 6, 3, 4, 7], 0),
-    (8, [3, 4, 8, 5, 6, 3, 4, 7], 0),
-    (7, [3, 4, 8, 5, 6, 3, 7], 1),
-    (5, [3, 4, 8, 5, 7], 3),
-    (4, [3, 4, 8, 7], 4),
-  ],
-)
-def test_only_the_demonstration_is_cut(tokenizer, max_tokens, ids, cut):
-  got = encode_context(tokenizer, TEMPLATE, 'a b', 'c d a b', max_tokens)
-  assert got == (ids, cut)
-
-
-def test_too_long_even_without_demonstration(tokenizer):
-  with pytest.raises(ValueError, match='4 tokens.*only 3.*max_context'):
-    encode_context(tokenizer, TEMPLATE, 'a b', 'c d', 3)
-  with pytest.raises(ValueError, match='3 tokens.*only 2'):
-    encode_context(tokenizer, '{question} :', 'a b', None, 2)
-
-
-def test_chat_template(chat_tokenizer):
-  # u a b <eos> g off
-  assert encode_context(chat_tokenizer, '{question}', 'a b', None, 6) == (
-    [13, 3, 4, 1, 14, 15],
-    0,
-  )
-  got = encode_context(chat_tokenizer, TEMPLATE, 'a', '{question} c d', 9)
-  assert got == ([13, 3, 8, 11, 5, 7, 1, 14, 15], 1)
-  # A template that knows no thinking gets no such option.
-  chat_tokenizer.chat_template = CHAT.split('{% if enable')[0]
-  ids, _ = encode_context(chat_tokenizer, '{question}', 'a b', None, 6)
-  assert ids == [13, 3, 4, 1, 14]
-
-
-def test_cut_between_bytes_and_merges():
-  """With byte-level merges no cut leaves half a character."""
-  import tokenizers
-  from transformers import PreTrainedTokenizerFast
-
-  inner = tokenizers.Tokenizer(tokenizers.models.BPE())
-  inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False
-  )
-  inner.decoder = tokenizers.decoders.ByteLevel()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=300,
-    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
-  )
-  inner.train_from_iterator(['plum mango fig: plum, fig :'] * 9, trainer)
-  tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
-  demonstration = 'plum, 🍋 mango 漢字 fig'
-  full, cut = encode_context(tokenizer, TEMPLATE, 'q', demonstration, 999)
-  assert cut == 0
-  empty, _ = encode_context(tokenizer, TEMPLATE, 'q', '', 999)
-  cuts = []
-  for size in range(len(empty), len(full)):
-    ids, cut = encode_context(tokenizer, TEMPLATE, 'q', demonstration, size)
-    assert len(ids) <= size
-    text = str(tokenizer.decode(ids))
-    assert text.startswith('q = ') and text.endswith(' :')
-    assert demonstration.startswith(text[4:-2])
-    cuts.append(cut)
-  assert cuts == sorted(cuts, reverse=True)
-  assert cuts[0] > cuts[-1] >= 1
 
 
 def test_encode_prompts_by_hand(tokenizer):

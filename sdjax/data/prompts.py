@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.data.tokenizer import encode_context
+from sdjax.data.context import NO_LIMIT, encode_context
 from sdjax.tasks.base import Question
 from sdjax.types import Prompts
 
@@ -146,6 +146,8 @@ def encode_prompts(
   question_ids: Sequence[int],
   buckets: int | Sequence[int],
   template: str = '{question}',
+  *,
+  thinking: bool = False,
 ) -> Prompts:
   """Encodes the questions of a batch for the student.
 
@@ -156,6 +158,7 @@ def encode_prompts(
     buckets: width, or widths to choose from; the smallest that fits all
       questions is taken.
     template: the task's student template.
+    thinking: what the chat template is told as `enable_thinking`.
 
   Returns:
     Left-padded prompts as numpy arrays, ids [Q, C].
@@ -164,9 +167,10 @@ def encode_prompts(
     ValueError: a question is longer than the widest bucket; it names the
       question and its length. Nothing is ever cut.
   """
-  no_limit = 2**31
   rows = [
-    encode_context(tokenizer, template, text, None, no_limit)[0]
+    encode_context(
+      tokenizer, template, text, None, NO_LIMIT, thinking=thinking
+    )[0]
     for text in texts
   ]
   pad_id = tokenizer.pad_token_id

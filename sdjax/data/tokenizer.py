@@ -1,4 +1,4 @@
-"""Tokenizers: loading one, making a small one, contexts and completions.
+"""Tokenizers: loading one, making a small one, and reading completions.
 
 Anything with the interface of `transformers`' fast tokenizers will do. The
 padding id is never used to tell real tokens: it may be the end-of-sequence
@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.models import gguf, gguf_tokenizer, hf, hub
+
 PAD, EOS, UNK = '<pad>', '<eos>', '<unk>'
 
-QUESTION = '{question}'
-DEMONSTRATION = '{demonstration}'
+THINKING = ('<think>', '</think>')
+"""What opens and closes a thinking block."""
 
 _NEEDED = (
   'a tokenizer folder needs tokenizer.json and tokenizer_config.json, as '
@@ -72,24 +74,27 @@ def word_tokenizer(
   )
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-  """Loads the tokenizer of a Hugging Face checkpoint folder.
+def load_tokenizer(checkpoint: str | Path) -> Any:
+  """Loads a checkpoint's tokenizer and nothing else of it.
 
   Args:
-    folder: a local folder; nothing is downloaded.
+    checkpoint: a folder, a `.gguf` file, `builtin:NAME`, or `owner/model` for
+      one on the hub, of which all but the weights is fetched.
 
   Returns:
     The tokenizer.
 
   Raises:
-    FileNotFoundError: the folder or its tokenizer files are missing.
-    ValueError: the files cannot be read as a tokenizer.
+    FileNotFoundError: the folder has no tokenizer files.
+    ValueError: there is no such checkpoint (a `CheckpointError`), or its
+      files cannot be read as a tokenizer.
   """
-  folder = Path(folder)
-  if not folder.is_dir():
-    raise FileNotFoundError(
-      f'no folder {folder} to load a tokenizer from; {_NEEDED}'
-    )
+  if hub.is_hub_name(checkpoint):
+    folder = hub.hub_folder(str(checkpoint), weights=False)
+  else:
+    folder = hf.resolve(checkpoint)
+  if hf.is_gguf(folder):
+    return gguf_tokenizer.read_tokenizer(folder)
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     if not (folder / name).is_file():
       raise FileNotFoundError(f'{folder} has no {name}; {_NEEDED}')
@@ -104,12 +109,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     ) from error
 
 
-def eos_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
+def eos_ids(checkpoint: str | Path, tokenizer: Any) -> tuple[int, ...]:
   """Collects the ids that end a completion.
 
   Args:
-    folder: the checkpoint folder; its `generation_config.json`, when there is
-      one, lists one id or several.
+    checkpoint: a folder, whose `generation_config.json`, when there is one,
+      lists one id or several, or a `.gguf` file, which names them itself.
     tokenizer: the tokenizer, whose own end-of-sequence id is added.
 
   Returns:
@@ -118,7 +123,9 @@ def eos_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
   Raises:
     ValueError: the file cannot be read, or there is no such id at all.
   """
-  path = Path(folder) / 'generation_config.json'
+  if hf.is_gguf(Path(checkpoint)):
+    return gguf.eos_ids(checkpoint)
+  path = Path(checkpoint) / 'generation_config.json'
   listed: Any = None
   if path.is_file():
     try:
@@ -140,6 +147,53 @@ def eos_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
   return tuple(sorted(ids))
 
 
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+  """Lists the tokens that steer a model and are no part of any text.
+
+  Args:
+    tokenizer: the tokenizer.
+
+  Returns:
+    Id to string of every special token, with two exceptions. The unknown
+    token stands for a word, so that an answer must not become right because
+    a wrong word was dropped from it. A thinking block's ends are needed to
+    tell the thinking from the answer.
+  """
+  specials = {
+    i: token.content
+    for i, token in tokenizer.added_tokens_decoder.items()
+    if token.special
+  }
+  for i in tokenizer.all_special_ids:
+    specials[i] = tokenizer.convert_ids_to_tokens(i)
+  steering = {
+    tokenizer.pad_token_id,
+    tokenizer.eos_token_id,
+    tokenizer.bos_token_id,
+  }
+  if tokenizer.unk_token_id not in steering:
+    specials.pop(tokenizer.unk_token_id, None)
+  return {i: text for i, text in specials.items() if text not in THINKING}
+
+
+def without_control_tokens(tokenizer: Any, text: str) -> str:
+  """Drops from a text whatever would be encoded as a control token.
+
+  Args:
+    tokenizer: the tokenizer.
+    text: any text.
+
+  Returns:
+    The text in which no control token is spelled out any more.
+  """
+  strings = [s for s in control_tokens(tokenizer).values() if s]
+  # Dropping one may join what stood around it into another.
+  while found := [s for s in strings if s in text]:
+    for string in found:
+      text = text.replace(string, '')
+  return text
+
+
 def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
   """Turns a completion's tokens into the text a verifier reads.
 
@@ -148,144 +202,7 @@ def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
     ids: the tokens that count; the end-of-sequence token may be among them.
 
   Returns:
-    The text without special tokens. The unknown token stays visible, so that
-    an answer is not right only because a wrong word was dropped from it.
+    The text without control tokens.
   """
-  special = set(tokenizer.all_special_ids)
-  special -= {tokenizer.unk_token_id} - {
-    tokenizer.pad_token_id,
-    tokenizer.eos_token_id,
-    tokenizer.bos_token_id,
-  }
-  return tokenizer.decode([i for i in map(int, ids) if i not in special])
-
-
-def check_template(template: str, demonstration: bool) -> None:
-  """Checks that a template has each of its fields once.
-
-  Args:
-    template: the template.
-    demonstration: whether it takes a demonstration.
-
-  Raises:
-    ValueError: a field is missing, repeated or out of place.
-  """
-  for field, wanted in ((QUESTION, 1), (DEMONSTRATION, int(demonstration))):
-    found = template.count(field)
-    if found != wanted:
-      raise ValueError(
-        f'the template holds {field} {found} times; it must hold it '
-        f'{"once" if wanted else "not at all"}: {template!r}'
-      )
-
-
-def fill_template(
-  template: str, question: str, demonstration: str | None
-) -> str:
-  """Puts a question and a demonstration into a template.
-
-  What is put in is never read as a template again, whatever it holds.
-
-  Args:
-    template: holds `{question}` once, and `{demonstration}` once if one is
-      given; other braces mean nothing.
-    question: the question.
-    demonstration: the demonstration, or None.
-
-  Returns:
-    The filled template.
-
-  Raises:
-    ValueError: a field is missing, repeated or out of place.
-  """
-  check_template(template, demonstration is not None)
-  if demonstration is None:
-    return template.replace(QUESTION, question)
-  before, after = template.split(DEMONSTRATION)
-  return (
-    before.replace(QUESTION, question)
-    + demonstration
-    + after.replace(QUESTION, question)
-  )
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-  chat = getattr(tokenizer, 'chat_template', None)
-  if not chat:
-    return list(tokenizer.encode(text, add_special_tokens=False))
-  options = {}
-  if 'enable_thinking' in str(chat):
-    options['enable_thinking'] = False
-  return list(
-    tokenizer.apply_chat_template(
-      [{'role': 'user', 'content': text}],
-      add_generation_prompt=True,
-      return_dict=False,
-      **options,
-    )
-  )
-
-
-def _too_long(size: int, max_tokens: int, question: str) -> ValueError:
-  return ValueError(
-    f'the context needs {size} tokens without any demonstration, but only '
-    f'{max_tokens} are allowed; raise max_context. The question begins '
-    f'{question[:60]!r}'
-  )
-
-
-def encode_context(
-  tokenizer: Any,
-  template: str,
-  question: str,
-  demonstration: str | None,
-  max_tokens: int,
-) -> tuple[list[int], int]:
-  """Encodes what a model is shown before it answers.
-
-  With a chat template the filled template is one user turn, followed by the
-  generation prompt, thinking switched off where the template knows of it.
-
-  Args:
-    tokenizer: a fast tokenizer.
-    template: holds `{question}`, and `{demonstration}` if one is given.
-    question: the question; never cut.
-    demonstration: a correct answer, or None. Too long a context loses tokens
-      from the demonstration's end, and from nothing else.
-    max_tokens: the most tokens the context may have.
-
-  Returns:
-    The token ids, and how many tokens the demonstration lost.
-
-  Raises:
-    ValueError: the context is too long without any demonstration, or the
-      template's fields are not as they should be.
-  """
-  ids = _encode(tokenizer, fill_template(template, question, demonstration))
-  if len(ids) <= max_tokens:
-    return ids, 0
-  if demonstration is None:
-    raise _too_long(len(ids), max_tokens, question)
-  # Cut the text where a token ends: cut ids may decode to half a character.
-  offsets = tokenizer(
-    demonstration, add_special_tokens=False, return_offsets_mapping=True
-  )['offset_mapping']
-
-  def shortened(kept: int) -> list[int]:
-    text = demonstration[: offsets[kept - 1][1]] if kept else ''
-    return _encode(tokenizer, fill_template(template, question, text))
-
-  best = shortened(0)
-  if len(best) > max_tokens:
-    raise _too_long(len(best), max_tokens, question)
-  # Tokens may merge differently at the new end, so the length is measured,
-  # not computed. `fits` tokens are known to fit, `fails` not to.
-  fits, fails = 0, len(offsets)
-  while fails - fits > 1:
-    middle = (fits + fails) // 2
-    ids = shortened(middle)
-    if len(ids) <= max_tokens:
-      fits, best = middle, ids
-    else:
-      fails = middle
-  return best, len(offsets) - fits
+  control = control_tokens(tokenizer)
+  return tokenizer.decode([i for i in map(int, ids) if i not in control])

@@ -63,6 +63,10 @@ class Task(Protocol):
     """Returns the questions of a split, read one by one when indexed."""
     ...
 
+  def example(self, question: Question) -> str:
+    """Returns a correct answer to a question; empty where none is known."""
+    ...
+
   def verify(self, question: Question, answer: str) -> Verdict:
     """Judges an answer; total: no string makes it raise."""
     ...

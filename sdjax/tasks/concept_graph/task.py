@@ -11,6 +11,7 @@ from sdjax.tasks.concept_graph.options import MAX_SIZE, validate
 from sdjax.tasks.concept_graph.rendering import (
   STUDENT_TEMPLATES,
   TEACHER_TEMPLATES,
+  render_answer,
   render_question,
 )
 from sdjax.tasks.concept_graph.verifier import verify_answer
@@ -71,7 +72,9 @@ class ConceptGraphTask:
   def __init__(self, config: ConceptGraph):
     validate(config)
     self.config = config
-    self.student_template = STUDENT_TEMPLATES[config.rendering]
+    self.student_template = (
+      config.template or STUDENT_TEMPLATES[config.rendering]
+    )
     self.teacher_template = TEACHER_TEMPLATES[config.rendering]
     self._opened: dict[str, _Questions] = {}
 
@@ -104,6 +107,22 @@ class ConceptGraphTask:
       source = store.open_source(self.config, split)
       self._opened[split] = _Questions(source, split, self.config.rendering)
     return self._opened[split]
+
+  def example(self, question: Question) -> str:
+    """Returns a correct answer to a question; empty where there is none.
+
+    Args:
+      question: from `questions`.
+
+    Returns:
+      The answer along the first chain that leads to a target.
+    """
+    graph = question.payload
+    for chain in graph.chains:
+      answer = render_answer(graph, chain, self.config.rendering)
+      if self.verify(question, answer).correct:
+        return answer
+    return ''
 
   def verify(self, question: Question, answer: str) -> Verdict:
     """Judges an answer; no string makes this raise.

@@ -1,0 +1,337 @@
+"""What a model is shown before it answers: templates and chat templates.
+
+A context is a filled template; with a chat template it is one user turn,
+followed by whatever invites the model to answer. The student's and the
+teacher's must end alike: the same answer tokens are appended to both.
+"""
+
+import re
+from typing import Any
+
+from sdjax.config import ConfigError
+from sdjax.data.tokenizer import THINKING, without_control_tokens
+
+QUESTION = '{question}'
+DEMONSTRATION = '{demonstration}'
+
+NO_LIMIT = 2**31
+"""More tokens than any context has."""
+
+# What chat templates call to learn today's date. A run that goes on tomorrow
+# must show the contexts it showed today.
+_NO_CLOCK = '{% macro strftime_now(format) %}01 Jan 2025{% endmacro %}'
+
+_FIELD = re.compile(f'{QUESTION}|{DEMONSTRATION}')
+_PROBE = 'qzx'  # stands for a user's text; no chat template holds it
+
+
+def check_template(template: str, demonstration: bool) -> None:
+  """Checks that a template has each of its fields once.
+
+  Args:
+    template: the template.
+    demonstration: whether it takes a demonstration.
+
+  Raises:
+    ValueError: a field is missing, repeated or out of place.
+  """
+  for field, wanted in ((QUESTION, 1), (DEMONSTRATION, int(demonstration))):
+    found = template.count(field)
+    if found != wanted:
+      raise ValueError(
+        f'the template holds {field} {found} times; it must hold it '
+        f'{"once" if wanted else "not at all"}: {template!r}'
+      )
+
+
+def fill_template(
+  template: str, question: str, demonstration: str | None
+) -> str:
+  """Puts a question and a demonstration into a template.
+
+  What is put in is never read as a template again, whatever it holds.
+
+  Args:
+    template: holds `{question}` once, and `{demonstration}` once if one is
+      given; other braces mean nothing.
+    question: the question.
+    demonstration: the demonstration, or None.
+
+  Returns:
+    The filled template.
+
+  Raises:
+    ValueError: a field is missing, repeated or out of place.
+  """
+  check_template(template, demonstration is not None)
+  if demonstration is None:
+    return template.replace(QUESTION, question)
+  before, after = template.split(DEMONSTRATION)
+  return (
+    before.replace(QUESTION, question)
+    + demonstration
+    + after.replace(QUESTION, question)
+  )
+
+
+def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
+  """Makes a text the user's turn of a chat, if the tokenizer knows chats.
+
+  Args:
+    tokenizer: a fast tokenizer.
+    text: the filled template.
+    thinking: what the chat template is told as `enable_thinking`.
+
+  Returns:
+    The text to encode: with a chat template one user turn and the generation
+    prompt, without one the text itself.
+
+  Raises:
+    ValueError: the chat template does not take a chat of one user turn.
+  """
+  if not getattr(tokenizer, 'chat_template', None):
+    return text
+  import jinja2
+
+  chat_template = tokenizer.get_chat_template()
+  if 'strftime_now' in chat_template:
+    chat_template = _NO_CLOCK + chat_template
+  try:
+    return tokenizer.apply_chat_template(
+      [{'role': 'user', 'content': text}],
+      chat_template=chat_template,
+      add_generation_prompt=True,
+      tokenize=False,
+      enable_thinking=thinking,
+    )
+  except jinja2.TemplateError as error:
+    raise ValueError(
+      f"the tokenizer's chat template does not take a single user turn "
+      f'({error}); correct chat_template in the checkpoint'
+    ) from error
+
+
+def answer_prompt(tokenizer: Any, template: str, thinking: bool) -> str:
+  """Returns the text that stands right before every answer.
+
+  Args:
+    tokenizer: a fast tokenizer.
+    template: a student's or a teacher's.
+    thinking: what the chat template is told as `enable_thinking`.
+
+  Returns:
+    All that a chat template writes behind the user's text; where that is
+    nothing, the text behind the template's last field.
+
+  Raises:
+    ValueError: the chat template does not show the user's text.
+  """
+  text = _FIELD.sub(_PROBE, template)
+  if not getattr(tokenizer, 'chat_template', None):
+    return text.rpartition(_PROBE)[2]
+  rendered = render(tokenizer, text, thinking)
+  # Many chat templates strip what they are given.
+  for shown in (text, text.strip()):
+    if shown in rendered:
+      return rendered.rpartition(shown)[2] or text.rpartition(_PROBE)[2]
+  raise ValueError(
+    f"the tokenizer's chat template shows {rendered!r} in place of the user's "
+    f'{text!r}; correct chat_template in the checkpoint'
+  )
+
+
+def opens_thinking(tokenizer: Any, template: str, thinking: bool) -> bool:
+  """Returns whether an answer begins inside a thinking block.
+
+  Args:
+    tokenizer: a fast tokenizer.
+    template: the student's.
+    thinking: what the chat template is told as `enable_thinking`.
+  """
+  prompt = answer_prompt(tokenizer, template, thinking)
+  opened, closed = map(prompt.rfind, THINKING)
+  return opened > closed
+
+
+def check_thinking(tokenizer: Any, thinking: bool) -> None:
+  """Refuses to ask for thinking where nothing would listen.
+
+  Args:
+    tokenizer: a fast tokenizer.
+    thinking: the option `model.thinking`.
+
+  Raises:
+    ConfigError: it is set, and there is no chat template, or one that writes
+      the same with and without it.
+  """
+  if not thinking:
+    return
+  if render(tokenizer, _PROBE, True) != render(tokenizer, _PROBE, False):
+    return
+  why = 'the tokenizer has no chat template'
+  if getattr(tokenizer, 'chat_template', None):
+    opens = opens_thinking(tokenizer, QUESTION, False)
+    why = 'the chat template does not know `enable_thinking`, and ' + (
+      'always opens a thinking block' if opens else 'never opens one'
+    )
+  raise ConfigError(
+    f'model.thinking=True does nothing: {why}. Leave it False, or choose a '
+    'checkpoint whose chat template has the choice.'
+  )
+
+
+def _encode(tokenizer: Any, text: str, thinking: bool) -> list[int]:
+  ids = tokenizer.encode(
+    render(tokenizer, text, thinking), add_special_tokens=False
+  )
+  if getattr(tokenizer, 'chat_template', None):
+    return list(ids)
+  # A chat template writes its own; a plain text gets the one that the
+  # tokenizer puts before every text, if it does.
+  first = tokenizer.encode('')[:1]
+  if first == [tokenizer.bos_token_id] and ids[:1] != first:
+    return [*first, *ids]
+  return list(ids)
+
+
+def _too_long(size: int, max_tokens: int, question: str) -> ValueError:
+  return ValueError(
+    f'the context needs {size} tokens without any demonstration, but only '
+    f'{max_tokens} are allowed; raise max_context. The question begins '
+    f'{question[:60]!r}'
+  )
+
+
+def encode_context(
+  tokenizer: Any,
+  template: str,
+  question: str,
+  demonstration: str | None,
+  max_tokens: int,
+  *,
+  thinking: bool = False,
+) -> tuple[list[int], int]:
+  """Encodes what a model is shown before it answers.
+
+  Args:
+    tokenizer: a fast tokenizer; its chat template is applied if it has one.
+    template: holds `{question}`, and `{demonstration}` if one is given.
+    question: the question; never cut.
+    demonstration: a correct answer, or None. Control tokens spelled out in
+      it are dropped: it must not end the user's turn. Too long a context
+      loses tokens from the demonstration's end, and from nothing else.
+    max_tokens: the most tokens the context may have.
+    thinking: what the chat template is told as `enable_thinking`.
+
+  Returns:
+    The token ids, and how many tokens the demonstration lost.
+
+  Raises:
+    ValueError: the context is too long without any demonstration, or the
+      template's fields are not as they should be.
+  """
+  if demonstration is not None:
+    demonstration = without_control_tokens(tokenizer, demonstration)
+  filled = fill_template(template, question, demonstration)
+  ids = _encode(tokenizer, filled, thinking)
+  if len(ids) <= max_tokens:
+    return ids, 0
+  if demonstration is None:
+    raise _too_long(len(ids), max_tokens, question)
+  # Cut the text where a token ends: cut ids may decode to half a character.
+  offsets = tokenizer(
+    demonstration, add_special_tokens=False, return_offsets_mapping=True
+  )['offset_mapping']
+
+  def shortened(kept: int) -> list[int]:
+    text = demonstration[: offsets[kept - 1][1]] if kept else ''
+    return _encode(
+      tokenizer, fill_template(template, question, text), thinking
+    )
+
+  best = shortened(0)
+  if len(best) > max_tokens:
+    raise _too_long(len(best), max_tokens, question)
+  # Tokens may merge differently at the new end, so the length is measured,
+  # not computed. `fits` tokens are known to fit, `fails` not to.
+  fits, fails = 0, len(offsets)
+  while fails - fits > 1:
+    middle = (fits + fails) // 2
+    ids = shortened(middle)
+    if len(ids) <= max_tokens:
+      fits, best = middle, ids
+    else:
+      fails = middle
+  return best, len(offsets) - fits
+
+
+def common_ending(a: list[int], b: list[int]) -> int:
+  """Returns how many tokens at the end of two contexts are the same."""
+  count = 0
+  for x, y in zip(reversed(a), reversed(b), strict=False):
+    if x != y:
+      break
+    count += 1
+  return count
+
+
+def check_endings(
+  tokenizer: Any,
+  student: str,
+  teacher: str,
+  question: str,
+  demonstration: str,
+  thinking: bool,
+) -> None:
+  """Checks that answers begin the same way for student and teacher.
+
+  What a chat template writes behind the user's text invites the answer and
+  sets the thinking mode: it must be the same in both contexts, token by
+  token. Without a chat template the text behind the last field must be the
+  same, and the last token; where no text stands there, both contexts must
+  end in the question.
+
+  Args:
+    tokenizer: a fast tokenizer.
+    student: the student's template.
+    teacher: the teacher's template.
+    question: a question.
+    demonstration: an answer to it.
+    thinking: what the chat template is told as `enable_thinking`.
+
+  Raises:
+    ConfigError: the contexts end differently; it shows both ends.
+  """
+  filled = (
+    fill_template(student, question, None),
+    fill_template(teacher, question, demonstration),
+  )
+  texts = [render(tokenizer, text, thinking) for text in filled]
+  prompts = [answer_prompt(tokenizer, t, thinking) for t in (student, teacher)]
+  prompt = prompts[0]
+  encoded = [
+    tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    for text in texts
+  ]
+  needed = [1]
+  if getattr(tokenizer, 'chat_template', None):
+    # A token that begins in the user's text belongs to that text.
+    needed += [
+      sum(start >= len(text) - len(prompt) for start, _ in x['offset_mapping'])
+      for text, x in zip(texts, encoded, strict=True)
+    ]
+  common = common_ending(*(list(x['input_ids']) for x in encoded))
+  alike = (
+    prompts[1] == prompt
+    and common >= max(needed)
+    and (prompt or student.endswith(QUESTION) and teacher.endswith(QUESTION))
+  )
+  if not alike:
+    ends = [tokenizer.decode(x['input_ids'][-24:]) for x in encoded]
+    raise ConfigError(
+      "the student's and the teacher's contexts must end in the same tokens "
+      f'(here {prompt or QUESTION!r}), or the same answer means two things. '
+      f"The student's ends in {ends[0]!r}, the teacher's in {ends[1]!r}. "
+      f'Change method.demonstrations.template={teacher!r}, or the chat '
+      'template if it writes different things behind different texts.'
+    )
