@@ -17,16 +17,19 @@ import numpy as np
 from sdjax import config as config_lib
 from sdjax import rng
 from sdjax.checkpoint import Checkpoints
+from sdjax.data.context import check_thinking
 from sdjax.data.prompts import PromptIterator, encode_prompts
 from sdjax.evaluate import Evaluator
 from sdjax.grading import Graded, grade
 from sdjax.language_model import LanguageModel, load_from_config
+from sdjax.lora import adapt, init_adapter
 from sdjax.methods import METHODS, Method
 from sdjax.metrics import Progress
 from sdjax.optim import learning_rate, make_optimizer
 from sdjax.plots import plot_run
 from sdjax.sharding import (
   make_mesh,
+  replicated,
   shard_batch,
   state_sharding,
   with_sharding,
@@ -45,13 +48,28 @@ def copy(params: Params, dtype: Any = None) -> Params:
   return jax.tree.map(lambda x: jnp.array(x, dtype=dtype, copy=True), params)
 
 
+def _adapter(config: config_lib.Config, params: Params) -> Params:
+  """Draws the adapter a config asks for."""
+  assert config.model
+  options = config.model.lora
+  key = rng.stream(config.seed, 'adapter')
+  return init_adapter(params, options.rank, options.targets, key)
+
+
+def _weights(base: Params, params: Params, *, scale: float) -> Params:
+  """The weights a trained tree stands for: itself, or an adapted model."""
+  if base is None or params is None:
+    return params
+  return adapt(base, params, scale)
+
+
 def initial_state(
   params: Params, optimizer: Any, mesh: Any, with_ema: bool
 ) -> TrainState:
   """Places the state of a run that has not begun.
 
   Args:
-    params: weights, host arrays.
+    params: weights, or an adapter; they become the state's own.
     optimizer: gives the shape of its state.
     mesh: devices.
     with_ema: whether the teacher is an average of the student.
@@ -59,22 +77,16 @@ def initial_state(
   Returns:
     The state, sharded, no two of its leaves sharing a buffer.
   """
-
-  def make(params):
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=optimizer.init(params),
-      teacher_params=(
-        jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        if with_ema
-        else None
-      ),
-    )
-
-  shardings = state_sharding(jax.eval_shape(make, params), mesh)
-  # Copied after placing: jit may return one buffer for equal outputs.
-  return copy(jax.jit(make, out_shardings=shardings)(params))
+  params = jax.device_put(params, state_sharding(params, mesh))
+  shapes = jax.eval_shape(optimizer.init, params)
+  init = jax.jit(optimizer.init, out_shardings=state_sharding(shapes, mesh))
+  return TrainState(
+    step=jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)),
+    params=params,
+    # Copied: jit may return one buffer for equal outputs.
+    opt_state=copy(init(params)),
+    teacher_params=copy(params, jnp.float32) if with_ema else None,
+  )
 
 
 class Compilations:
@@ -104,7 +116,8 @@ class Trainer:
     assert config.model and config.rollout and config.loss
     self.config = config
     self.mesh = make_mesh(config.mesh)
-    self.model: LanguageModel = load_from_config(config.model)
+    self.model: LanguageModel = load_from_config(config.model, self.mesh)
+    check_thinking(self.model.tokenizer, config.model.thinking)
     self.task = make_task(config.task)
     self.method: Method = METHODS[config.method.name](
       config, self.model.apply_fn, self.task, self.model.tokenizer
@@ -114,52 +127,86 @@ class Trainer:
     self.rate = learning_rate(config.optimizer, config.train.num_steps)
     method = config.method
     self.teacher = getattr(method, 'teacher', None)
+    trained, self.base = self.model.params, None
+    if config.model.lora.rank:
+      trained, self.base = _adapter(config, trained), trained
     self.state = initial_state(
-      self.model.params, self.optimizer, self.mesh, self.teacher == 'ema'
+      trained, self.optimizer, self.mesh, self.teacher == 'ema'
     )
+    # The state's buffers are donated: nobody else may hold them.
+    self.model = dataclasses.replace(self.model, params=None)
     needs_reference = self.teacher == 'frozen' or config.loss.kl_coef > 0
     self.reference = copy(self.state.params) if needs_reference else None
-    self._rollout = jax.jit(
-      functools.partial(
-        rollout_step,
-        self.model.apply_fn,
-        num_samples=config.rollout.num_samples,
-        max_new_tokens=config.rollout.max_new_tokens,
-        eos_ids=self.model.eos_ids,
-        sampling=Sampling(
-          temperature=config.rollout.temperature,
-          top_k=config.rollout.top_k,
-          top_p=config.rollout.top_p,
-          min_p=config.rollout.min_p,
-        ),
+    self._weights = functools.partial(
+      _weights, scale=config.model.lora.alpha / max(config.model.lora.rank, 1)
+    )
+    self._compile()
+
+  def _compile(self) -> None:
+    """Builds the steps as functions of the frozen weights and of the rest."""
+    config, method, weights = self.config, self.method, self._weights
+    assert config.rollout and config.loss
+    sample = functools.partial(
+      rollout_step,
+      self.model.apply_fn,
+      num_samples=config.rollout.num_samples,
+      max_new_tokens=config.rollout.max_new_tokens,
+      eos_ids=self.model.eos_ids,
+      sampling=Sampling(
+        temperature=config.rollout.temperature,
+        top_k=config.rollout.top_k,
+        top_p=config.rollout.top_p,
+        min_p=config.rollout.min_p,
+      ),
+    )
+    step = functools.partial(
+      update_step,
+      optimizer=self.optimizer,
+      aggregation=config.loss.aggregation,
+      micro_batches=config.train.micro_batches,
+      ema_rate=getattr(config.method, 'ema_rate', 0.0),
+    )
+
+    def rollout(base, params, prompts, key):
+      return sample(weights(base, params), prompts, key)
+
+    def signal(base, teacher, reference, *batch):
+      return method.signal(
+        weights(base, teacher), weights(base, reference), *batch
       )
-    )
-    self._signal = jax.jit(self.method.signal)
+
+    def update(base, state, teacher, *batch):
+      def loss(params, teacher, *rest):
+        return method.loss(
+          weights(base, params), weights(base, teacher), *rest
+        )
+
+      return step(state, teacher, *batch, loss_fn=loss)
+
+    places = jax.tree.map(lambda x: x.sharding, self.state)
+    self._rollout = jax.jit(rollout)
+    self._signal = jax.jit(signal)
     self._update = jax.jit(
-      functools.partial(
-        update_step,
-        loss_fn=self.method.loss,
-        optimizer=self.optimizer,
-        aggregation=config.loss.aggregation,
-        micro_batches=config.train.micro_batches,
-        ema_rate=getattr(method, 'ema_rate', 0.0),
-      ),
-      donate_argnums=0,
-      out_shardings=(
-        jax.tree.map(lambda x: x.sharding, self.state),
-        None,
-      ),
+      update, donate_argnums=1, out_shardings=(places, None)
     )
+    self._student = jax.jit(weights)
+
+  def student(self) -> Params:
+    """Returns the weights that answer now, the adapter applied."""
+    if self.base is None:
+      return self.state.params
+    return self._student(self.base, self.state.params)
 
   def encode(self, questions: Sequence[Question]) -> Prompts:
     """Turns questions into the student's contexts, on the devices."""
-    assert self.config.rollout
+    assert self.config.model and self.config.rollout
     prompts = encode_prompts(
       self.model.tokenizer,
       [q.text for q in questions],
       [q.question_id for q in questions],
       self.config.rollout.context_buckets,
       self.task.student_template,
+      thinking=self.config.model.thinking,
     )
     return shard_batch(prompts, self.mesh)
 
@@ -175,7 +222,9 @@ class Trainer:
     }[self.teacher]
     reference = self.reference if self._kl_coef else None
     evidence = shard_batch(evidence, self.mesh)
-    return self._signal(teacher_params, reference, prompts, rollout, evidence)
+    return self._signal(
+      self.base, teacher_params, reference, prompts, rollout, evidence
+    )
 
   @property
   def _kl_coef(self) -> float:
@@ -196,14 +245,14 @@ class Trainer:
     """
     prompts = self.encode(questions)
     key = rng.stream(self.config.seed, 'rollout', number)
-    rollout = self._rollout(self.state.params, prompts, key)
+    rollout = self._rollout(self.base, self.state.params, prompts, key)
     host: Rollout = jax.device_get(rollout)
     graded = grade(self.task, self.model.tokenizer, questions, host)
     gathered = self.method.gather(graded, number)
     signal = self.signal(prompts, rollout, gathered.evidence)
     frozen = self.reference if self.teacher == 'frozen' else None
     self.state, update = self._update(
-      self.state, frozen, prompts, rollout, signal
+      self.base, self.state, frozen, prompts, rollout, signal
     )
     metrics = {
       'reward': graded.reward.mean(),
@@ -242,7 +291,7 @@ class Trainer:
         question_id=np.arange(num_q, dtype=np.int32),
       )
       prompts = shard_batch(blank, self.mesh)
-      rollout = self._rollout(self.state.params, prompts, key)
+      rollout = self._rollout(self.base, self.state.params, prompts, key)
       for count in self.method.num_contexts or (0,):
         if count:
           evidence = dataclasses.replace(
@@ -315,7 +364,7 @@ def train(config: config_lib.Config, path: str) -> None:
     workdir.rewind(None)
     progress.note('evaluating the model before training')
     workdir.add_eval(
-      'base', *trainer.evaluator(trainer.state.params, config.eval.sets)
+      'base', *trainer.evaluator(trainer.student(), config.eval.sets)
     )
     start = 0
     save(start)
@@ -359,7 +408,7 @@ def train(config: config_lib.Config, path: str) -> None:
     )
     every = config.train.eval_every
     if every and done % every == 0 and done < total:
-      flat, _ = trainer.evaluator(trainer.state.params, config.eval.during)
+      flat, _ = trainer.evaluator(trainer.student(), config.eval.during)
       workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
     if done % config.train.checkpoint_every == 0 or done == total:
       save(done)
@@ -370,7 +419,7 @@ def train(config: config_lib.Config, path: str) -> None:
   else:
     progress.note('evaluating the trained model')
     workdir.add_eval(
-      'final', *trainer.evaluator(trainer.state.params, config.eval.sets)
+      'final', *trainer.evaluator(trainer.student(), config.eval.sets)
     )
   plot_run(workdir.path)
   checkpoints.close()
@@ -388,7 +437,7 @@ def evaluate(config: config_lib.Config, path: str) -> None:
   workdir = Workdir(path, config)
   trainer = Trainer(config)
   sets = config.eval.sets
-  workdir.add_eval('base', *trainer.evaluator(trainer.state.params, sets))
+  workdir.add_eval('base', *trainer.evaluator(trainer.student(), sets))
   folder = workdir.path / 'checkpoints'
   if folder.is_dir():
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
@@ -397,7 +446,8 @@ def evaluate(config: config_lib.Config, path: str) -> None:
       state, _ = checkpoints.restore(
         step, with_sharding(trainer.state, trainer.mesh)
       )
-      workdir.add_eval('final', *trainer.evaluator(state.params, sets))
+      trainer.state = state
+      workdir.add_eval('final', *trainer.evaluator(trainer.student(), sets))
     checkpoints.close()
   for name, value in workdir.read_eval().items():
     print(f'{name} {value:.4g}')

@@ -15,7 +15,7 @@ PACKAGE = Path(sdjax.types.__file__).parent
 FLOORS = [
   {'types', 'rng', 'config', 'config_check', 'config_dict'},
   {'objectives', 'models', 'tasks'},
-  {'steps', 'demonstrations', 'rewards', 'grading', 'data', 'eval'},
+  {'steps', 'demonstrations', 'rewards', 'grading', 'data', 'eval', 'lora'},
   {
     'methods',
     'sharding',
@@ -26,11 +26,17 @@ FLOORS = [
     'language_model',
     'workdir',
   },
-  {'train', 'evaluate', 'pretrain', 'report', 'bench'},
+  {'train', 'evaluate', 'pretrain', 'report', 'export', 'bench'},
   {'main'},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-MAY_COMPILE = {'train.py', 'evaluate.py', 'pretrain.py', 'bench.py'}
+MAY_COMPILE = {
+  'train.py',
+  'evaluate.py',
+  'pretrain.py',
+  'bench.py',
+  'language_model.py',  # the plain forward of research scripts
+}
 
 FILES = sorted(
   path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py'

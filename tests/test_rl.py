@@ -180,11 +180,12 @@ def test_bfloat16_is_finite_and_close():
 def test_logits_exist_for_one_chunk_only():
   vocab, num_q, num_g, width = 199, 4, 3, 5
   apply_fn, params = model(vocab_size=vocab)
+  data = batch()
 
   def trace(chunk):
     def f(params):
       return signal_then_loss(
-        rl, apply_fn, params, None, params, batch(), chunk, kl_coef=0.1
+        rl, apply_fn, params, None, params, data, chunk, kl_coef=0.1
       )[0]
 
     return largest_logits(

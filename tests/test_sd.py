@@ -249,10 +249,11 @@ def test_chunks_change_nothing():
 
 def test_the_teacher_is_constant():
   apply_fn, params = model()
+  data = batch()
 
   def f(teacher_params):
     return signal_then_loss(
-      sd, apply_fn, params, teacher_params, teacher_params, batch(), kl_coef=1.0
+      sd, apply_fn, params, teacher_params, teacher_params, data, kl_coef=1.0
     )[0]
 
   grads = jit(jax.grad(f))(model(seed=1)[1])
@@ -303,6 +304,7 @@ def test_bfloat16_is_finite_and_close():
 def test_logits_exist_for_one_chunk_only(objective):
   vocab, num_q, num_g, width, num_k = 199, 4, 3, 5, 2
   apply_fn, params = model(vocab_size=vocab)
+  data = batch()
 
   def trace(chunk):
     def f(params):
@@ -312,7 +314,7 @@ def test_logits_exist_for_one_chunk_only(objective):
         params,
         params,
         params,
-        batch(),
+        data,
         chunk,
         objective=objective,
         kl_coef=0.1,

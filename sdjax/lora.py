@@ -1,0 +1,102 @@
+"""Low-rank adapters as a transformation of a model's weights.
+
+The trained tree holds, for every matrix that is adapted, two thin factors;
+`adapt` turns it and the frozen weights into weights again, and everything
+else goes on as before. An adapter whose second factor is zero is the model
+itself: the frozen teacher of a run is its first adapter.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.types import Params
+
+
+def init_adapter(
+  params: Params, rank: int, targets: str, key: jax.Array
+) -> Params:
+  """Makes an adapter that changes nothing yet.
+
+  Args:
+    params: the model's weights, or their shapes.
+    rank: r, columns of the first factor.
+    targets: a regex searched in the paths of the layers' matrices, such as
+      `layers/attn/q/kernel`.
+    key: PRNG key.
+
+  Returns:
+    float32 tree with, for each matrix [L, in, out] that matches, `a`
+    [L, in, r], uniform in +-in^-1/2, and `b` [L, r, out], zero.
+
+  Raises:
+    ValueError: if nothing matches, with the paths there are.
+
+  Source: arXiv 2106.09685; initial values as in the package `peft`.
+  """
+  matrices = _matrices(params)
+  chosen = {p: x for p, x in matrices.items() if re.search(targets, p)}
+  if not chosen:
+    raise ValueError(
+      f'model.lora.targets={targets!r} matches none of the matrices '
+      f'{", ".join(sorted(matrices))}.'
+    )
+  adapter: Params = {}
+  for i, (path, x) in enumerate(sorted(chosen.items())):
+    layers, fan_in, fan_out = x.shape
+    bound = fan_in**-0.5
+    node = adapter
+    for name in path.split('/'):
+      node = node.setdefault(name, {})
+    node['a'] = jax.random.uniform(
+      jax.random.fold_in(key, i),
+      (layers, fan_in, rank),
+      minval=-bound,
+      maxval=bound,
+    )
+    node['b'] = jnp.zeros((layers, rank, fan_out))
+  return adapter
+
+
+def adapt(params: Params, adapter: Params, scale: float) -> Params:
+  """Adds scale * a @ b to every adapted matrix.
+
+  Args:
+    params: the frozen weights.
+    adapter: from `init_adapter`, or trained since.
+    scale: alpha / rank.
+
+  Returns:
+    Weights like `params`, in their dtype.
+  """
+  if isinstance(adapter, dict) and adapter.keys() == {'a', 'b'}:
+    wide = params.astype(jnp.float32) + scale * (adapter['a'] @ adapter['b'])
+    return wide.astype(params.dtype)
+  return {
+    name: adapt(value, adapter[name], scale) if name in adapter else value
+    for name, value in params.items()
+  }
+
+
+def factors(adapter: Params) -> dict[str, dict[str, Any]]:
+  """Lists an adapter's factors by the path of the matrix they adapt."""
+  found: dict[str, dict[str, Any]] = {}
+  for key, leaf in jax.tree_util.tree_leaves_with_path(adapter):
+    path = jax.tree_util.keystr(key, simple=True, separator='/')
+    matrix, _, factor = path.rpartition('/')
+    found.setdefault(matrix, {})[factor] = leaf
+  return found
+
+
+def _matrices(params: Params) -> dict[str, Any]:
+  paths = {
+    jax.tree_util.keystr(key, simple=True, separator='/'): leaf
+    for key, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  return {
+    path: leaf
+    for path, leaf in paths.items()
+    if path.startswith('layers/') and path.endswith('/kernel')
+  }
