@@ -15,6 +15,8 @@ from sdjax.config_dict import replace
 from sdjax.lora import adapt
 from sdjax.models import hf
 
+pytestmark = pytest.mark.slow
+
 IDS = np.arange(2, 40)[None] % 50
 
 

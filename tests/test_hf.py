@@ -321,7 +321,9 @@ def test_harmless_surplus_tensors(folder, params):
   assert_same(hf.load_params(folder, CFG), params)
 
 
-def test_shards(folder, params):
+@pytest.fixture
+def shards(folder):
+  """The same weights in two files and an index."""
   tensors = safetensors.numpy.load_file(folder / hf.WEIGHTS)
   (folder / hf.WEIGHTS).unlink()
   names = sorted(tensors)
@@ -330,10 +332,161 @@ def test_shards(folder, params):
     safetensors.numpy.save_file({n: tensors[n] for n in held}, folder / part)
   where = {name: part for part, held in parts.items() for name in held}
   (folder / hf.INDEX).write_text(json.dumps({'weight_map': where}))
+  return folder, where
+
+
+def test_shards(shards, params):
+  folder, _ = shards
   assert_same(hf.load_params(folder, CFG), params)
   (folder / 'b.safetensors').unlink()
   with pytest.raises(CheckpointError, match='b.safetensors is missing'):
     hf.load_params(folder, CFG)
+
+
+def test_truncated_shard(shards):
+  folder, _ = shards
+  path = folder / 'b.safetensors'
+  path.write_bytes(path.read_bytes()[:-8])
+  with pytest.raises(CheckpointError, match=r'b\.safetensors .*truncated'):
+    hf.load_params(folder, CFG)
+
+
+def test_an_index_that_lies(shards):
+  folder, where = shards
+  first = min(where)
+  (folder / hf.INDEX).write_text(
+    json.dumps({'weight_map': where | {first: 'b.safetensors'}})
+  )
+  with pytest.raises(CheckpointError, match=f'places {first} in b.safeten'):
+    hf.load_params(folder, CFG)
+  (folder / hf.INDEX).write_text('{"weight_map": ')
+  with pytest.raises(CheckpointError, match='not readable as an index'):
+    hf.load_params(folder, CFG)
+
+
+def published(model_type, **fields):
+  """A config.json as it was published, before transformers 5."""
+  sizes = {
+    'model_type': model_type,
+    'vocab_size': 100,
+    'hidden_size': 32,
+    'num_hidden_layers': 6,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'intermediate_size': 48,
+    'max_position_embeddings': 131072,
+    'rms_norm_eps': 1e-6,
+    'torch_dtype': 'bfloat16',
+    'transformers_version': '4.46.0',
+  }
+  return sizes | fields
+
+
+def read_published(tmp_path, raw):
+  (tmp_path / hf.CONFIG).write_text(json.dumps(raw))
+  return hf.load_config(tmp_path)
+
+
+def test_published_llama_2(tmp_path):
+  raw = published('llama', hidden_act='silu', tie_word_embeddings=False)
+  del raw['num_key_value_heads']
+  cfg = read_published(tmp_path, raw)
+  assert cfg.num_kv_heads == 4 and cfg.head_dim == 8
+  assert cfg.attention == (AttentionKind(rope=Rope(theta=10000.0)),)
+  assert not cfg.qkv_bias and not cfg.tie_embeddings
+
+
+def test_published_llama_3(tmp_path):
+  scaling = {
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+    'rope_type': 'llama3',
+  }
+  raw = published('llama', rope_theta=500000.0, rope_scaling=scaling)
+  want = Rope(
+    theta=500000.0,
+    scaling='llama3',
+    factor=8.0,
+    original_context=8192,
+    low=1.0,
+    high=4.0,
+  )
+  assert read_published(tmp_path, raw).attention[0].rope == want
+
+
+def test_published_qwen_2_5(tmp_path):
+  raw = published(
+    'qwen2',
+    rope_theta=1000000.0,
+    sliding_window=32768,
+    max_window_layers=6,
+    use_sliding_window=False,
+    use_mrope=False,
+    tie_word_embeddings=True,
+  )
+  cfg = read_published(tmp_path, raw)
+  assert cfg.attention == (AttentionKind(rope=Rope(theta=1000000.0)),)
+  assert cfg.qkv_bias and not cfg.o_bias and cfg.tie_embeddings
+
+
+def test_published_mistral(tmp_path):
+  cfg = read_published(tmp_path, published('mistral', sliding_window=4096))
+  assert cfg.attention[0].window == 4096
+  cfg = read_published(tmp_path, published('mistral', sliding_window=None))
+  assert cfg.attention[0].window == 0
+
+
+def test_published_olmo_3(tmp_path):
+  scaling = {
+    'attention_factor': 1.2079441541679836,
+    'beta_fast': 32.0,
+    'beta_slow': 1.0,
+    'factor': 8.0,
+    'original_max_position_embeddings': 8192,
+    'rope_type': 'yarn',
+  }
+  raw = published(
+    'olmo3',
+    rope_theta=500000,
+    rope_scaling=scaling,
+    sliding_window=4096,
+    layer_types=(['sliding_attention'] * 3 + ['full_attention']) * 2,
+    num_hidden_layers=8,
+    max_position_embeddings=65536,
+  )
+  cfg = read_published(tmp_path, raw)
+  near, far = cfg.attention[0], cfg.attention[3]
+  assert near == AttentionKind(window=4096, rope=Rope(theta=500000.0))
+  assert far.window == 0 and far.rope.scaling == 'yarn'
+  assert far.rope.magnitude == 1.2079441541679836
+  assert [kind == near for kind in cfg.attention] == [1, 1, 1, 0] * 2
+  assert cfg.norms == 'post' and cfg.qk_norm == 'projection'
+
+
+def test_published_gemma_3(tmp_path):
+  raw = published(
+    'gemma3_text',
+    head_dim=16,
+    hidden_activation='gelu_pytorch_tanh',
+    query_pre_attn_scalar=16,
+    rope_local_base_freq=10000,
+    rope_theta=1000000,
+    rope_scaling={'factor': 8.0, 'rope_type': 'linear'},
+    sliding_window=512,
+    sliding_window_pattern=6,
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+  )
+  cfg = read_published(tmp_path, raw)
+  near, far = cfg.attention[0], cfg.attention[5]
+  assert near == AttentionKind(window=512, rope=Rope(theta=10000.0))
+  assert far.rope == Rope(theta=1000000.0, scaling='linear', factor=8.0)
+  assert [kind == near for kind in cfg.attention] == [1] * 5 + [0]
+  assert cfg.tie_embeddings and cfg.norm_offset == 1
+  assert cfg.query_scale == 0.25
+  assert cfg.embedding_scale == pytest.approx(32**0.5)
 
 
 def test_vocabulary(params, tmp_path):

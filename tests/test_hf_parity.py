@@ -198,6 +198,7 @@ def test_cached_decoding_under_left_padding(checkpoint):
     close(ours[q], torch_logits(model, both)[:, len(row) :])
 
 
+@pytest.mark.slow
 def test_greedy_generation(checkpoint):
   import torch
 

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from models import assert_close, batch, jit, model, signal_then_loss
 
+from sdjax import config, sharding
 from sdjax.lora import adapt, factors, init_adapter
+from sdjax.optim import make_optimizer
 from sdjax.steps import rl, sd
 
 
@@ -78,3 +81,15 @@ def test_the_gradient_is_that_of_the_matrix(module):
     'b': scale * jnp.swapaxes(pair['a'], 1, 2) @ slope,
   }
   assert_close(thin['layers']['attn']['q']['kernel'], want, 1e-5)
+
+
+def test_every_device_holds_the_factors_whole():
+  mesh = sharding.make_mesh(config.Mesh(2, 2), jax.devices()[:4])
+  adapter = adapter_of(targets='kernel')
+  optimizer = make_optimizer(config.Optimizer(), 10)
+  places = sharding.state_sharding(
+    {'params': adapter, 'opt_state': optimizer.init(adapter)}, mesh
+  )
+  leaves = jax.tree.leaves(places)
+  assert len(leaves) > 3 * 14
+  assert all(place.spec == PartitionSpec() for place in leaves)

@@ -5,7 +5,14 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
-from models import assert_close, batch, jit, model, weights
+from models import (
+  assert_close,
+  batch,
+  jit,
+  model,
+  signal_then_loss,
+  weights,
+)
 
 from sdjax.steps import rl, sd
 from sdjax.steps.score import token_logp
@@ -106,3 +113,12 @@ def test_the_gradient_identity():
   theirs = gradient(rl, replace(signal, advantage=advantage))
   assert max(jnp.abs(g).max() for g in jax.tree.leaves(ours)) > 0.1
   assert_close(theirs, ours, 1e-5)
+
+
+@pytest.mark.parametrize('module', [sd, rl], ids=['sd', 'rl'])
+def test_an_anchor_without_a_reference_is_named(module):
+  apply_fn, params = model()
+  with pytest.raises(ValueError, match='kl_coef=0.5 needs a reference'):
+    signal_then_loss(
+      module, apply_fn, params, params, None, batch(), kl_coef=0.5
+    )

@@ -248,6 +248,9 @@ def save_checkpoint(
   tokenizer.save_pretrained(str(folder))
   _write_json(folder / CONFIG, raw)
   _write_json(folder / GENERATION, generation | ids)
+  for file in files:
+    # safetensors makes files that only their owner may read.
+    (folder / f'{file}.partial').chmod((folder / CONFIG).stat().st_mode)
   for old in (*folder.glob('model-*-of-*.safetensors'), folder / INDEX):
     old.unlink(missing_ok=True)
   for file in files:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.objectives.advantage import group_normalised
-from sdjax.objectives.policy_gradient import clipped_policy_gradient, k3
+from sdjax.objectives.policy_gradient import clipped_policy_gradient
 from sdjax.steps.score import (
+  add_reference_kl,
   log_softmax,
   over_token_chunks,
   reference_logp,
@@ -124,8 +125,6 @@ def loss(
     'behavior_gap': jnp.sum(weight_QGT * jnp.abs(gap)),
     'entropy': jnp.sum(weight_QGT * entropy),
   }
-  total = metrics['policy']
-  if kl_coef:
-    metrics['kl_ref'] = jnp.sum(weight_QGT * k3(logp, signal.ref_logp))
-    total += kl_coef * metrics['kl_ref']
-  return total, metrics
+  return add_reference_kl(
+    metrics['policy'], metrics, logp, signal.ref_logp, weight_QGT, kl_coef
+  )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.models.cache import Prefix
+from sdjax.objectives.policy_gradient import k3
 from sdjax.types import ApplyFn, Params, Prompts, Rollout
 
 
@@ -217,3 +218,38 @@ def reference_logp(
     temperature=temperature,
     chunk=chunk,
   )
+
+
+def add_reference_kl(
+  total: jax.Array,
+  metrics: dict[str, jax.Array],
+  logp_QGT: jax.Array,
+  ref_logp_QGT: jax.Array | None,
+  weight_QGT: jax.Array,
+  kl_coef: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Anchors a loss to the reference model, in both methods alike.
+
+  Args:
+    total: the loss without it.
+    metrics: of the loss.
+    logp_QGT: nats, of each token under the student.
+    ref_logp_QGT: nats, under the reference; None: there is none.
+    weight_QGT: of each token in the loss.
+    kl_coef: weight of KL(student || reference); 0: nothing is added.
+
+  Returns:
+    The loss, and the metrics with `kl_ref` among them.
+
+  Raises:
+    ValueError: if there is a weight but no reference.
+  """
+  if not kl_coef:
+    return total, metrics
+  if ref_logp_QGT is None:
+    raise ValueError(
+      f'kl_coef={kl_coef} needs a reference, but signal.ref_logp is None: give '
+      'signal_step the ref_params, or set kl_coef=0.'
+    )
+  kl_ref = jnp.sum(weight_QGT * k3(logp_QGT, ref_logp_QGT))
+  return total + kl_coef * kl_ref, metrics | {'kl_ref': kl_ref}

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.objectives.divergence import divergence, sampled_reverse_kl
-from sdjax.objectives.policy_gradient import k3
 from sdjax.steps.score import (
+  add_reference_kl,
   completion_hidden,
   log_softmax,
   over_token_chunks,
@@ -174,8 +174,6 @@ def loss(
     'teacher_log_ratio': jnp.sum(weight_QGT * log_ratio),
     'entropy': jnp.sum(weight_QGT * entropy),
   }
-  total = metrics['divergence']
-  if kl_coef:
-    metrics['kl_ref'] = jnp.sum(weight_QGT * k3(logp, signal.ref_logp))
-    total += kl_coef * metrics['kl_ref']
-  return total, metrics
+  return add_reference_kl(
+    metrics['divergence'], metrics, logp, signal.ref_logp, weight_QGT, kl_coef
+  )
