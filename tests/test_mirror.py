@@ -118,7 +118,12 @@ def test_the_gradient_identity():
 @pytest.mark.parametrize('module', [sd, rl], ids=['sd', 'rl'])
 def test_an_anchor_without_a_reference_is_named(module):
   apply_fn, params = model()
-  with pytest.raises(ValueError, match='kl_coef=0.5 needs a reference'):
-    signal_then_loss(
-      module, apply_fn, params, params, None, batch(), kl_coef=0.5
+  data = batch()
+
+  def f(params):
+    return signal_then_loss(
+      module, apply_fn, params, params, None, data, kl_coef=0.5
     )
+
+  with pytest.raises(ValueError, match='kl_coef=0.5 needs a reference'):
+    jax.eval_shape(f, params)

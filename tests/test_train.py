@@ -185,7 +185,7 @@ def test_unusable_workdir(tmp_path):
     Workdir(str(tmp_path / 'file' / 'run'), SMALL)
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'config.json').write_text('{"mode": ')
-  with pytest.raises(WorkdirError, match='not readable JSON'):
+  with pytest.raises(WorkdirError, match='not readable as a config'):
     Workdir(str(tmp_path / 'run'), SMALL)
 
 
