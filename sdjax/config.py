@@ -6,6 +6,13 @@
 
 import dataclasses
 
+from sdjax.config_method import Demonstrations as Demonstrations
+from sdjax.config_method import Mix as Mix
+from sdjax.config_method import PolicyGradient as PolicyGradient
+from sdjax.config_method import Pretraining as Pretraining
+from sdjax.config_method import Schedule as Schedule
+from sdjax.config_method import SelfDistillation as SelfDistillation
+
 
 class ConfigError(ValueError):
   """A configuration that cannot mean what its author wanted."""
@@ -120,6 +127,9 @@ class Rollout:
     min_p: drop tokens below this share of the most likely one's probability.
     context_buckets: widths a batch of contexts is padded to, rising; the
       last must be `max_context`. Each costs one compilation.
+    resample: most further batches that may be sampled in a step to replace
+      questions that teach nothing (all rollouts rewarded alike; no rollout
+      with a demonstration).
   """
 
   num_questions: int = 16
@@ -131,148 +141,36 @@ class Rollout:
   top_p: float = 1.0
   min_p: float = 0.0
   context_buckets: tuple[int, ...] = (28,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Demonstrations:
-  """Which correct answers a rollout is shown, and how.
-
-  Attributes:
-    strategy: `uniform` (a random correct peer), `first` (the first correct
-      peer in the group), `most_different` (the correct peer that shares the
-      fewest words with the rollout), `external` (from `file`) or `reference`
-      (the task's own answer, whether or not a peer is correct).
-    count: K, demonstrations a rollout, each its own teacher.
-    template: the teacher's question; `{question}` and `{demonstration}` are
-      replaced, once each. Empty: the task's own.
-    max_context: widest teacher context in tokens; when a context is longer,
-      the demonstration is cut, never the question or the instruction.
-    file: JSONL with `question_id` and `answer`, for `external`.
-  """
-
-  strategy: str = 'uniform'
-  count: int = 1
-  template: str = ''
-  max_context: int = 36
-  file: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class SelfDistillation:
-  """The student is pulled towards itself, shown a correct answer.
-
-  Attributes:
-    name: selects this method.
-    objective: `reverse_kl` = KL(student||teacher), `forward_kl` =
-      KL(teacher||student), or `jsd`, the generalised Jensen-Shannon
-      divergence.
-    jsd_alpha: the teacher's share of the mixture of `jsd`, in (0, 1).
-    support: `full` vocabulary or the `sampled` token only.
-    teacher: `ema` (moving average of the student), `current` (the student's
-      own weights) or `frozen` (the weights the run began with).
-    ema_rate: share of the student's weights that enters the average a step.
-    demonstrations: what the teacher is shown.
-  """
-
-  name: str = 'sd'
-  objective: str = 'reverse_kl'
-  jsd_alpha: float = 0.5
-  support: str = 'full'
-  teacher: str = 'ema'
-  ema_rate: float = 0.05
-  demonstrations: Demonstrations = Demonstrations()
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyGradient:
-  """The student is pushed by the group-normalised reward (GRPO).
-
-  Attributes:
-    name: selects this method.
-    advantage: `grpo`, (reward - group mean) / (group std + 1e-4).
-    clip_low: the ratio to the behaviour policy is clipped below at 1 - this.
-    clip_high: and above at 1 + this.
-    diversity_weight: weight of the share of the group's other rollouts whose
-      concepts are disjoint from a rollout's own, added to its reward.
-    diversity_for: `correct` (only correct rollouts earn it) or `all`.
-  """
-
-  name: str = 'rl'
-  advantage: str = 'grpo'
-  clip_low: float = 0.2
-  clip_high: float = 0.2
-  diversity_weight: float = 0.0
-  diversity_for: str = 'correct'
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretraining:
-  """Supervised next-token training of a small model from nothing.
-
-  The documents are answers to the task's training graphs, written by an
-  imperfect author: half of them follow a demonstration in their context.
-
-  Attributes:
-    name: selects this method.
-    out: folder the Hugging Face checkpoint is written to.
-    num_layers: decoder layers.
-    width: D.
-    num_heads: N.
-    num_kv_heads: M.
-    head_dim: H.
-    ffn_width: F.
-    batch_size: documents a step.
-    max_context: width of a document's context in tokens.
-    careful_steps: steps at the start whose documents come from an author who
-      is always right and takes either route equally often. What an author
-      who is right half the time cannot teach (which chains end in the
-      target) is learned here; the imperfect author then sets the habits.
-    correct_share: share of documents without a demonstration that are right.
-    easy_share: share of right ones that take the easy route.
-    demonstration_share: share of documents with a correct demonstration.
-    demonstration_easy_share: share of demonstrations on the easy route.
-    copy_share: share of those documents that repeat the demonstration.
-    slip_share: share of those documents that are wrong.
-    cut_share: share of documents with a cut chain; their author does not
-      look for missing edges.
-    varied_share: share of documents whose chain lengths are all random.
-  """
-
-  name: str = 'pretrain'
-  out: str = ''
-  num_layers: int = 3
-  width: int = 64
-  num_heads: int = 4
-  num_kv_heads: int = 2
-  head_dim: int = 16
-  ffn_width: int = 192
-  batch_size: int = 128
-  max_context: int = 48
-  careful_steps: int = 1750
-  correct_share: float = 0.6
-  easy_share: float = 0.95
-  demonstration_share: float = 0.5
-  demonstration_easy_share: float = 0.6
-  copy_share: float = 0.98
-  slip_share: float = 0.02
-  cut_share: float = 0.1
-  varied_share: float = 0.3
+  resample: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """What both methods share in the loss.
+  """What all methods share in the loss.
 
   Attributes:
-    aggregation: `token_mean` over all counted tokens of the batch, or
-      `sequence_mean` (mean over each rollout's tokens, then over rollouts).
-    kl_coef: weight of KL(student||reference) in nats per token (k3
-      estimator); the reference is the model the run began with. 0: none.
+    aggregation: `token_mean` over all counted tokens of the batch; or the
+      mean over rollouts of the mean over their tokens (`sequence_mean`), of
+      their sum (`sequence_sum`) or of their sum over the longest length
+      allowed (`sequence_sum_norm`).
+    kl_coef: weight of KL(student||reference) in nats per token; the reference
+      is the model the run began with. 0: none.
+    kl_estimator: from the sampled token `k1`, `k2` or `k3` (see
+      `sdjax.objectives.reference_kl` for what each one's slope is), or `full`
+      for the sum over the vocabulary.
+    skip_tokens: first tokens of each rollout that do not count.
+    mask_truncated: rollouts that were cut off do not count.
+    sampler_clip: cap of the weights that correct for a sampler whose law is
+      not the model's (truncation, other arithmetic); 0: no weights.
     chunk: completion tokens whose vocabulary logits exist at once.
   """
 
   aggregation: str = 'token_mean'
   kl_coef: float = 0.0
+  kl_estimator: str = 'k3'
+  skip_tokens: int = 0
+  mask_truncated: bool = False
+  sampler_clip: float = 0.0
   chunk: int = 16
 
 
@@ -282,8 +180,8 @@ class Optimizer:
 
   Attributes:
     learning_rate: after the warm-up.
-    warmup_steps: steps of linear warm-up from 0.
-    schedule: `constant` or `cosine` (to a tenth, over the run's steps).
+    warmup_steps: updates of linear warm-up from 0.
+    schedule: `constant` or `cosine` (to a tenth, over the run's updates).
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
@@ -306,8 +204,11 @@ class Train:
   """Length of a run and what it writes while it runs.
 
   Attributes:
-    num_steps: updates.
-    micro_batches: parts a step's questions are split into for the gradient.
+    num_steps: steps, each with fresh rollouts.
+    epochs: passes over a step's rollouts.
+    mini_batches: updates in a pass, each from its share of the questions.
+    micro_batches: parts a mini-batch is split into for the gradient; they
+      change nothing but memory.
     eval_every: steps between evaluations; 0: only before and after.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: newest checkpoints kept.
@@ -315,6 +216,8 @@ class Train:
   """
 
   num_steps: int = 150
+  epochs: int = 1
+  mini_batches: int = 1
   micro_batches: int = 1
   eval_every: int = 25
   checkpoint_every: int = 25
@@ -362,7 +265,13 @@ class Mesh:
   model: int = 1
 
 
-Method = SelfDistillation | PolicyGradient | Pretraining
+Method = SelfDistillation | PolicyGradient | Mix | Pretraining
+
+METHODS: dict[str, type] = {
+  kind.name: kind
+  for kind in (SelfDistillation, PolicyGradient, Mix, Pretraining)
+}
+"""Method name to its section of options; a user's own may be added."""
 
 
 @dataclasses.dataclass(frozen=True)

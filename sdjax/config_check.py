@@ -6,88 +6,36 @@ option that would do nothing are errors that name the option.
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sdjax.config import (
   Config,
   ConfigError,
-  Lora,
+  Demonstrations,
+  Mix,
   PolicyGradient,
   Pretraining,
   Rollout,
   SelfDistillation,
 )
+from sdjax.config_rules import (
+  ALLOWED,
+  AT_LEAST,
+  EFFECTIVE_WHEN,
+  NEEDS_OLD_ROLLOUTS,
+  SHAPES_THE_LOSS,
+  SHARES,
+)
 
-ALLOWED: dict[str, tuple[str, ...]] = {
-  'mode': ('train', 'eval', 'pretrain'),
-  'model.dtype': ('float32', 'bfloat16'),
-  'model.param_dtype': ('float32', 'bfloat16'),
-  'model.remat': ('none', 'dots', 'full'),
-  'method.objective': ('reverse_kl', 'forward_kl', 'jsd'),
-  'method.support': ('full', 'sampled'),
-  'method.teacher': ('ema', 'current', 'frozen'),
-  'method.demonstrations.strategy': (
-    'uniform',
-    'first',
-    'most_different',
-    'external',
-    'reference',
-  ),
-  'method.advantage': ('grpo',),
-  'method.diversity_for': ('correct', 'all'),
-  'loss.aggregation': ('token_mean', 'sequence_mean'),
-  'optimizer.schedule': ('constant', 'cosine'),
-}
-"""The values of every option that is a choice."""
 
-AT_LEAST: dict[str, float] = {
-  'model.lora.rank': 0,
-  'model.lora.alpha': 0,
-  'rollout.num_questions': 1,
-  'rollout.num_samples': 1,
-  'rollout.max_context': 1,
-  'rollout.max_new_tokens': 1,
-  'rollout.temperature': 0,
-  'rollout.top_k': 0,
-  'method.demonstrations.count': 1,
-  'method.demonstrations.max_context': 1,
-  'method.clip_low': 0,
-  'method.clip_high': 0,
-  'method.diversity_weight': 0,
-  'method.batch_size': 1,
-  'method.careful_steps': 0,
-  'method.max_context': 1,
-  'method.num_layers': 1,
-  'loss.kl_coef': 0,
-  'loss.chunk': 1,
-  'optimizer.learning_rate': 0,
-  'optimizer.warmup_steps': 0,
-  'optimizer.weight_decay': 0,
-  'optimizer.clip_norm': 0,
-  'train.num_steps': 1,
-  'train.micro_batches': 1,
-  'train.eval_every': 0,
-  'train.checkpoint_every': 1,
-  'train.keep_checkpoints': 1,
-  'train.logged_questions': 0,
-  'eval.num_questions': 1,
-  'eval.num_samples': 1,
-  'eval.batch_questions': 1,
-  'eval.temperature': 0,
-  'mesh.model': 1,
-}
-"""The smallest value of every option that is a size or a weight."""
-
-EFFECTIVE_WHEN: dict[str, tuple[str, tuple[Any, ...]]] = {
-  'method.ema_rate': ('method.teacher', ('ema',)),
-  'method.jsd_alpha': ('method.objective', ('jsd',)),
-  'method.demonstrations.file': (
-    'method.demonstrations.strategy',
-    ('external',),
-  ),
-}
-"""Options that act only when another has one of the given values."""
+def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields every section with its dotted path, the whole config first."""
+  yield path, config
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from sections(value, f'{path}{field.name}.')
 
 
 def validate(config: Config) -> None:
@@ -99,46 +47,10 @@ def validate(config: Config) -> None:
   Raises:
     ConfigError: naming the option, the value, and what is allowed.
   """
-  flat = flatten(dataclasses.asdict(config))
-  for path, allowed in ALLOWED.items():
-    if path in flat and flat[path] not in allowed:
-      raise ConfigError(
-        f'{path}={flat[path]!r} is not one of {", ".join(allowed)}'
-        f'{nearest(str(flat[path]), allowed)}.'
-      )
-  for path, least in AT_LEAST.items():
-    if path in flat and not flat[path] >= least:
-      raise ConfigError(f'{path}={flat[path]} must be at least {least:g}.')
-  shares = {p for p in flat if p.startswith('method.') and p.endswith('_share')}
-  for path in sorted(shares | {'method.ema_rate', 'rollout.min_p'}):
-    if path in flat and not 0 <= flat[path] <= 1:
-      raise ConfigError(f'{path}={flat[path]} must be in 0..1.')
-  defaults = flatten(dataclasses.asdict(type(config.method)()))
-  for path, (switch, values) in EFFECTIVE_WHEN.items():
-    if path not in flat or flat[switch] in values:
-      continue
-    if flat[path] != defaults[path.removeprefix('method.')]:
-      raise ConfigError(
-        f'{path}={flat[path]!r} does nothing when {switch}='
-        f'{flat[switch]!r}; it acts for {" or ".join(map(repr, values))}. '
-        'Remove one of the two.'
-      )
-  _validate_sections(config)
-  if isinstance(config.method, SelfDistillation):
-    _validate_self_distillation(config, config.method)
-  if isinstance(config.method, PolicyGradient):
-    method = config.method
-    if method.diversity_for != 'correct' and not method.diversity_weight:
-      raise ConfigError(
-        f'method.diversity_for={method.diversity_for!r} does nothing when '
-        'method.diversity_weight=0.'
-      )
-  if config.model and not config.model.lora.rank:
-    for name, default in dataclasses.asdict(Lora()).items():
-      if (value := getattr(config.model.lora, name)) != default:
-        raise ConfigError(
-          f'model.lora.{name}={value!r} does nothing when model.lora.rank=0.'
-        )
+  for path, section in sections(config):
+    for kind in type(section).__mro__:  # a user's section may extend ours
+      _validate_section(path, section, kind)
+  _validate_presence(config)
   template = config.task.template
   if template and template.count('{question}') != 1:
     raise ConfigError(
@@ -146,9 +58,87 @@ def validate(config: Config) -> None:
     )
   if config.rollout:
     _validate_rollout(config, config.rollout)
+  for path, section in sections(config):
+    if isinstance(section, SelfDistillation):
+      _validate_self_distillation(config, section, path)
+    if isinstance(section, PolicyGradient):
+      _validate_policy_gradient(config, section, path)
+    if isinstance(section, Mix):
+      _validate_mix(section, path)
 
 
-def _validate_sections(config: Config) -> None:
+def _validate_section(path: str, section: Any, kind: type) -> None:
+  for name, allowed in ALLOWED.get(kind, {}).items():
+    value = getattr(section, name)
+    if value not in allowed:
+      raise ConfigError(
+        f'{path}{name}={value!r} is not one of {", ".join(allowed)}'
+        f'{nearest(str(value), allowed)}.'
+      )
+  for name, least in AT_LEAST.get(kind, {}).items():
+    if not getattr(section, name) >= least:
+      raise ConfigError(
+        f'{path}{name}={getattr(section, name)} must be at least {least:g}.'
+      )
+  for name in SHARES.get(kind, ()):
+    if not 0 <= getattr(section, name) <= 1:
+      raise ConfigError(
+        f'{path}{name}={getattr(section, name)} must be in 0..1.'
+      )
+  for name, (switch, values) in EFFECTIVE_WHEN.get(kind, {}).items():
+    setting = getattr(section, switch)
+    if values(setting) if callable(values) else setting in values:
+      continue
+    if is_changed(section, name):
+      acts = (
+        ''
+        if callable(values)
+        else f'; it acts for {" or ".join(map(repr, values))}'
+      )
+      raise ConfigError(
+        f'{path}{name}={getattr(section, name)!r} does nothing when '
+        f'{path}{switch}={setting!r}{acts}. Remove one of the two.'
+      )
+
+
+def is_changed(section: Any, name: str) -> bool:
+  """Returns whether an option has another value than its default."""
+  return getattr(section, name) != getattr(type(section)(), name)
+
+
+def _refuse(section: Any, path: str, names: Iterable[str], why: str) -> None:
+  """Refuses options that are set and do nothing."""
+  for name in names:
+    if is_changed(section, name):
+      raise ConfigError(
+        f'{path}{name}={getattr(section, name)!r} does nothing {why}'
+      )
+
+
+def is_on_policy(config: Config) -> bool:
+  """Returns whether every update has ratios of 1: fresh, untruncated samples.
+
+  Args:
+    config: of training.
+  """
+  train, rollout = config.train, config.rollout
+  assert rollout
+  truncated = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0
+  return train.epochs * train.mini_batches == 1 and not truncated
+
+
+def _refuse_clips(config: Config, section: Any, path: str, kind: type) -> None:
+  if config.mode == 'train' and is_on_policy(config):
+    _refuse(
+      section,
+      path,
+      NEEDS_OLD_ROLLOUTS[kind],
+      'in the only update on fresh rollouts, where all ratios are 1; set '
+      'train.mini_batches or train.epochs above 1, or remove it.',
+    )
+
+
+def _validate_presence(config: Config) -> None:
   pretraining = isinstance(config.method, Pretraining)
   if pretraining != (config.mode == 'pretrain'):
     raise ConfigError(
@@ -160,48 +150,172 @@ def _validate_sections(config: Config) -> None:
     if (getattr(config, name) is None) != pretraining:
       need = 'has no' if pretraining else 'needs the'
       raise ConfigError(f'mode={config.mode!r} {need} section {name!r}.')
-  if not pretraining or config.optimizer.schedule == 'constant':
+  if pretraining:
+    _refuse(
+      config.train,
+      'train.',
+      ('epochs', 'mini_batches', 'micro_batches'),
+      "when mode='pretrain': every step has documents of its own.",
+    )
+  updates = (
+    config.train.num_steps * config.train.epochs * config.train.mini_batches
+  )
+  if config.optimizer.schedule == 'constant' and not pretraining:
     return
-  if config.optimizer.warmup_steps >= config.train.num_steps:
+  if config.optimizer.warmup_steps >= updates:
     raise ConfigError(
       f'optimizer.warmup_steps={config.optimizer.warmup_steps} must be below '
-      f'train.num_steps={config.train.num_steps}.'
+      f'the {updates} updates of the run.'
     )
 
 
 def _validate_self_distillation(
-  config: Config, method: SelfDistillation
+  config: Config, method: SelfDistillation, path: str
 ) -> None:
   if method.objective == 'jsd' and not 0 < method.jsd_alpha < 1:
     raise ConfigError(
-      f'method.jsd_alpha={method.jsd_alpha} must be in (0, 1); for the ends '
-      "use method.objective='forward_kl' or 'reverse_kl'."
+      f'{path}jsd_alpha={method.jsd_alpha} must be in (0, 1); for the ends '
+      f"use {path}objective='forward_kl' or 'reverse_kl'."
     )
   if method.support == 'sampled' and method.objective != 'reverse_kl':
     raise ConfigError(
-      f"method.support='sampled' needs method.objective='reverse_kl', not "
+      f"{path}support='sampled' needs {path}objective='reverse_kl', not "
       f'{method.objective!r}.'
     )
   shown = method.demonstrations
-  if shown.strategy == 'external' and not shown.file:
-    raise ConfigError(
-      "method.demonstrations.strategy='external' needs "
-      'method.demonstrations.file.'
+  if method.objective == 'score_weighted':
+    _refuse(
+      method,
+      path,
+      ('support', 'pointwise_clip', 'credit_discount'),
+      f"when {path}objective='score_weighted', which compares no laws.",
     )
-  if shown.template:
-    for field in ('{question}', '{demonstration}'):
-      if shown.template.count(field) != 1:
+  if method.teacher == 'trust_region' and method.anchor_beta != 1:
+    raise ConfigError(
+      f"{path}anchor_beta={method.anchor_beta} and {path}teacher='trust_region'"
+      ' both mix the teacher with the reference; choose one.'
+    )
+  if method.pooling == 'mixture' and shown.count == 1:
+    raise ConfigError(
+      f"{path}pooling='mixture' does nothing when "
+      f'{path}demonstrations.count=1; a mixture needs at least 2.'
+    )
+  _refuse_clips(config, method, path, SelfDistillation)
+  _validate_demonstrations(config, shown, f'{path}demonstrations.')
+
+
+def _validate_demonstrations(
+  config: Config, shown: Demonstrations, path: str
+) -> None:
+  if shown.strategy == 'external' and not shown.file:
+    raise ConfigError(f"{path}strategy='external' needs {path}file.")
+  if shown.strategy == 'none' and shown.feedback == 'never':
+    raise ConfigError(
+      f"{path}strategy='none' shows the teacher nothing; set {path}feedback."
+    )
+  for name, fields in (
+    ('template', ('{question}', '{demonstration}')),
+    ('feedback_template', ('{question}', '{feedback}')),
+    ('both_template', ('{question}', '{demonstration}', '{feedback}')),
+  ):
+    template = getattr(shown, name)
+    for field in fields if template else ():
+      if template.count(field) != 1:
         raise ConfigError(
-          f'method.demonstrations.template={shown.template!r} must hold '
-          f'{field} exactly once.'
+          f'{path}{name}={template!r} must hold {field} exactly once.'
         )
   assert config.rollout
-  peers = shown.strategy not in ('external', 'reference')
-  if peers and config.rollout.num_samples < 2:
+  peers = shown.strategy in ('uniform', 'first', 'most_different')
+  if peers and shown.exclude_self and config.rollout.num_samples < 2:
     raise ConfigError(
       f'rollout.num_samples={config.rollout.num_samples} leaves no rollout a '
-      "peer to learn from; use at least 2, or method.demonstrations.strategy="
-      "'external' or 'reference'."
+      f"peer to learn from; use at least 2, or {path}strategy='external' or "
+      "'reference'."
+    )
+  if shown.contrast and not (
+    isinstance(config.method, Mix) and config.method.rule == 'rlcsd'
+  ):
+    raise ConfigError(
+      f"{path}contrast={shown.contrast} does nothing but in method 'mix' with "
+      "method.rule='rlcsd'."
+    )
+
+
+def _validate_policy_gradient(
+  config: Config, method: PolicyGradient, path: str
+) -> None:
+  rollout = config.rollout
+  assert rollout
+  if method.advantage == 'pass_at_k' and method.pass_k > rollout.num_samples:
+    raise ConfigError(
+      f'{path}pass_k={method.pass_k} must be at most rollout.num_samples='
+      f'{rollout.num_samples}.'
+    )
+  if method.advantage != 'reinforce' and rollout.num_samples < 2:
+    raise ConfigError(
+      f'rollout.num_samples={rollout.num_samples} leaves {path}advantage='
+      f"{method.advantage!r} nothing to compare; use at least 2, or "
+      "'reinforce'."
+    )
+  multiplied = method.diversity_how == 'multiply'
+  if multiplied and not 0 < method.diversity_weight <= 1:
+    raise ConfigError(
+      f'{path}diversity_weight={method.diversity_weight} must be in (0, 1] '
+      f"when {path}diversity_how='multiply'."
+    )
+  if multiplied or method.diversity_by == 'solution':
+    # A wrong rollout has no solution, and no reward to multiply.
+    _refuse(method, path, ('diversity_for',), 'for wrong rollouts then.')
+  if 0 < method.dual_clip <= 1:
+    raise ConfigError(
+      f'{path}dual_clip={method.dual_clip} must be above 1, or 0 for none.'
+    )
+  if method.overlong_tokens > rollout.max_new_tokens:
+    raise ConfigError(
+      f'{path}overlong_tokens={method.overlong_tokens} must be at most '
+      f'rollout.max_new_tokens={rollout.max_new_tokens}.'
+    )
+  if method.adaptive_clip:
+    _refuse(
+      method, path, ('clip_low', 'clip_high'), f'when {path}adaptive_clip=True.'
+    )
+  _refuse_clips(config, method, path, PolicyGradient)
+
+
+def _validate_mix(method: Mix, path: str) -> None:
+  on_advantage = method.rule in ('advantage', 'rlsd', 'antisd', 'rlcsd')
+  if on_advantage:
+    _refuse(
+      method.sd,
+      f'{path}sd.',
+      SHAPES_THE_LOSS,
+      f'when {path}rule={method.rule!r}, which uses only what the teacher '
+      'says of the sampled tokens.',
+    )
+  if method.sd.objective == 'score_weighted':
+    raise ConfigError(
+      f"{path}sd.objective='score_weighted' is not a loss per token that "
+      'could be mixed; choose a divergence.'
+    )
+  if method.rule in ('advantage', 'loss', 'rlsd') and method.weight > 1:
+    raise ConfigError(f'{path}weight={method.weight} must be in 0..1.')
+  shown = method.sd.demonstrations
+  if method.rule == 'rlcsd':
+    if not shown.contrast:
+      raise ConfigError(
+        f"{path}rule='rlcsd' needs {path}sd.demonstrations.contrast above 0."
+      )
+    _refuse(
+      method.sd, f'{path}sd.', ('pooling',), f"when {path}rule='rlcsd'."
+    )
+    for name in ('contrast_temperature', 'contrast_clip'):
+      if not getattr(method, name) > 0:
+        raise ConfigError(f'{path}{name} must be above 0.')
+  schedule = method.schedule
+  if schedule.hold and not schedule.fall:
+    raise ConfigError(
+      f'{path}schedule.hold={schedule.hold} does nothing when '
+      f'{path}schedule.fall=0: the weight stays at 1 anyway.'
     )
 
 
@@ -223,16 +337,25 @@ def _validate_rollout(config: Config, rollout: Rollout) -> None:
       f'the last of rollout.context_buckets={buckets} must equal '
       f'rollout.max_context={rollout.max_context}.'
     )
-  if rollout.num_questions % config.train.micro_batches:
+  parts = config.train.micro_batches * config.train.mini_batches
+  if rollout.num_questions % parts:
     raise ConfigError(
       f'train.micro_batches={config.train.micro_batches} must divide '
-      f'rollout.num_questions={rollout.num_questions}.'
+      f'rollout.num_questions={rollout.num_questions} divided by '
+      f'train.mini_batches={config.train.mini_batches}.'
+    )
+  assert config.loss
+  if config.loss.skip_tokens >= rollout.max_new_tokens:
+    raise ConfigError(
+      f'loss.skip_tokens={config.loss.skip_tokens} leaves no token of '
+      f'rollout.max_new_tokens={rollout.max_new_tokens}.'
     )
   if config.eval.num_questions % config.eval.batch_questions:
     raise ConfigError(
       f'eval.batch_questions={config.eval.batch_questions} must divide '
       f'eval.num_questions={config.eval.num_questions}.'
     )
+
 
 def flatten(values: Mapping[str, Any], path: str = '') -> dict[str, Any]:
   """Turns nested dicts into one with dotted names."""

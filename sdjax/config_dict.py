@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from sdjax.config import Config, ConfigError
+from sdjax.config import METHODS, Config, ConfigError
 from sdjax.config_check import nearest, validate
 
 
@@ -114,13 +114,15 @@ def _member(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
   if len(sections) == 1:
     return sections[0]
   by_name = {k.name: k for k in sections}
+  if set(sections) <= set(METHODS.values()):
+    by_name = METHODS  # which may hold a user's own
   name = value.get('name') if isinstance(value, Mapping) else value
   if name not in by_name:
     raise ConfigError(
       f'{path}.name={name!r} is not one of {sorted(by_name)}'
       f'{nearest(str(name), by_name)}.'
     )
-  return by_name[name]
+  return by_name[str(name)]
 
 
 def _parse_section(kind: Any, value: Any, path: str) -> Any:

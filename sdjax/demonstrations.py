@@ -3,6 +3,7 @@
 Mirror image of `sdjax.rewards`.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -46,23 +47,26 @@ def choose(
   strategy: str,
   count: int,
   rng: np.random.Generator,
+  exclude_self: bool = True,
 ) -> tuple[str, ...]:
   """Chooses the correct peers that one rollout is shown.
 
   Args:
     answers: the group's G texts.
     correct: whether each is correct.
-    own: which of them is the rollout itself; never shown to itself (a peer
-      with the same text may be).
+    own: which of them is the rollout itself.
     strategy: `uniform`: each correct peer is equally likely; `first`: the
       first ones in the group; `most_different`: those that share the smallest
       part of their words with the rollout, ties at random.
     count: K; fewer are returned when the correct peers have fewer distinct
       texts.
     rng: for the strategies that draw.
+    exclude_self: a rollout is never shown itself (a peer with the same text
+      may be).
 
   Returns:
-    At most K distinct texts; empty when no other rollout is correct.
+    At most K distinct texts; empty when no rollout that may be shown is
+    correct.
 
   Raises:
     ValueError: for another strategy.
@@ -70,7 +74,7 @@ def choose(
   peers = [
     text
     for g, (text, right) in enumerate(zip(answers, correct, strict=True))
-    if right and g != own
+    if right and not (exclude_self and g == own)
   ]
   if strategy not in ('uniform', 'first', 'most_different'):
     raise ValueError(
@@ -145,107 +149,211 @@ def context_buckets(num_contexts: int) -> list[int]:
   return sizes
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """What one teacher of a rollout is shown.
+
+  Attributes:
+    demonstration: an answer, or None.
+    feedback: what the environment said of the rollout, or None.
+    wrong: the demonstration is a wrong answer, shown for contrast.
+  """
+
+  demonstration: str | None = None
+  feedback: str | None = None
+  wrong: bool = False
+
+  def text(self) -> str:
+    """Returns what a person may want to read."""
+    parts = [self.demonstration, self.feedback and f'[{self.feedback}]']
+    return ('WRONG: ' if self.wrong else '') + ' '.join(filter(None, parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Templates:
+  """How the teacher is asked; see `sdjax.data.context.fill_template`.
+
+  Attributes:
+    demonstration: when it is shown an answer.
+    feedback: when it is shown feedback.
+    both: when it is shown both.
+  """
+
+  demonstration: str
+  feedback: str = ''
+  both: str = ''
+
+  def of(self, shown: Shown) -> str:
+    """Returns the template for what is shown."""
+    if shown.feedback is None:
+      return self.demonstration
+    return self.feedback if shown.demonstration is None else self.both
+
+
+def assign(
+  graded: Graded,
+  step: int,
+  *,
+  strategy: str,
+  count: int,
+  seed: int,
+  exclude_self: bool = True,
+  contrast: int = 0,
+  feedback: str = 'never',
+  given: Callable[[Question], Sequence[str]] | None = None,
+  opened: bool = False,
+) -> list[list[list[Shown]]]:
+  """Chooses what each rollout's teachers are shown.
+
+  An answer is shown without its thinking; one that is nothing else is not
+  shown.
+
+  Args:
+    graded: a batch of graded rollouts.
+    step: enters the draw.
+    strategy: see `choose`; `none` shows no answer.
+    count: K.
+    seed: the run's seed.
+    exclude_self: see `choose`.
+    contrast: wrong peers that are shown as well.
+    feedback: whether feedback on the rollout itself is shown: `never`,
+      `without_peer` (where there is no answer to show) or `always`.
+    given: answers to a question that no rollout gave, to be shown in place
+      of the peers'; each rollout sees K of them, drawn without repetition.
+    opened: whether the rollouts began inside a thinking block.
+
+  Returns:
+    Q lists of G lists of at most `count` + `contrast`, the wrong ones last.
+  """
+  out = []
+  for question, verdicts, answers in zip(
+    graded.questions, graded.verdicts, graded.answers, strict=True
+  ):
+    said = [strip_thinking(answer, opened) for answer in answers]
+    right = [bool(v.correct and x) for v, x in zip(verdicts, said, strict=True)]
+    wrong = [bool(x) and not v.correct for v, x in zip(
+      verdicts, said, strict=True
+    )]
+    row = []
+    for g, verdict in enumerate(verdicts):
+      rng = np.random.default_rng([seed, step, question.question_id, g])
+      if strategy == 'none':
+        texts = ()
+      elif given is not None:
+        known = list(dict.fromkeys(given(question)))
+        texts = tuple(known[i] for i in rng.permutation(len(known))[:count])
+      else:
+        texts = choose(
+          said,
+          right,
+          g,
+          strategy=strategy,
+          count=count,
+          rng=rng,
+          exclude_self=exclude_self,
+        )
+      told = verdict.feedback or None
+      if feedback == 'never' or feedback == 'without_peer' and texts:
+        told = None
+      cells = [Shown(text, told) for text in texts]
+      if not texts and told is not None:
+        cells = [Shown(feedback=told)]
+      if contrast:
+        cells += [
+          Shown(text, wrong=True)
+          for text in choose(
+            said, wrong, g, strategy='uniform', count=contrast, rng=rng
+          )
+        ]
+      row.append(cells)
+    out.append(row)
+  return out
+
+
 def gather(
   graded: Graded,
   step: int,
   *,
   tokenizer: Any,
-  template: str,
+  templates: Templates,
   max_context: int,
-  strategy: str,
   count: int,
-  seed: int,
-  given: Callable[[Question], Sequence[str]] | None = None,
+  contrast: int = 0,
   thinking: bool = False,
-  opened: bool = False,
+  **choice: Any,
 ) -> Gathered:
   """Chooses every rollout's demonstrations and builds the teacher's contexts.
 
-  Rollouts of a question that are shown the same text share one context. An
-  answer is shown without its thinking; one that is nothing else is not shown.
+  Rollouts of a question that are shown the same share one context.
 
   Args:
     graded: a batch of graded rollouts.
     step: enters the draw.
     tokenizer: of the model.
-    template: the teacher's template, with `{question}` and
-      `{demonstration}`.
-    max_context: C, the widest context; a longer one loses the end of its
-      demonstration.
-    strategy: see `choose`.
-    count: K.
-    seed: the run's seed.
-    given: answers to a question that no rollout gave, to be shown in place
-      of the peers'; each rollout sees K of them, drawn without repetition.
+    templates: how the teacher is asked.
+    max_context: C, the widest context; a longer one loses the end of what
+      is shown.
+    count: K, right answers.
+    contrast: wrong ones, whose contexts come last.
     thinking: what the chat template is told as `enable_thinking`.
-    opened: whether the rollouts began inside a thinking block.
+    **choice: see `assign`.
 
   Returns:
-    Contexts and assignments. A rollout without a demonstration is masked.
+    Contexts and assignments. A rollout that is shown nothing is masked.
   """
   num_q, num_g = len(graded.questions), len(graded.answers[0])
-  shown: list[list[tuple[str, ...]]] = []
-  for question, answers, correct in zip(
-    graded.questions, graded.answers, graded.correct, strict=True
-  ):
-    row = []
-    said = [strip_thinking(answer, opened) for answer in answers]
-    can_serve = [
-      bool(right and text) for right, text in zip(correct, said, strict=True)
-    ]
-    for g in range(num_g):
-      rng = np.random.default_rng([seed, step, question.question_id, g])
-      if given is not None:
-        texts = list(dict.fromkeys(given(question)))
-        row.append(tuple(texts[i] for i in rng.permutation(len(texts))[:count]))
-      else:
-        row.append(
-          choose(
-            said, can_serve, g, strategy=strategy, count=count, rng=rng
-          )
-        )
-    shown.append(row)
-
-  texts = [list(dict.fromkeys(t for ts in row for t in ts)) for row in shown]
-  widest = max(1, *map(len, texts))
+  cells = assign(graded, step, count=count, contrast=contrast, **choice)
+  distinct = [list(dict.fromkeys(x for c in row for x in c)) for row in cells]
+  widest = max(1, *map(len, distinct))
   num_e = next(e for e in context_buckets(widest) if e >= widest)
+  num_k = count + contrast
   ids_QEC = np.full((num_q, num_e, max_context), 0, np.int32)
   length_QE = np.ones((num_q, num_e), np.int32)
-  index_QGK = np.zeros((num_q, num_g, count), np.int32)
-  mask_QGK = np.zeros((num_q, num_g, count), bool)
+  index_QGK = np.zeros((num_q, num_g, num_k), np.int32)
+  mask_QGK = np.zeros((num_q, num_g, num_k), bool)
   cut = 0
   for q, question in enumerate(graded.questions):
-    for e, text in enumerate(texts[q]):
+    for e, shown in enumerate(distinct[q]):
       ids, lost = encode_context(
         tokenizer,
-        template,
+        templates.of(shown),
         question.text,
-        text,
+        shown.demonstration,
         max_context,
+        feedback=shown.feedback,
         thinking=thinking,
       )
       cut += lost > 0
       ids_QEC[q, e, max_context - len(ids) :] = ids
       length_QE[q, e] = len(ids)
     for g in range(num_g):
-      for k, text in enumerate(shown[q][g]):
-        index_QGK[q, g, k] = texts[q].index(text)
+      rights = [x for x in cells[q][g] if not x.wrong]
+      wrongs = [x for x in cells[q][g] if x.wrong]
+      for k, shown in [*enumerate(rights), *enumerate(wrongs, count)]:
+        index_QGK[q, g, k] = distinct[q].index(shown)
         mask_QGK[q, g, k] = True
 
   success_Q = graded.correct.any(axis=1)
-  distinct = sum(map(len, texts))
+  taught_QG = mask_QGK[..., :count].any(axis=-1)
+  number = sum(map(len, distinct))
+  told = sum(x.feedback is not None for row in cells for c in row for x in c)
+  metrics = {
+    'success_groups': float(success_Q.mean()),
+    'demonstrated': float(taught_QG.mean()),
+    'distinct_demonstrations': number / max(int(success_Q.sum()), 1),
+    'cut_demonstrations': float(cut),
+  }
+  if choice.get('feedback', 'never') != 'never':
+    metrics['with_feedback'] = told / (num_q * num_g)
   return Gathered(
     evidence=Evidence(
+      correct=graded.correct,
       context_ids=ids_QEC,
       context_length=length_QE,
       context_index=index_QGK,
       context_mask=mask_QGK,
     ),
-    shown=shown,
-    metrics={
-      'success_groups': float(success_Q.mean()),
-      'demonstrated': float(mask_QGK.any(axis=-1).mean()),
-      'distinct_demonstrations': distinct / max(int(success_Q.sum()), 1),
-      'cut_demonstrations': float(cut),
-    },
+    shown=[[tuple(x.text() for x in c) for c in row] for row in cells],
+    useful=np.any(taught_QG, axis=1),
+    metrics=metrics,
   )

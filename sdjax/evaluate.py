@@ -106,6 +106,8 @@ class Evaluator:
       questions=[q for part in parts for q in part.questions],
       answers=[a for part in parts for a in part.answers],
       verdicts=[v for part in parts for v in part.verdicts],
+      length=np.concatenate([part.length for part in parts]),
+      finished=np.concatenate([part.finished for part in parts]),
     )
     return graded, {k: np.concatenate(v) for k, v in stats.items()}
 

@@ -19,11 +19,15 @@ class Graded:
     questions: Q questions.
     answers: Q lists of G texts, without special tokens.
     verdicts: Q lists of G verdicts.
+    length: int [Q, G], tokens of each answer.
+    finished: bool [Q, G], whether it ended by itself.
   """
 
   questions: Sequence[Question]
   answers: Sequence[Sequence[str]]
   verdicts: Sequence[Sequence[Verdict]]
+  length: np.ndarray
+  finished: np.ndarray
 
   @property
   def correct(self) -> np.ndarray:
@@ -61,4 +65,35 @@ def grade(
     judged = {text: task.verify(question, text) for text in set(texts)}
     answers.append(texts)
     verdicts.append([judged[text] for text in texts])
-  return Graded(questions=questions, answers=answers, verdicts=verdicts)
+  return Graded(
+    questions=questions,
+    answers=answers,
+    verdicts=verdicts,
+    length=np.asarray(rollout.length),
+    finished=np.asarray(rollout.finished),
+  )
+
+
+def join(first: Graded, second: Graded, take: np.ndarray) -> Graded:
+  """Puts together a batch from two.
+
+  Args:
+    first: Q questions.
+    second: further questions.
+    take: int [Q'], positions in `first` followed by `second`.
+
+  Returns:
+    The batch of those Q' questions.
+  """
+
+  def rows(name: str) -> list:
+    both = [*getattr(first, name), *getattr(second, name)]
+    return [both[i] for i in take]
+
+  return Graded(
+    questions=rows('questions'),
+    answers=rows('answers'),
+    verdicts=rows('verdicts'),
+    length=np.asarray(rows('length')),
+    finished=np.asarray(rows('finished')),
+  )

@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from sdjax import config as config_lib
 from sdjax import config_check, config_dict
-from sdjax.methods import contexts_in_words, in_words
+from sdjax.in_words import contexts_in_words, loss_in_words
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, e.g. configs/concept_graph.py:sd.'
@@ -37,7 +37,7 @@ def show(config: config_lib.Config) -> str:
   """Returns the resolved options, one a line, and the loss in words."""
   flat = config_check.flatten(config_dict.to_dict(config))
   lines = [f'{name} = {value!r}' for name, value in flat.items()]
-  return '\n'.join([*lines, '', in_words(config)])
+  return '\n'.join([*lines, '', loss_in_words(config)])
 
 
 def show_contexts(config: config_lib.Config) -> str:

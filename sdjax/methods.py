@@ -1,4 +1,4 @@
-"""The mirror: both ways to learn from the same rollouts, side by side.
+"""The mirror: every way to learn from the same rollouts, side by side.
 
 One step of training, whatever the method:
 
@@ -7,6 +7,9 @@ One step of training, whatever the method:
   3. `gather`: demonstrations for self-distillation, rewards for RL;
   4. `signal`: the teacher's view of every token, or its advantage;
   5. `update_step` with the method's `loss`.
+
+To add one, write a function like those below and put it into `METHODS`, or
+give it to `sdjax.train.train`.
 """
 
 import dataclasses
@@ -14,18 +17,30 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from sdjax import config as config_lib
-from sdjax import demonstrations, rewards
-from sdjax.data.context import (
-  NO_LIMIT,
-  check_endings,
-  common_ending,
-  encode_context,
-  opens_thinking,
-)
-from sdjax.steps import rl, sd
+from sdjax import demonstrations, rewards, schedule
+from sdjax.data.context import check_endings, opens_thinking
+from sdjax.grading import Graded
+from sdjax.steps import mix, rl, sd
 from sdjax.tasks.base import Question, Task
 from sdjax.types import ApplyFn, Gathered
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """Whose weights a method's teacher has.
+
+  Attributes:
+    kind: `current`, `frozen`, or `ema`, which is in the training state.
+    rate: share of the student that enters the average.
+    every: steps between two changes of it.
+  """
+
+  kind: str
+  rate: float = 0.0
+  every: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +49,23 @@ class Method:
 
   Attributes:
     gather: `(graded, step) -> Gathered`, on the host.
-    signal: `(teacher_params, ref_params, prompts, rollout, evidence) ->
-      Signal`, pure.
-    loss: `(params, teacher_params, prompts, rollout, signal, weight_QGT) ->
-      (sum, metrics)`, pure.
+    signal: `(params, teacher_params, ref_params, prompts, rollout, evidence)
+      -> Signal`, pure.
+    loss: `(params, teacher_params, ref_params, prompts, rollout, signal,
+      weight_QGT) -> (sum, metrics)`, pure.
+    teacher: whose weights `teacher_params` are; None: there is no teacher.
+    reference: whether `ref_params` are used, the weights the run began with.
+    refresh: `(params, prompts, rollout, signal) -> Signal`, pure, called with
+      each mini-batch before its update; None: nothing to do.
     num_contexts: the sizes E may take in the evidence (each compiles once).
   """
 
   gather: Callable[..., Gathered]
   signal: Callable[..., Any]
   loss: Callable[..., Any]
+  teacher: Teacher | None = None
+  reference: bool = False
+  refresh: Callable[..., Any] | None = None
   num_contexts: tuple[int, ...] = ()
 
 
@@ -51,49 +73,293 @@ def self_distillation(
   config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
 ) -> Method:
   """Binds a config's options to the self-distillation step."""
-  method, shared = config.method, _shared(config)
-  assert isinstance(method, config_lib.SelfDistillation)
-  assert config.model and config.rollout
-  shown, thinking = method.demonstrations, config.model.thinking
-  template = shown.template or task.teacher_template
-  check_example(config, task, tokenizer)
-  given = _given(shown, task)
-  # The most distinct demonstrations of a question, which are its contexts.
-  most = {'reference': 1, 'external': config.rollout.num_samples * shown.count}
+  method = config.method
+  assert isinstance(method, config_lib.SelfDistillation) and config.loss
+  anchor = _anchor(method)
   return Method(
-    gather=functools.partial(
-      demonstrations.gather,
-      tokenizer=tokenizer,
-      template=template,
-      max_context=shown.max_context,
-      strategy=shown.strategy,
-      count=shown.count,
-      seed=config.seed,
-      given=given,
-      thinking=thinking,
-      # Answers from elsewhere did not begin in this model's context.
-      opened=given is None
-      and opens_thinking(tokenizer, task.student_template, thinking),
-    ),
+    gather=_show(config, method, task, tokenizer),
     signal=functools.partial(
       sd.signal_step,
       apply_fn,
-      temperature=shared['temperature'],
-      chunk=shared['chunk'],
+      objective=method.objective,
+      pooling=method.pooling,
+      success_exponent=method.success_exponent,
+      with_ref_kl=config.loss.kl_coef > 0,
+      **anchor,
+      **_masks(config),
     ),
     loss=functools.partial(
-      sd.loss,
+      sd.loss, apply_fn, **_distance(method), **_kl(config)
+    ),
+    teacher=_teacher(method),
+    reference=config.loss.kl_coef > 0 or anchor['anchor'] != 'none',
+    num_contexts=_num_contexts(config, method.demonstrations),
+  )
+
+
+def policy_gradient(
+  config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
+) -> Method:
+  """Binds a config's options to the reinforcement learning step."""
+  del task, tokenizer
+  method = config.method
+  assert isinstance(method, config_lib.PolicyGradient) and config.loss
+  return Method(
+    gather=_reward(config, method),
+    signal=functools.partial(
+      rl.signal_step,
       apply_fn,
-      objective=method.objective,
-      jsd_alpha=method.jsd_alpha,
-      support=method.support,
-      **shared,
+      advantage=method.advantage,
+      pass_k=method.pass_k,
+      **_masks(config),
     ),
-    num_contexts=tuple(
-      demonstrations.context_buckets(
-        most.get(shown.strategy, config.rollout.num_samples)
-      )
+    loss=functools.partial(rl.loss, apply_fn, **_push(method), **_kl(config)),
+    reference=config.loss.kl_coef > 0,
+    refresh=_refresh(config, method, apply_fn),
+  )
+
+
+def mixed(
+  config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
+) -> Method:
+  """Binds a config's options to the step with rewards and a teacher."""
+  method = config.method
+  assert isinstance(method, config_lib.Mix) and config.loss and config.rollout
+  show = _show(config, method.sd, task, tokenizer)
+  reward = _reward(config, method.rl)
+  anchor = _anchor(method.sd)
+  sampling = config.rollout
+  truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+  on_loss = method.rule in mix.LOSS_RULES
+
+  def gather(graded: Graded, step: int) -> Gathered:
+    shown, rewarded = show(graded, step), reward(graded, step)
+    weight = method.weight * schedule.factor(method.schedule, step)
+    return Gathered(
+      evidence=dataclasses.replace(
+        shown.evidence,
+        reward=rewarded.evidence.reward,
+        set_reward=rewarded.evidence.set_reward,
+        strength=np.full(len(graded.questions), weight, np.float32),
+      ),
+      shown=shown.shown,
+      useful=shown.useful | rewarded.useful,
+      metrics={**shown.metrics, **rewarded.metrics, 'weight': weight},
+    )
+
+  return Method(
+    gather=gather,
+    signal=functools.partial(
+      mix.signal_step,
+      apply_fn,
+      rule=method.rule,
+      advantage=method.rl.advantage,
+      pass_k=method.rl.pass_k,
+      pooling=method.sd.pooling,
+      success_exponent=method.sd.success_exponent,
+      ratio_clip=method.ratio_clip,
+      entropy_floor=method.entropy_floor,
+      entropy_exponent=method.entropy_exponent,
+      num_contrast=method.sd.demonstrations.contrast,
+      contrast_temperature=method.contrast_temperature,
+      contrast_clip=method.contrast_clip,
+      contrast_threshold=method.contrast_threshold,
+      touched_weight=method.touched_weight,
+      aggregation=config.loss.aggregation,
+      with_ref_kl=config.loss.kl_coef > 0,
+      **anchor,
+      **_masks(config) | ({'recompute': True} if truncated else {}),
     ),
+    loss=functools.partial(
+      mix.loss,
+      apply_fn,
+      **_distance(method.sd),
+      **_push(method.rl),
+      **_kl(config),
+    )
+    if on_loss
+    else functools.partial(
+      rl.loss, apply_fn, **_push(method.rl), **_kl(config)
+    ),
+    teacher=_teacher(method.sd),
+    reference=config.loss.kl_coef > 0 or anchor['anchor'] != 'none',
+    refresh=_refresh(config, method.rl, apply_fn),
+    num_contexts=_num_contexts(config, method.sd.demonstrations),
+  )
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+  'sd': self_distillation,
+  'rl': policy_gradient,
+  'mix': mixed,
+}
+"""Method name to a function from (config, apply_fn, task, tokenizer)."""
+
+
+def _view(config: config_lib.Config) -> dict[str, Any]:
+  assert config.loss and config.rollout
+  return {
+    'temperature': config.rollout.temperature,
+    'chunk': config.loss.chunk,
+  }
+
+
+def _kl(config: config_lib.Config) -> dict[str, Any]:
+  assert config.loss
+  return {
+    'kl_coef': config.loss.kl_coef,
+    'kl_estimator': config.loss.kl_estimator,
+    **_view(config),
+  }
+
+
+def _masks(config: config_lib.Config) -> dict[str, Any]:
+  assert config.loss
+  return {
+    'kl_estimator': config.loss.kl_estimator,
+    'skip_tokens': config.loss.skip_tokens,
+    'mask_truncated': config.loss.mask_truncated,
+    'sampler_clip': config.loss.sampler_clip,
+    **_view(config),
+  }
+
+
+def _distance(method: config_lib.SelfDistillation) -> dict[str, Any]:
+  return {
+    'objective': method.objective,
+    'jsd_alpha': method.jsd_alpha,
+    'jsd_normalised': method.jsd_normalised,
+    'pointwise_clip': method.pointwise_clip,
+    'support': method.support,
+    'top_k': method.top_k,
+    'tail': method.tail,
+    'pooling': method.pooling,
+    'importance_clip': method.importance_clip,
+    'credit_discount': method.credit_discount,
+  }
+
+
+def _push(method: config_lib.PolicyGradient) -> dict[str, Any]:
+  return {
+    'policy_loss': method.policy_loss,
+    'clip_low': method.clip_low,
+    'clip_high': method.clip_high,
+    'dual_clip': method.dual_clip,
+  }
+
+
+def _refresh(
+  config: config_lib.Config,
+  method: config_lib.PolicyGradient,
+  apply_fn: ApplyFn,
+) -> Callable[..., Any] | None:
+  if not method.adaptive_clip:
+    return None
+  return functools.partial(rl.adapt_clip, apply_fn, **_view(config))
+
+
+def _teacher(method: config_lib.SelfDistillation) -> Teacher:
+  if method.teacher == 'snapshot':
+    return Teacher('ema', rate=1.0, every=method.snapshot_every)
+  if method.teacher == 'trust_region':
+    return Teacher('current')
+  return Teacher(method.teacher, rate=method.ema_rate)
+
+
+def _anchor(method: config_lib.SelfDistillation) -> dict[str, Any]:
+  """Which reference the teacher's law is mixed with, and how much."""
+  if method.teacher == 'trust_region':
+    return {'anchor': 'teacher', 'teacher_share': method.trust_region}
+  if method.anchor_beta > 1:
+    return {'anchor': 'student'}  # the evidence says the share
+  return {'anchor': 'none'}
+
+
+def _reward(
+  config: config_lib.Config, method: config_lib.PolicyGradient
+) -> Callable[[Graded, int], Gathered]:
+  assert config.rollout
+  return functools.partial(
+    rewards.gather,
+    diversity_weight=method.diversity_weight,
+    diversity_how=method.diversity_how,
+    diversity_by=method.diversity_by,
+    diversity_for=method.diversity_for,
+    overlong_tokens=method.overlong_tokens,
+    max_new_tokens=config.rollout.max_new_tokens,
+    with_set_reward=method.advantage == 'rosa',
+  )
+
+
+def _show(
+  config: config_lib.Config,
+  method: config_lib.SelfDistillation,
+  task: Task,
+  tokenizer: Any,
+) -> Callable[[Graded, int], Gathered]:
+  """How the teacher's contexts are gathered."""
+  assert config.model
+  shown, thinking = method.demonstrations, config.model.thinking
+  check_example(config, task, tokenizer)
+  given = _given(shown, task)
+  gather = functools.partial(
+    demonstrations.gather,
+    tokenizer=tokenizer,
+    templates=teacher_templates(shown, task),
+    max_context=shown.max_context,
+    strategy=shown.strategy,
+    count=shown.count,
+    exclude_self=shown.exclude_self,
+    contrast=shown.contrast,
+    feedback=shown.feedback,
+    seed=config.seed,
+    given=given,
+    thinking=thinking,
+    # Answers from elsewhere did not begin in this model's context.
+    opened=given is None
+    and opens_thinking(tokenizer, task.student_template, thinking),
+  )
+  if method.anchor_beta == 1:
+    return gather
+
+  def with_share(graded: Graded, step: int) -> Gathered:
+    gathered = gather(graded, step)
+    share = schedule.anchored_share(
+      method.anchor_beta, method.anchor_steps, step
+    )
+    return dataclasses.replace(
+      gathered,
+      evidence=dataclasses.replace(
+        gathered.evidence,
+        teacher_share=np.full(len(graded.questions), share, np.float32),
+      ),
+      metrics={**gathered.metrics, 'teacher_share': share},
+    )
+
+  return with_share
+
+
+def _num_contexts(
+  config: config_lib.Config, shown: config_lib.Demonstrations
+) -> tuple[int, ...]:
+  """The numbers of contexts a question may have."""
+  assert config.rollout
+  most = config.rollout.num_samples  # answers, or rollouts with feedback
+  if shown.strategy == 'reference' and shown.feedback == 'never':
+    most = 1 + shown.contrast * most
+  if shown.strategy == 'external' or shown.feedback == 'always':
+    most *= shown.count + shown.contrast
+  return tuple(demonstrations.context_buckets(most))
+
+
+def teacher_templates(
+  shown: config_lib.Demonstrations, task: Task
+) -> demonstrations.Templates:
+  """The templates of a config, or where it has none the task's."""
+  return demonstrations.Templates(
+    demonstration=shown.template or task.teacher_template,
+    feedback=shown.feedback_template or task.feedback_template,
+    both=shown.both_template or task.both_template,
   )
 
 
@@ -116,111 +382,14 @@ def _given(
   return lambda question: external[question.question_id]
 
 
-def policy_gradient(
-  config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
-) -> Method:
-  """Binds a config's options to the reinforcement learning step."""
-  del task, tokenizer
-  method, shared = config.method, _shared(config)
-  assert isinstance(method, config_lib.PolicyGradient)
-  return Method(
-    gather=functools.partial(
-      rewards.gather,
-      diversity_weight=method.diversity_weight,
-      diversity_for=method.diversity_for,
-    ),
-    signal=functools.partial(
-      rl.signal_step,
-      apply_fn,
-      temperature=shared['temperature'],
-      chunk=shared['chunk'],
-    ),
-    loss=functools.partial(
-      rl.loss,
-      apply_fn,
-      clip_low=method.clip_low,
-      clip_high=method.clip_high,
-      **shared,
-    ),
-  )
-
-
-METHODS: dict[str, Callable[..., Method]] = {
-  'sd': self_distillation,
-  'rl': policy_gradient,
-}
-"""Method name to a function from (config, apply_fn, task, tokenizer)."""
-
-
-def _shared(config: config_lib.Config) -> dict[str, Any]:
-  assert config.loss and config.rollout
-  return {
-    'kl_coef': config.loss.kl_coef,
-    'chunk': config.loss.chunk,
-    'temperature': config.rollout.temperature,
-  }
-
-
-def in_words(config: config_lib.Config) -> str:
-  """Says in a sentence or two what a run minimises.
-
-  Args:
-    config: a checked config.
-
-  Returns:
-    Plain text.
-  """
+def shown_of(config: config_lib.Config) -> config_lib.Demonstrations | None:
+  """Returns what a config's teacher is shown; None without a teacher."""
   method = config.method
-  if isinstance(method, config_lib.Pretraining):
-    return (
-      'loss = mean over answer tokens of -log p(token), documents drawn anew '
-      'at every step.'
-    )
-  assert config.loss and config.rollout
-  counted = {
-    'token_mean': 'mean over all counted tokens',
-    'sequence_mean': 'mean over counted rollouts of the mean over tokens',
-  }[config.loss.aggregation]
+  if isinstance(method, config_lib.Mix):
+    method = method.sd
   if isinstance(method, config_lib.SelfDistillation):
-    shown = method.demonstrations
-    teacher = {
-      'ema': f'a moving average of the student (rate {method.ema_rate:g})',
-      'current': "the student's own current weights",
-      'frozen': 'the weights the run began with',
-    }[method.teacher]
-    distance = {
-      'reverse_kl': 'KL(student || teacher)',
-      'forward_kl': 'KL(teacher || student)',
-      'jsd': f'JSD(student, teacher; alpha={method.jsd_alpha:g})',
-    }[method.objective]
-    over = {'full': 'the full vocabulary', 'sampled': 'the sampled token'}
-    source = {
-      'uniform': 'drawn uniformly from the other correct rollouts',
-      'first': 'the first of the other correct rollouts',
-      'most_different': 'the other correct rollouts least like it',
-      'external': f'drawn from {shown.file}',
-      'reference': "the task's own",
-    }[shown.strategy]
-    main = (
-      f'{distance} over {over[method.support]}; teacher = {teacher}, shown '
-      f'{shown.count} correct answer(s) to the question, {source}, the '
-      'losses averaged; rollouts without one do not count'
-    )
-  else:
-    extra = ''
-    if method.diversity_weight:
-      extra = (
-        f' + {method.diversity_weight:g} x the share of the group with '
-        f'disjoint concepts ({method.diversity_for} rollouts)'
-      )
-    main = (
-      f'-min(r A, clip(r, {1 - method.clip_low:g}, {1 + method.clip_high:g}) '
-      f'A); A = (R - mean) / (std + 1e-4) in groups of '
-      f'{config.rollout.num_samples}, R = task reward{extra}'
-    )
-  if config.loss.kl_coef:
-    main += f'; + {config.loss.kl_coef:g} x KL(student || reference), k3'
-  return f'loss = {counted} of {main}.'
+    return method.demonstrations
+  return None
 
 
 def check_example(
@@ -229,80 +398,33 @@ def check_example(
   """Checks the first training question's contexts with `check_endings`.
 
   Args:
-    config: a checked config of self-distillation.
+    config: a checked config of a method with a teacher.
     task: where the question comes from.
     tokenizer: of the model.
 
   Raises:
     ConfigError: student and teacher are not asked for an answer alike.
   """
-  assert isinstance(config.method, config_lib.SelfDistillation) and config.model
+  shown = shown_of(config)
+  assert shown and config.model
   question = task.questions('train')[0]
-  check_endings(
-    tokenizer,
-    task.student_template,
-    config.method.demonstrations.template or task.teacher_template,
-    question.text,
-    task.example(question),
-    config.model.thinking,
-  )
-
-
-def contexts_in_words(
-  config: config_lib.Config, task: Task, tokenizer: Any
-) -> str:
-  """Shows the first training question as student and teacher see it.
-
-  Args:
-    config: a checked config that is not of pretraining.
-    task: where the question comes from.
-    tokenizer: of the model.
-
-  Returns:
-    Both contexts, decoded from their tokens, with marks where they become
-    the same and where the answer begins, and what is wrong with them if
-    anything; the student's alone where the method shows no demonstrations.
-  """
-  assert config.model
-  question = task.questions('train')[0]
-  encode = functools.partial(
-    encode_context, tokenizer, thinking=config.model.thinking
-  )
-  begin = '[the answer begins here]'
-  student, _ = encode(
-    template=task.student_template,
-    question=question.text,
-    demonstration=None,
-    max_tokens=NO_LIMIT,
-  )
-  head = f"the student's context, {len(student)} tokens:"
-  if not isinstance(config.method, config_lib.SelfDistillation):
-    return f'{head}\n{tokenizer.decode(student)}{begin}'
-  shown = config.method.demonstrations
-  template = shown.template or task.teacher_template
-  teacher, lost = encode(
-    template=template,
-    question=question.text,
-    demonstration=task.example(question),
-    max_tokens=shown.max_context,
-  )
-  common = common_ending(student, teacher)
-
-  def marked(ids: list[int]) -> str:
-    cut = len(ids) - common
-    own, same = tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:])
-    return f'{own}[the same from here]{same}{begin}'
-
-  lines = [
-    head,
-    marked(student),
-    '',
-    f"the teacher's context, {len(teacher)} tokens, of which the last "
-    f'{common} are the same; the demonstration lost {lost}:',
-    marked(teacher),
-  ]
-  try:
-    check_example(config, task, tokenizer)
-  except config_lib.ConfigError as error:
-    lines += ['', f'error: {error}']
-  return '\n'.join(lines)
+  answer = task.example(question)
+  feedback = task.verify(question, '').feedback
+  templates = teacher_templates(shown, task)
+  possible = []
+  if shown.strategy != 'none':
+    possible.append(demonstrations.Shown(answer))
+  if shown.feedback != 'never':
+    possible.append(demonstrations.Shown(feedback=feedback))
+  if shown.feedback == 'always' and shown.strategy != 'none':
+    possible.append(demonstrations.Shown(answer, feedback))
+  for example in possible:
+    check_endings(
+      tokenizer,
+      task.student_template,
+      templates.of(example),
+      question.text,
+      example.demonstration,
+      config.model.thinking,
+      example.feedback,
+    )

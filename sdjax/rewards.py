@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.grading import Graded
-from sdjax.objectives.advantage import disjoint_share
+from sdjax.objectives.advantage import different_share, disjoint_share
 from sdjax.types import Evidence, Gathered
 
 
@@ -16,38 +16,96 @@ def gather(
   step: int,
   *,
   diversity_weight: float = 0.0,
+  diversity_how: str = 'add',
+  diversity_by: str = 'concepts',
   diversity_for: str = 'correct',
+  overlong_tokens: int = 0,
+  max_new_tokens: int = 0,
+  with_set_reward: bool = False,
 ) -> Gathered:
   """Makes each rollout's reward.
 
   Args:
     graded: a batch of graded rollouts.
     step: unused; nothing is drawn.
-    diversity_weight: weight of the share of the group's other rollouts whose
-      concepts are disjoint from a rollout's own.
-    diversity_for: `correct` rollouts earn it, or `all`.
+    diversity_weight: weight of a rollout's diversity, the share of the
+      group's other rollouts that are unlike it.
+    diversity_how: `add` weight times it to the reward, or `multiply` the
+      reward by 1 - weight + weight times it, it being divided by the group's
+      largest.
+    diversity_by: rollouts are alike if they share one of their `concepts`, or
+      if both are right with the same `solution`.
+    diversity_for: `correct` rollouts earn what is added, or `all`.
+    overlong_tokens: the last this many tokens before `max_new_tokens` cost a
+      reward of 0 to 1, linearly; a rollout that was cut off loses 1.
+    max_new_tokens: T.
+    with_set_reward: whether the rewards of `rosa` are asked for: right and
+      naming the s-th concept.
 
   Returns:
     The rewards; no demonstrations.
 
-  Source: arXiv 2606.26091 sec. 4.1; the paper gives neither the weight nor
-  whether wrong rollouts earn the term.
+  Source: arXiv 2606.26091 sec. 4.1 (`add` by `concepts`; it gives neither the
+    weight nor whether wrong rollouts earn the term); DARLING, 2509.02534
+    (`multiply`; the paper learns what is alike, here the task says it); DAPO,
+    2503.14476 (overlong); ROSA, 2606.03962.
   """
   del step
   reward_QG = graded.reward
   metrics = {}
+  if overlong_tokens:
+    over = graded.length - (max_new_tokens - overlong_tokens)
+    loss_QG = np.clip(over / overlong_tokens, 0, 1)
+    loss_QG = np.where(graded.finished, loss_QG, 1.0)
+    metrics['overlong_penalty'] = float(loss_QG.mean())
+    reward_QG = reward_QG - loss_QG
+  members_QGS = None
+  if with_set_reward or diversity_by == 'concepts':
+    members_QGS = _members(graded)
   if diversity_weight:
-    share_QG = np.asarray(disjoint_share(jnp.asarray(_members(graded))))
+    if members_QGS is not None:
+      share_QG = np.asarray(disjoint_share(jnp.asarray(members_QGS)))
+    else:
+      share_QG = np.asarray(different_share(jnp.asarray(_same(graded))))
     if diversity_for == 'correct':
       share_QG = share_QG * graded.correct
-    reward_QG = reward_QG + diversity_weight * share_QG
     metrics['diversity_reward'] = float(share_QG.mean())
-  metrics['flat_groups'] = float((np.ptp(reward_QG, axis=1) == 0).mean())
+    if diversity_how == 'add':
+      reward_QG = reward_QG + diversity_weight * share_QG
+    else:
+      most_Q1 = share_QG.max(axis=1, keepdims=True)
+      scaled_QG = np.divide(
+        share_QG, most_Q1, out=np.ones_like(share_QG), where=most_Q1 > 0
+      )
+      reward_QG = reward_QG * (
+        1 - diversity_weight + diversity_weight * scaled_QG
+      )
+  set_reward = None
+  if with_set_reward:
+    assert members_QGS is not None
+    set_reward = (members_QGS & graded.correct[..., None]).astype(np.float32)
+  flat_Q = np.ptp(reward_QG, axis=1) == 0
+  metrics['flat_groups'] = float(flat_Q.mean())
   return Gathered(
-    evidence=Evidence(reward=reward_QG.astype(np.float32)),
+    evidence=Evidence(
+      reward=reward_QG.astype(np.float32),
+      correct=graded.correct,
+      set_reward=set_reward,
+    ),
     shown=[[() for _ in row] for row in graded.answers],
+    useful=~flat_Q,
     metrics=metrics,
   )
+
+
+def _same(graded: Graded) -> np.ndarray:
+  """Bool [Q, G, G]: which rollouts give the same solution."""
+  rows = []
+  for row in graded.verdicts:
+    solutions = np.array([v.solution for v in row], object)
+    right = np.array([v.correct for v in row])
+    rows.append((solutions[:, None] == solutions) & right[:, None] & right)
+  return np.array(rows, bool)
 
 
 def _members(graded: Graded) -> np.ndarray:

@@ -7,8 +7,8 @@ function from `sdjax.steps`.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from sdjax.checkpoint import Checkpoints
 from sdjax.data.context import check_thinking
 from sdjax.data.prompts import PromptIterator, encode_prompts
 from sdjax.evaluate import Evaluator
-from sdjax.grading import Graded, grade
+from sdjax.grading import Graded, grade, join
 from sdjax.language_model import LanguageModel, load_from_config
 from sdjax.lora import adapt, init_adapter
 from sdjax.methods import METHODS, Method
@@ -104,14 +104,37 @@ class Compilations:
       self.seconds += duration_secs
 
 
+class Sampled(NamedTuple):
+  """A batch of questions with their rollouts, and what was made of them.
+
+  Attributes:
+    prompts: on the devices.
+    rollout: on the devices.
+    host: the same rollouts on the host.
+    graded: the answers and verdicts.
+    gathered: rewards or demonstrations.
+  """
+
+  prompts: Prompts
+  rollout: Rollout
+  host: Rollout
+  graded: Graded
+  gathered: Gathered
+
+
 class Trainer:
   """The compiled steps of a run and the host work between them."""
 
-  def __init__(self, config: config_lib.Config):
+  def __init__(
+    self,
+    config: config_lib.Config,
+    method: Callable[..., Method] | None = None,
+  ):
     """Loads model and task, builds the steps; nothing runs yet.
 
     Args:
       config: a checked config of mode `train` or `eval`.
+      method: as `METHODS` has them; None: the one that the config names.
     """
     assert config.model and config.rollout and config.loss
     self.config = config
@@ -119,24 +142,27 @@ class Trainer:
     self.model: LanguageModel = load_from_config(config.model, self.mesh)
     check_thinking(self.model.tokenizer, config.model.thinking)
     self.task = make_task(config.task)
-    self.method: Method = METHODS[config.method.name](
+    make_method = method or METHODS[config.method.name]
+    self.method = make_method(
       config, self.model.apply_fn, self.task, self.model.tokenizer
     )
     self.evaluator = Evaluator(config, self.model, self.task, self.mesh)
-    self.optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    self.rate = learning_rate(config.optimizer, config.train.num_steps)
-    method = config.method
-    self.teacher = getattr(method, 'teacher', None)
+    updates = config.train.epochs * config.train.mini_batches
+    total = config.train.num_steps * updates
+    self.optimizer = make_optimizer(config.optimizer, total)
+    rate = learning_rate(config.optimizer, total)
+    self.rate = lambda step: rate(step * updates)
+    self.teacher = self.method.teacher
     trained, self.base = self.model.params, None
     if config.model.lora.rank:
       trained, self.base = _adapter(config, trained), trained
     self.state = initial_state(
-      trained, self.optimizer, self.mesh, self.teacher == 'ema'
+      trained, self.optimizer, self.mesh, self._teacher_is('ema')
     )
     # The state's buffers are donated: nobody else may hold them.
     self.model = dataclasses.replace(self.model, params=None)
-    needs_reference = self.teacher == 'frozen' or config.loss.kl_coef > 0
-    self.reference = copy(self.state.params) if needs_reference else None
+    needed = self.method.reference or self._teacher_is('frozen')
+    self.reference = copy(self.state.params) if needed else None
     self._weights = functools.partial(
       _weights, scale=config.model.lora.alpha / max(config.model.lora.rank, 1)
     )
@@ -163,25 +189,46 @@ class Trainer:
       update_step,
       optimizer=self.optimizer,
       aggregation=config.loss.aggregation,
+      horizon=config.rollout.max_new_tokens,
+      epochs=config.train.epochs,
+      mini_batches=config.train.mini_batches,
       micro_batches=config.train.micro_batches,
-      ema_rate=getattr(config.method, 'ema_rate', 0.0),
+      ema_rate=self.teacher.rate if self.teacher else 0.0,
+      ema_every=self.teacher.every if self.teacher else 1,
     )
 
     def rollout(base, params, prompts, key):
       return sample(weights(base, params), prompts, key)
 
-    def signal(base, teacher, reference, *batch):
+    def signal(base, params, teacher, reference, *batch):
       return method.signal(
-        weights(base, teacher), weights(base, reference), *batch
+        weights(base, params),
+        weights(base, teacher),
+        weights(base, reference),
+        *batch,
       )
 
-    def update(base, state, teacher, *batch):
-      def loss(params, teacher, *rest):
+    def update(base, state, teacher, reference, *batch):
+      def loss(params, teacher, reference, *rest):
         return method.loss(
-          weights(base, params), weights(base, teacher), *rest
+          weights(base, params),
+          weights(base, teacher),
+          weights(base, reference),
+          *rest,
         )
 
-      return step(state, teacher, *batch, loss_fn=loss)
+      def refresh(params, *rest):
+        assert method.refresh
+        return method.refresh(weights(base, params), *rest)
+
+      return step(
+        state,
+        teacher,
+        reference,
+        *batch,
+        loss_fn=loss,
+        refresh_fn=refresh if method.refresh else None,
+      )
 
     places = jax.tree.map(lambda x: x.sharding, self.state)
     self._rollout = jax.jit(rollout)
@@ -213,48 +260,116 @@ class Trainer:
   def signal(
     self, prompts: Prompts, rollout: Rollout, evidence: Evidence
   ) -> Any:
-    """Runs the signal step with whichever teacher the config names."""
-    teacher_params = {
-      'ema': self.state.teacher_params,
-      'frozen': self.reference,
-      'current': self.state.params,
-      None: None,
-    }[self.teacher]
-    reference = self.reference if self._kl_coef else None
+    """Runs the signal step with whichever teacher the method has."""
+    teacher_params = None
+    if self.teacher:
+      teacher_params = {
+        'ema': self.state.teacher_params,
+        'frozen': self.reference,
+        'current': self.state.params,
+      }[self.teacher.kind]
     evidence = shard_batch(evidence, self.mesh)
     return self._signal(
-      self.base, teacher_params, reference, prompts, rollout, evidence
+      self.base,
+      self.state.params,
+      teacher_params,
+      self._reference,
+      prompts,
+      rollout,
+      evidence,
     )
 
+  def _teacher_is(self, kind: str) -> bool:
+    return self.teacher is not None and self.teacher.kind == kind
+
   @property
-  def _kl_coef(self) -> float:
-    assert self.config.loss
-    return self.config.loss.kl_coef
+  def _reference(self) -> Params | None:
+    return self.reference if self.method.reference else None
+
+  def _sample(
+    self, questions: Sequence[Question], number: int, attempt: int = 0
+  ) -> Sampled:
+    """Samples, grades and gathers one batch of questions."""
+    prompts = self.encode(questions)
+    key = rng.stream(self.config.seed, 'rollout', number)
+    if attempt:
+      key = jax.random.fold_in(key, attempt)
+    rollout = self._rollout(self.base, self.state.params, prompts, key)
+    host: Rollout = jax.device_get(rollout)
+    graded = grade(self.task, self.model.tokenizer, questions, host)
+    gathered = self.method.gather(graded, number)
+    return Sampled(prompts, rollout, host, graded, gathered)
+
+  def _sample_useful(
+    self,
+    questions: Sequence[Question],
+    number: int,
+    more: Callable[[], Sequence[Question]],
+  ) -> tuple[Sampled, int]:
+    """Samples, and asks other questions in place of those that teach nothing.
+
+    Returns:
+      The step's batch, and how many questions were asked for it. Questions
+      that teach nothing stay where no better one was found.
+    """
+    assert self.config.rollout
+    batch, num_q = self._sample(questions, number), len(questions)
+    drawn = num_q
+    for attempt in range(1, self.config.rollout.resample + 1):
+      idle = np.flatnonzero(~batch.gathered.useful)
+      if not idle.size:
+        break
+      other = self._sample(more(), number, attempt)
+      drawn += num_q
+      better = np.flatnonzero(other.gathered.useful)[: idle.size]
+      take = np.arange(num_q)
+      take[idle[: better.size]] = num_q + better
+      graded = join(batch.graded, other.graded, take)
+      host = jax.tree.map(
+        lambda a, b, take=take: np.concatenate([a, b])[take],
+        batch.host,
+        other.host,
+      )
+      batch = Sampled(
+        self.encode(graded.questions),
+        shard_batch(host, self.mesh),
+        host,
+        graded,
+        self.method.gather(graded, number),
+      )
+    return batch, drawn
 
   def step(
-    self, questions: Sequence[Question], number: int
+    self,
+    questions: Sequence[Question],
+    number: int,
+    more: Callable[[], Sequence[Question]] | None = None,
   ) -> tuple[dict[str, Any], Graded, Gathered]:
     """Samples, grades, gathers, scores and updates once.
 
     Args:
       questions: Q training questions.
-      number: updates made so far.
+      number: steps made so far.
+      more: gives further questions, where the config resamples.
 
     Returns:
       Metrics, the graded rollouts and what was gathered about them.
     """
-    prompts = self.encode(questions)
-    key = rng.stream(self.config.seed, 'rollout', number)
-    rollout = self._rollout(self.base, self.state.params, prompts, key)
-    host: Rollout = jax.device_get(rollout)
-    graded = grade(self.task, self.model.tokenizer, questions, host)
-    gathered = self.method.gather(graded, number)
+    assert self.config.rollout
+    metrics = {}
+    if self.config.rollout.resample:
+      assert more, 'resampling needs somewhere to take questions from'
+      batch, drawn = self._sample_useful(questions, number, more)
+      metrics['drawn_questions'] = drawn
+    else:
+      batch = self._sample(questions, number)
+    prompts, rollout, host, graded, gathered = batch
     signal = self.signal(prompts, rollout, gathered.evidence)
-    frozen = self.reference if self.teacher == 'frozen' else None
+    frozen = self.reference if self._teacher_is('frozen') else None
     self.state, update = self._update(
-      self.base, self.state, frozen, prompts, rollout, signal
+      self.base, self.state, frozen, self._reference, prompts, rollout, signal
     )
-    metrics = {
+    metrics |= {
       'reward': graded.reward.mean(),
       'correct': graded.correct.mean(),
       'length': host.length.mean(),
@@ -281,6 +396,8 @@ class Trainer:
       questions=questions,
       answers=[[''] * num_g] * num_q,
       verdicts=[[self.task.verify(q, '')] * num_g for q in questions],
+      length=np.ones((num_q, num_g), int),
+      finished=np.ones((num_q, num_g), bool),
     )
     evidence = self.method.gather(graded, 0).evidence
     key = rng.stream(self.config.seed, 'warm_up')
@@ -335,17 +452,22 @@ def records(
       }
 
 
-def train(config: config_lib.Config, path: str) -> None:
+def train(
+  config: config_lib.Config,
+  path: str,
+  method: Callable[..., Method] | None = None,
+) -> None:
   """Runs, or goes on with, the run of a folder.
 
   Args:
     config: a checked config of mode `train`.
     path: the run's folder.
+    method: as `METHODS` has them; None: the one that the config names.
   """
   assert config.rollout
   compilations = Compilations()
   workdir = Workdir(path, config)
-  trainer = Trainer(config)
+  trainer = Trainer(config, method)
   questions = PromptIterator(
     trainer.task.questions('train'), config.rollout.num_questions, config.seed
   )
@@ -386,7 +508,9 @@ def train(config: config_lib.Config, path: str) -> None:
     )
   for number in range(start, total):
     began = time.monotonic()
-    metrics, graded, gathered = trainer.step(next(questions), number)
+    metrics, graded, gathered = trainer.step(
+      next(questions), number, lambda: next(questions)
+    )
     for record in records(
       graded, gathered, number, config.train.logged_questions
     ):

@@ -85,6 +85,13 @@ class Evidence:
 
   Attributes:
     reward: float32 [Q, G], shaped reward, or None.
+    correct: bool [Q, G], the verifier's word, or None.
+    set_reward: float32 [Q, G, S], each rollout's reward if only the s-th of
+      the group's concepts counted, or None.
+    strength: float32 [Q], the method's scheduled weight at this step (the
+      same for every question), or None where nothing is scheduled.
+    teacher_share: float32 [Q], likewise the teacher's share where its law is
+      mixed with the reference's.
     context_ids: int32 [Q, E, C], left-padded teacher contexts, one per
       distinct demonstration of the question, or None.
     context_length: int32 [Q, E], real tokens; 1 for an unused row.
@@ -94,6 +101,10 @@ class Evidence:
   """
 
   reward: Array = None
+  correct: Array = None
+  set_reward: Array = None
+  strength: Array = None
+  teacher_share: Array = None
   context_ids: Array = None
   context_length: Array = None
   context_index: Array = None
@@ -108,11 +119,14 @@ class Gathered:
     evidence: arrays for the signal step, still on the host.
     shown: Q lists of G tuples, the demonstrations each rollout is scored
       under, as text.
+    useful: bool [Q], whether the question teaches anything: another one may
+      be asked in place of one that does not.
     metrics: worth logging.
   """
 
   evidence: Evidence
   shown: Sequence[Sequence[tuple[str, ...]]]
+  useful: Any
   metrics: Mapping[str, float]
 
 
@@ -122,20 +136,41 @@ class Signal:
 
   Attributes:
     sample_mask: bool [Q, G], True for rollouts that have a target.
+    token_mask: bool [Q, G, T], tokens that may count, or None: all of them.
+    old_logp: float32 [Q, G, T], nats, of each token under the weights that
+      sampled it, without the sampler's truncation; or None: what the sampler
+      says (`Rollout.behavior_logp`) stands for it.
     advantage: float32 [Q, G, T], or None (reinforcement learning).
+    rl_weight: float32 [Q, G, T], factor of each token's policy loss, or None.
+    clip_width: float32 [Q, G, T], each token's own clip distance, or None.
     teacher_hidden: [Q, G, T, K, D] in the model's dtype, the teacher's final
       hidden states that predict each completion token under each of its K
       demonstrations, or None (self-distillation).
     teacher_mask: bool [Q, G, K], or None.
+    anchor_hidden: [Q, G, T, K or 1, D], the reference's, where the teacher's
+      law is mixed with the reference's; or None.
+    anchor_weight: float32 [Q], the reference's share in that mixture.
+    sd_weight: float32 [Q, G, T], factor of each token's distillation loss,
+      or None.
     ref_logp: float32 [Q, G, T], nats, of each token under the reference
       model, or None when no KL to the reference is asked for.
+    ref_hidden: [Q, G, T, D], the reference's final hidden states, or None
+      when the KL to it is not the full one.
   """
 
   sample_mask: Array
+  token_mask: Array = None
+  old_logp: Array = None
   advantage: Array = None
+  rl_weight: Array = None
+  clip_width: Array = None
   teacher_hidden: Array = None
   teacher_mask: Array = None
+  anchor_hidden: Array = None
+  anchor_weight: Array = None
+  sd_weight: Array = None
   ref_logp: Array = None
+  ref_hidden: Array = None
 
 
 @struct.dataclass
@@ -143,11 +178,11 @@ class TrainState:
   """Everything a step reads and writes on the device.
 
   Attributes:
-    step: int32 scalar, updates made so far.
+    step: int32 scalar, steps made so far, of one or more updates each.
     params: the student's weights.
     opt_state: optimizer state.
-    teacher_params: the EMA teacher's weights in float32, or None when the
-      teacher is not an average.
+    teacher_params: an average or an earlier copy of the student, in float32,
+      or None when the teacher is neither.
   """
 
   step: Array

@@ -187,6 +187,7 @@ def signal_then_loss(
   prompts, rollout, evidence = data
   signal = module.signal_step(
     apply_fn,
+    params,
     teacher_params,
     ref_params,
     prompts,
@@ -198,6 +199,7 @@ def signal_then_loss(
     apply_fn,
     params,
     teacher_params,
+    ref_params,
     prompts,
     rollout,
     signal,

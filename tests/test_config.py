@@ -13,7 +13,7 @@ from configs import (
 from sdjax import config as c
 from sdjax.config_check import flatten, validate
 from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.methods import in_words
+from sdjax.in_words import loss_in_words
 
 VARIANTS = ['sd', 'sd_k3', 'rl', 'rl_diversity', 'pretrain']
 
@@ -144,9 +144,9 @@ def test_every_option_is_documented():
 
 
 def test_loss_in_words_names_direction_teacher_and_weights():
-  words = in_words(c.Config())
+  words = loss_in_words(c.Config())
   assert 'KL(student || teacher)' in words and 'rate 0.05' in words
-  words = in_words(
+  words = loss_in_words(
     c.Config(
       method=c.PolicyGradient(diversity_weight=0.25), loss=c.Loss(kl_coef=0.01)
     )

@@ -12,7 +12,7 @@ from sdjax import demonstrations, rewards
 from sdjax.data.context import QUESTION, encode_context, opens_thinking
 from sdjax.data.prompts import encode_prompts
 from sdjax.data.tokenizer import word_tokenizer
-from sdjax.demonstrations import strip_thinking
+from sdjax.demonstrations import Templates, strip_thinking
 from sdjax.grading import Graded, grade
 from sdjax.models.cache import KV
 from sdjax.steps import sd
@@ -34,7 +34,14 @@ def graded(rows, concepts=None):
     for row in rows
   ]
   questions = [Question(7 + q, 'train', 'q', None) for q in range(len(rows))]
-  return Graded(questions=questions, answers=rows, verdicts=verdicts)
+  shape = len(rows), len(rows[0])
+  return Graded(
+    questions=questions,
+    answers=rows,
+    verdicts=verdicts,
+    length=np.ones(shape, int),
+    finished=np.ones(shape, bool),
+  )
 
 
 def choose(answers, own, strategy='uniform', count=1, seed=0):
@@ -98,7 +105,7 @@ TOKENIZER = word_tokenizer(['+a', '+b', '+c', 'b', 'd', 'q', '='])
 def gather(batch, **changes):
   options = {
     'tokenizer': TOKENIZER,
-    'template': '{demonstration} = {question}',
+    'templates': Templates('{demonstration} = {question}'),
     'max_context': 6,
     'strategy': 'uniform',
     'count': 1,
@@ -142,6 +149,8 @@ def test_the_draw_depends_on_seed_step_and_question_only():
     questions=batch.questions[1:2],
     answers=batch.answers[1:2],
     verdicts=batch.verdicts[1:2],
+    length=batch.length[1:2],
+    finished=batch.finished[1:2],
   )
   assert gather(alone).shown[0] == one.shown[1]
   assert any(gather(batch, seed=s).shown != one.shown for s in range(1, 5))
@@ -274,7 +283,7 @@ def test_verifiers_see_the_thinking_and_teachers_do_not(name, answers):
   out = gather(
     batch,
     tokenizer=tokenizer,
-    template=SHOWN,
+    templates=Templates(SHOWN),
     max_context=120,
     strategy='first',
     opened=opens_thinking(tokenizer, QUESTION, False),
@@ -290,7 +299,11 @@ def test_nobody_is_shown_unfinished_thinking():
   tokenizer = family_tokenizer('r1')
   rollout = rollout_of(tokenizer, ['so + it', 'or + fig'])
   batch = judge(Bracketed(), tokenizer, rollout)
-  options = {'tokenizer': tokenizer, 'template': SHOWN, 'max_context': 120}
+  options = {
+    'tokenizer': tokenizer,
+    'templates': Templates(SHOWN),
+    'max_context': 120,
+  }
   out = gather(batch, opened=True, **options)
   assert batch.correct.all() and not out.evidence.context_mask.any()
   assert gather(batch, opened=False, **options).evidence.context_mask.all()
@@ -308,7 +321,7 @@ def test_teacher_and_student_score_the_very_tokens_that_were_sampled(thinking):
   evidence = gather(
     batch,
     tokenizer=tokenizer,
-    template=SHOWN,
+    templates=Templates(SHOWN),
     max_context=80,
     thinking=thinking,
   ).evidence
@@ -321,7 +334,7 @@ def test_teacher_and_student_score_the_very_tokens_that_were_sampled(thinking):
     nothing = jnp.zeros((1, *ids.shape, 1, 1))
     return jnp.zeros((*ids.shape, 1)), KV(k=nothing, v=nothing)
 
-  sd.signal_step(apply_fn, None, None, prompts, rollout, evidence)
+  sd.signal_step(apply_fn, None, None, None, prompts, rollout, evidence)
   (_, context_ids), (index, completion_ids) = given
   # The last token is predicted and never an input.
   np.testing.assert_array_equal(completion_ids, rollout.ids[..., :-1])

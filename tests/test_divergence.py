@@ -74,7 +74,7 @@ def test_sampled_form_has_the_gradient_of_reverse_kl_on_average():
   )
 
 
-@pytest.mark.parametrize('name', sorted(DIVERGENCES))
+@pytest.mark.parametrize('name', ['forward_kl', 'jsd', 'reverse_kl'])
 def test_zero_at_equality_and_nowhere_below(name):
   f = divergence(name, 0.3)
   rng = np.random.default_rng(0)

@@ -1,86 +1,195 @@
-"""Parity with the SDPO loss of lasgroup/SDPO and trl, in float64."""
+"""Parity with the SDPO loss of lasgroup/SDPO and trl, in float64.
 
+Every case of a folder is run from its settings: `$SDJAX_GOLDEN`, or the one
+beside this file. A case names a reference implementation, what it was told,
+and what it gave: the loss and its gradient in the student's logits.
+"""
+
+import functools
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import jit
 
-from sdjax.objectives.divergence import divergence, sampled_reverse_kl
-from sdjax.objectives.reduce import token_weights
+from sdjax.models.cache import KV
+from sdjax.steps import sd
+from sdjax.steps.update import gradient
+from sdjax.steps.view import student_view
+from sdjax.types import Prompts, Rollout, Signal
 
-FOLDER = Path(__file__).parent / 'golden'
-CASES = json.loads((FOLDER / 'sdpo.json').read_text())
-DATA = np.load(FOLDER / 'sdpo.npz')
+FOLDER = Path(os.environ.get('SDJAX_GOLDEN', Path(__file__).parent / 'golden'))
+CASES: dict[str, dict[str, Any]] = json.loads(
+  (FOLDER / 'sdpo.json').read_text()
+)
+DATA = {name: value for name, value in np.load(FOLDER / 'sdpo.npz').items()}
 
-# Their alpha: 0 is KL(teacher || student), 1 is KL(student || teacher), and
-# between them the teacher's share of the mixture.
-OBJECTIVES = {0.0: 'forward_kl', 0.5: 'jsd', 1.0: 'reverse_kl'}
 AGGREGATION = {
   'token-mean': 'token_mean',
+  'seq-mean-token-mean': 'sequence_mean',
+  'seq-mean-token-sum': 'sequence_sum',
+  'seq-mean-token-sum-norm': 'sequence_sum_norm',
   'seq-mean over all rows': 'sequence_mean',
 }
-COVERED = [
-  name
-  for name, case in CASES.items()
-  if case['topk'] is None and case['is_clip'] is None
-]
 
 
-def per_token(case, logits, ids):
-  student = jax.nn.log_softmax(logits)
-  teacher = jax.nn.log_softmax(jnp.array(DATA['teacher_logits']))
-  if case.get('full_logit', case.get('mode') == 'full'):
-    return divergence(OBJECTIVES[case['alpha']], case['alpha'])(
-      student, teacher
-    )
-  taken = (
-    jnp.take_along_axis(x, ids[..., None], -1)[..., 0]
-    for x in (student, teacher)
+def options_of(case):
+  """Our options for their settings."""
+  alpha = case['alpha']
+  # Their alpha: 0 is KL(teacher || student), 1 is KL(student || teacher), and
+  # between them the teacher's share of the mixture.
+  objective = {0.0: 'forward_kl', 1.0: 'reverse_kl'}.get(alpha, 'jsd')
+  support = 'full'
+  if not case.get('full_logit', case.get('mode') != 'sampled'):
+    support = 'sampled'
+  elif case['topk']:
+    support = 'student_top_k'
+  return {
+    'objective': objective,
+    'jsd_alpha': alpha if objective == 'jsd' else 0.5,
+    'support': support,
+    'top_k': case['topk'] or 1,
+    'tail': case['add_tail'],
+    'importance_clip': case.get('is_clip') or 0.0,
+  }
+
+
+def row_scale(case):
+  """What their means differ from ours by, for each row [B]."""
+  tokens = DATA['response_mask'].sum(axis=-1)
+  rows = DATA['self_distillation_mask']
+  counted = (tokens * rows > 0).sum()
+  return {
+    'token-mean': np.ones_like(rows),
+    # They add 1e-8 to the number of tokens.
+    'seq-mean-token-mean': tokens / (tokens + 1e-8),
+    'seq-mean-token-sum': np.ones_like(rows),
+    # They divide the sum by the width, and not by the number of rows.
+    'seq-mean-token-sum-norm': np.full_like(rows, counted),
+    # They divide by the rows without a target as well.
+    'seq-mean over all rows': np.full_like(rows, counted / rows.size),
+  }[case['agg']]
+
+
+def problem(case, mixing):
+  """The case as a step's arguments; row b is question b's only rollout.
+
+  The model's hidden states are its parameters, its head is `mixing`; with the
+  identity the parameters are the logits.
+  """
+
+  def apply_fn(params, x, *, method, prefix=None, **_):
+    if method == 'head':
+      return x @ mixing
+    states = params[:, None, :1] if prefix is None else params[:, None, 1:]
+    nothing = jnp.zeros((1, *x.shape, 1, 1))
+    return states, KV(k=nothing, v=nothing)
+
+  def hidden(logits):
+    return jnp.array(logits) @ jnp.linalg.inv(mixing)
+
+  num_b, width = DATA['ids'].shape
+  weight = row_scale(case)[:, None, None]
+  if case.get('rollout_is'):
+    weight = weight * DATA['rollout_is_weights'][:, None]
+  rollout = Rollout(
+    ids=jnp.array(DATA['ids'], jnp.int32)[:, None],
+    length=jnp.full((num_b, 1), width),
+    behavior_logp=jnp.array(DATA['old_logps'])[:, None],
+    entropy=jnp.zeros((num_b, 1, width)),
+    finished=jnp.ones((num_b, 1), bool),
   )
-  return sampled_reverse_kl(*taken)
+  signal = Signal(
+    sample_mask=jnp.array(DATA['self_distillation_mask'] > 0)[:, None],
+    token_mask=jnp.array(DATA['response_mask'] > 0)[:, None],
+    teacher_hidden=hidden(DATA['teacher_logits'])[:, None, :, None],
+    teacher_mask=jnp.ones((num_b, 1, 1), bool),
+    sd_weight=jnp.broadcast_to(jnp.array(weight), (num_b, 1, width)),
+  )
+  prompts = Prompts(
+    ids=jnp.zeros((num_b, 1), jnp.int32),
+    length=jnp.ones(num_b, jnp.int32),
+    question_id=jnp.arange(num_b),
+  )
+  return apply_fn, hidden(DATA['student_logits']), prompts, rollout, signal
 
 
-def test_the_cases_are_there():
-  assert len(COVERED) == 6
+def mixings():
+  """Heads: none at all, and a real one."""
+  size = DATA['student_logits'].shape[-1]
+  rng = np.random.default_rng(0)
+  return {
+    'logits': np.eye(size),
+    'hidden': np.eye(size) + 0.3 * rng.standard_normal((size, size)),
+  }
 
 
-@pytest.mark.parametrize('name', COVERED)
-def test_loss_and_gradient(name):
+def test_there_are_cases():
+  assert len(CASES) >= 1
+  assert {case['agg'] for case in CASES.values()} <= AGGREGATION.keys()
+
+
+@pytest.mark.parametrize(
+  'start, chunk', [('logits', 99), ('hidden', 1), ('hidden', 2), ('hidden', 99)]
+)
+@pytest.mark.parametrize('name', CASES)
+def test_loss_and_gradient(name, start, chunk):
   case = CASES[name]
   with jax.enable_x64(True):
-    ids = jnp.array(DATA['ids'])
-    sample_mask = jnp.array(DATA['self_distillation_mask'] > 0)
-    weight = token_weights(
-      jnp.array(DATA['response_mask'] > 0)[:, None],
-      sample_mask[:, None],
-      AGGREGATION[case['agg']],
-    )[:, 0]
-    if case['agg'] == 'seq-mean over all rows':
-      # They divide by the rows without a target as well.
-      weight = weight * DATA['self_distillation_mask'].mean()
-
-    def loss(logits):
-      return jnp.sum(weight * per_token(case, logits, ids))
-
-    value, slope = jax.value_and_grad(loss)(jnp.array(DATA['student_logits']))
-  assert value.dtype == np.float64
-  np.testing.assert_allclose(value, case['loss'], rtol=1e-10)
+    mixing = jnp.array(mixings()[start])
+    apply_fn, params, *batch = problem(case, mixing)
+    loss_fn = functools.partial(
+      sd.loss, apply_fn, chunk=chunk, **options_of(case)
+    )
+    step = functools.partial(
+      gradient, loss_fn, aggregation=AGGREGATION[case['agg']]
+    )
+    slope, metrics = jit(step)(params, None, None, *batch)
+    # By the chain rule through logits = hidden @ mixing.
+    slope = slope @ jnp.linalg.inv(mixing).T
+  assert metrics['loss'].dtype == slope.dtype == np.float64
+  np.testing.assert_allclose(metrics['loss'], case['loss'], rtol=0, atol=1e-10)
   np.testing.assert_allclose(
-    np.abs(slope).sum(), case['grad_abs_sum'], rtol=1e-10
+    np.abs(slope).sum(), case['grad_abs_sum'], rtol=0, atol=1e-10
   )
   np.testing.assert_allclose(slope, DATA['grad/' + name], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize('name', [n for n in COVERED if n.startswith('trl')])
+@pytest.mark.parametrize(
+  'name', [name for name in CASES if 'per_token/' + name in DATA]
+)
 def test_loss_of_each_token(name):
+  case = CASES[name]
+  options = options_of(case)
   with jax.enable_x64(True):
-    each = per_token(
-      CASES[name], jnp.array(DATA['student_logits']), jnp.array(DATA['ids'])
+    apply_fn, params, prompts, rollout, signal = problem(
+      case | {'agg': 'token-mean'}, jnp.eye(DATA['student_logits'].shape[-1])
     )
+    clip = options.pop('importance_clip')
+    view = student_view(
+      apply_fn,
+      params,
+      None,
+      prompts,
+      rollout,
+      signal,
+      compare=sd.comparison(apply_fn, None, None, **options),
+      inputs=(sd.teacher_inputs(signal),),
+    )
+    each = sd.token_loss(
+      view,
+      rollout,
+      signal,
+      objective=options['objective'],
+      support=options['support'],
+      importance_clip=clip,
+    )[:, 0]
   mask = DATA['response_mask'] > 0
   np.testing.assert_allclose(
-    each[mask], DATA['per_token/' + name][mask], rtol=1e-10, atol=1e-12
+    each[mask], DATA['per_token/' + name][mask], rtol=0, atol=1e-10
   )

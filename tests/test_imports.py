@@ -13,7 +13,16 @@ import sdjax.types
 PACKAGE = Path(sdjax.types.__file__).parent
 
 FLOORS = [
-  {'types', 'rng', 'config', 'config_check', 'config_dict'},
+  {
+    'types',
+    'rng',
+    'config',
+    'config_method',
+    'config_rules',
+    'config_check',
+    'config_dict',
+    'schedule',
+  },
   {'objectives', 'models', 'tasks'},
   {'steps', 'demonstrations', 'rewards', 'grading', 'data', 'eval', 'lora'},
   {
@@ -25,6 +34,8 @@ FLOORS = [
     'plots',
     'language_model',
     'workdir',
+    'in_words',
+    'presets',
   },
   {'train', 'evaluate', 'pretrain', 'report', 'export', 'bench'},
   {'main'},

@@ -13,7 +13,8 @@ from sdjax import main
 from sdjax import train as train_lib
 from sdjax.config_dict import replace
 from sdjax.grading import Graded
-from sdjax.methods import METHODS, contexts_in_words
+from sdjax.in_words import contexts_in_words
+from sdjax.methods import METHODS
 from sdjax.models import hf
 from sdjax.models.transformer import init_params
 from sdjax.tasks import make_task
@@ -146,7 +147,10 @@ def test_a_chat_model_is_asked_in_the_mode_of_the_config(
   questions = [trainer.task.questions('train')[i] for i in range(2)]
   answers = [[trainer.task.example(question)] * 2 for question in questions]
   right = [[Verdict(correct=True, reward=1.0)] * 2] * 2
-  graded = Graded(questions, answers, right)
+  shape = len(answers), len(answers[0])
+  graded = Graded(
+    questions, answers, right, np.ones(shape, int), np.ones(shape, bool)
+  )
   evidence = trainer.method.gather(graded, 0).evidence
   sampled = []
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sdjax.objectives.advantage import group_normalised
-from sdjax.objectives.policy_gradient import clipped_policy_gradient, k3
+from sdjax.objectives.policy_gradient import clipped_policy_gradient
 from sdjax.objectives.reduce import token_weights
+from sdjax.objectives.reference_kl import k3
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +61,18 @@ def test_padding_and_order_change_nothing(aggregation):
   rng = np.random.default_rng(0)
   length = jnp.array(rng.integers(0, 5, (3, 4)))
   counted = jnp.array(rng.random((3, 4)) < 0.7)
-  out = token_weights(length_mask(length, 4), counted, aggregation)
-  wide = token_weights(length_mask(length, 9), counted, aggregation)
+  weigh = functools.partial(
+    token_weights, sample_mask_QG=counted, aggregation=aggregation, horizon=4
+  )
+  out, wide = weigh(length_mask(length, 4)), weigh(length_mask(length, 9))
   np.testing.assert_array_equal(wide[..., :4], out)
   assert (wide[..., 4:] == 0).all()
-  np.testing.assert_allclose(out.sum(), 1, rtol=1e-6)
+  tokens = np.asarray(length * counted)
+  total = {
+    'sequence_sum': tokens.sum() / (tokens > 0).sum(),
+    'sequence_sum_norm': tokens.sum() / (tokens > 0).sum() / 4,
+  }.get(aggregation, 1)
+  np.testing.assert_allclose(out.sum(), total, rtol=1e-6)
   turned = token_weights(
     length_mask(length[::-1], 4), counted[::-1], aggregation
   )

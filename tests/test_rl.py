@@ -68,7 +68,7 @@ UNIT = 0.5 / 0.5001
 
 def test_advantages_by_hand():
   signal = rl.signal_step(
-    chain(LAW)[0], None, None, PROMPTS, ROLLOUT, EVIDENCE
+    chain(LAW)[0], None, None, None, PROMPTS, ROLLOUT, EVIDENCE
   )
   assert signal.advantage is not None
   np.testing.assert_allclose(

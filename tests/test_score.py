@@ -12,10 +12,10 @@ from sdjax.steps.score import (
   log_softmax,
   over_token_chunks,
   prefill,
-  reference_logp,
   take_token,
   token_logp,
 )
+from sdjax.steps.view import counted_tokens, importance_base, new_signal
 from sdjax.types import Rollout
 
 LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
@@ -65,16 +65,64 @@ def test_temperature_divides_the_logits():
   np.testing.assert_allclose(np.exp(out), [[[0.49 / 0.54]]], rtol=1e-5)
 
 
-def test_reference_logp_by_hand():
+@pytest.mark.parametrize('estimator', ['k3', 'full'])
+def test_the_reference_of_a_signal_by_hand(estimator):
   apply_fn, params = chain(LAW)
   prompts = replace(make_prompts([2], 3), ids=jnp.array([[0, 0, 1]]))
   rollout = rollout_of([[[2, 0]]])
-  out = reference_logp(apply_fn, params, prompts, rollout, 0.5, 16)
-  assert out is not None
-  np.testing.assert_allclose(
-    np.exp(out), [[[0.49 / 0.54, 0.09 / 0.34]]], rtol=1e-5
+  make = functools.partial(
+    new_signal, apply_fn, None, kl_estimator=estimator, temperature=0.5
   )
-  assert reference_logp(apply_fn, None, prompts, rollout, 1.0, 16) is None
+  out = make(params, prompts, rollout)
+  assert (out.ref_logp is None) == (estimator == 'full')
+  if estimator == 'full':
+    out = replace(
+      out, ref_logp=token_logp(
+        apply_fn, params, out.ref_hidden, rollout.ids, temperature=0.5
+      )
+    )
+  np.testing.assert_allclose(
+    np.exp(out.ref_logp), [[[0.49 / 0.54, 0.09 / 0.34]]], rtol=1e-5
+  )
+  none = make(None, prompts, rollout)
+  assert none.ref_logp is None and none.ref_hidden is None
+
+
+def test_masks_of_a_signal():
+  apply_fn, params = chain(LAW)
+  prompts = make_prompts([2], 3)
+  rollout = rollout_of([[[2, 0], [0, 0]]], [[2, 1]])
+  rollout = replace(rollout, finished=jnp.array([[False, True]]))
+  signal = new_signal(
+    apply_fn, params, None, prompts, rollout, skip_tokens=1,
+    mask_truncated=True,
+  )
+  assert signal.sample_mask.tolist() == [[False, True]]
+  mask = counted_tokens(rollout, signal)
+  assert mask.tolist() == [[[False, True], [False, False]]]
+
+
+def test_the_sampler_is_corrected_by_hand():
+  # The student gives .7 and .3; the sampler says .35 and .9.
+  apply_fn, params = chain(LAW)
+  prompts = replace(make_prompts([2], 3), ids=jnp.array([[0, 0, 1]]))
+  rollout = replace(
+    rollout_of([[[2, 0]]]), behavior_logp=jnp.log(jnp.array([[[0.2, 0.9]]]))
+  )
+  signal = new_signal(
+    apply_fn, params, None, prompts, rollout, sampler_clip=2.0
+  )
+  assert signal.rl_weight is not None and signal.sd_weight is not None
+  np.testing.assert_allclose(np.exp(signal.old_logp), [[[0.7, 0.3]]], rtol=1e-5)
+  np.testing.assert_allclose(signal.rl_weight, [[[2, 1 / 3]]], rtol=1e-5)
+  np.testing.assert_allclose(signal.sd_weight, signal.rl_weight)
+  np.testing.assert_array_equal(
+    importance_base(rollout, signal), signal.old_logp
+  )
+  plain = new_signal(apply_fn, params, None, prompts, rollout)
+  np.testing.assert_array_equal(
+    importance_base(rollout, plain), rollout.behavior_logp
+  )
 
 
 def test_several_contexts_need_an_index():

@@ -56,6 +56,7 @@ def by_hand(options, index=((0,),), teacher=TEACHER, ref=None):
     teacher_params,
     ref_params,
     (prompts, rollout, evidence),
+    importance_clip=0.0,
     **options,
   )
 
@@ -139,7 +140,7 @@ def signal_of(**changes):
   prompts, rollout, evidence = batch()
   evidence = replace(evidence, **dict(changes))
   return jit(functools.partial(sd.signal_step, apply_fn))(
-    params, None, prompts, rollout, evidence
+    params, params, None, prompts, rollout, evidence
   )
 
 
@@ -154,6 +155,7 @@ def loss_and_gradient(dtype='float32', **options):
       apply_fn,
       params,
       teacher_params,
+      None,
       prompts,
       rollout,
       signal,
@@ -276,7 +278,7 @@ def test_the_teachers_score_does_not_depend_on_the_padding_width():
     ),
   )
   signal = jit(functools.partial(sd.signal_step, apply_fn))(
-    params, None, prompts, rollout, wide
+    params, params, None, prompts, rollout, wide
   )
   want = signal_of()
   assert_close(signal.teacher_hidden, want.teacher_hidden)

@@ -112,10 +112,17 @@ def updated(method, mesh_name, micro_batches):
 
   def whole_step(state, prompts, rollout, evidence):
     signal = step.signal_step(
-      apply_fn, state.teacher_params, None, prompts, rollout, evidence
+      apply_fn,
+      state.params,
+      state.teacher_params,
+      None,
+      prompts,
+      rollout,
+      evidence,
     )
     return update_step(
       state,
+      None,
       None,
       prompts,
       rollout,

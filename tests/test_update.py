@@ -44,9 +44,11 @@ def one_token(num_q=4):
   )
 
 
-def product_loss(params, teacher_params, prompts, rollout, signal, weight):
+def product_loss(
+  params, teacher_params, ref_params, prompts, rollout, signal, weight
+):
   """sum(weight) * params . teacher, whose gradient is the teacher."""
-  del prompts, rollout, signal
+  del ref_params, prompts, rollout, signal
   value = weight.sum() * jnp.sum(params['w'] * teacher_params['w'])
   return value, {'weight': weight.sum()}
 
@@ -65,6 +67,7 @@ def update(state, teacher_params=None, **options):
   return update_step(
     state,
     teacher_params,
+    None,
     *one_token(),
     loss_fn=product_loss,
     optimizer=optax.sgd(0.5),
@@ -114,7 +117,7 @@ def test_bfloat16_weights_stay_so_and_their_gradient_is_float32():
   optimizer = optax.sgd(0.5)
   state = state_of([1.0, 1.0], optimizer, [3.0, 4.0], jnp.bfloat16)
   grads, _ = gradient(
-    product_loss, state.params, state.teacher_params, *one_token()
+    product_loss, state.params, state.teacher_params, None, *one_token()
   )
   assert grads['w'].dtype == jnp.float32
   after, _ = update(state, ema_rate=0.1)
@@ -129,7 +132,12 @@ def problem(method):
   prompts, rollout, evidence = batch()
   module = {'sd': sd, 'rl': rl}[method]
   signal = jit(functools.partial(module.signal_step, apply_fn))(
-    model(seed=1)[1], model(seed=1)[1], prompts, rollout, evidence
+    model()[1],
+    model(seed=1)[1],
+    model(seed=1)[1],
+    prompts,
+    rollout,
+    evidence,
   )
   loss_fn = functools.partial(module.loss, apply_fn, kl_coef=0.2, chunk=2)
   return loss_fn, (prompts, rollout, signal)
@@ -149,7 +157,7 @@ def test_micro_batches_change_nothing(method, aggregation, parts):
       aggregation=aggregation,
       micro_batches=micro_batches,
     )
-    return jit(f)(model()[1], model(seed=1)[1], *data)
+    return jit(f)(model()[1], model(seed=1)[1], model(seed=1)[1], *data)
 
   want = run(1)
   for number in parts:
@@ -158,7 +166,7 @@ def test_micro_batches_change_nothing(method, aggregation, parts):
 
 def test_parts_must_be_equal():
   with pytest.raises(ValueError, match='micro_batches=3 .* the 4 questions'):
-    gradient(product_loss, {}, {}, *one_token(), micro_batches=3)
+    gradient(product_loss, {}, {}, None, *one_token(), micro_batches=3)
 
 
 def test_parts_of_unequal_weight_by_hand():
@@ -166,7 +174,7 @@ def test_parts_of_unequal_weight_by_hand():
   prompts, rollout, signal = one_token()
   signal = replace(signal, sample_mask=jnp.array([[1], [1], [1], [0]], bool))
 
-  def loss_fn(params, teacher_params, prompts, rollout, signal, weight):
+  def loss_fn(params, teacher, ref, prompts, rollout, signal, weight):
     value = params * jnp.sum(weight[:, 0, 0] * prompts.question_id)
     return value, {}
 
@@ -174,6 +182,7 @@ def test_parts_of_unequal_weight_by_hand():
     grad, _ = gradient(
       loss_fn,
       jnp.array(1.0),
+      None,
       None,
       prompts,
       rollout,
@@ -194,8 +203,8 @@ def test_a_donated_state_shares_no_buffer():
   for _ in range(3):
     before = states[1]
     states = [
-      plain(states[0], None, *data)[0],
-      donating(states[1], None, *data)[0],
+      plain(states[0], None, None, *data)[0],
+      donating(states[1], None, None, *data)[0],
     ]
     assert before.params['w'].is_deleted()
     places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(states[1])]
@@ -216,6 +225,6 @@ def test_a_step_of_sd_lowers_its_loss():
   )
   losses = []
   for _ in range(10):
-    state, metrics = step(state, teacher_params, *data)
+    state, metrics = step(state, teacher_params, None, *data)
     losses.append(float(metrics['loss']))
   assert losses[-1] < 0.7 * losses[0]

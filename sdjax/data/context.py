@@ -6,6 +6,7 @@ teacher's must end alike: the same answer tokens are appended to both.
 """
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from sdjax.config import ConfigError
@@ -13,6 +14,7 @@ from sdjax.data.tokenizer import THINKING, without_control_tokens
 
 QUESTION = '{question}'
 DEMONSTRATION = '{demonstration}'
+FEEDBACK = '{feedback}'
 
 NO_LIMIT = 2**31
 """More tokens than any context has."""
@@ -21,22 +23,22 @@ NO_LIMIT = 2**31
 # must show the contexts it showed today.
 _NO_CLOCK = '{% macro strftime_now(format) %}01 Jan 2025{% endmacro %}'
 
-_FIELD = re.compile(f'{QUESTION}|{DEMONSTRATION}')
+_FIELD = re.compile(f'{QUESTION}|{DEMONSTRATION}|{FEEDBACK}')
 _PROBE = 'qzx'  # stands for a user's text; no chat template holds it
 
 
-def check_template(template: str, demonstration: bool) -> None:
-  """Checks that a template has each of its fields once.
+def check_template(template: str, fields: Collection[str]) -> None:
+  """Checks that a template has each of its fields once, and no other.
 
   Args:
     template: the template.
-    demonstration: whether it takes a demonstration.
+    fields: of `{question}`, `{demonstration}` and `{feedback}`.
 
   Raises:
     ValueError: a field is missing, repeated or out of place.
   """
-  for field, wanted in ((QUESTION, 1), (DEMONSTRATION, int(demonstration))):
-    found = template.count(field)
+  for field in (QUESTION, DEMONSTRATION, FEEDBACK):
+    found, wanted = template.count(field), int(field in fields)
     if found != wanted:
       raise ValueError(
         f'the template holds {field} {found} times; it must hold it '
@@ -45,17 +47,21 @@ def check_template(template: str, demonstration: bool) -> None:
 
 
 def fill_template(
-  template: str, question: str, demonstration: str | None
+  template: str,
+  question: str,
+  demonstration: str | None,
+  feedback: str | None = None,
 ) -> str:
-  """Puts a question and a demonstration into a template.
+  """Puts a question and what the teacher is shown into a template.
 
   What is put in is never read as a template again, whatever it holds.
 
   Args:
-    template: holds `{question}` once, and `{demonstration}` once if one is
-      given; other braces mean nothing.
+    template: holds `{question}` once, and `{demonstration}` and `{feedback}`
+      once each if they are given; other braces mean nothing.
     question: the question.
     demonstration: the demonstration, or None.
+    feedback: the feedback, or None.
 
   Returns:
     The filled template.
@@ -63,15 +69,14 @@ def fill_template(
   Raises:
     ValueError: a field is missing, repeated or out of place.
   """
-  check_template(template, demonstration is not None)
-  if demonstration is None:
-    return template.replace(QUESTION, question)
-  before, after = template.split(DEMONSTRATION)
-  return (
-    before.replace(QUESTION, question)
-    + demonstration
-    + after.replace(QUESTION, question)
-  )
+  texts = {
+    QUESTION: question,
+    DEMONSTRATION: demonstration,
+    FEEDBACK: feedback,
+  }
+  given = {field: text for field, text in texts.items() if text is not None}
+  check_template(template, given)
+  return _FIELD.sub(lambda match: given[match.group()], template)
 
 
 def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
@@ -209,44 +214,60 @@ def encode_context(
   demonstration: str | None,
   max_tokens: int,
   *,
+  feedback: str | None = None,
   thinking: bool = False,
 ) -> tuple[list[int], int]:
   """Encodes what a model is shown before it answers.
 
   Args:
     tokenizer: a fast tokenizer; its chat template is applied if it has one.
-    template: holds `{question}`, and `{demonstration}` if one is given.
+    template: holds `{question}`, and `{demonstration}` and `{feedback}` if
+      they are given.
     question: the question; never cut.
     demonstration: a correct answer, or None. Control tokens spelled out in
       it are dropped: it must not end the user's turn. Too long a context
-      loses tokens from the demonstration's end, and from nothing else.
+      loses tokens from the feedback's end, then from the demonstration's,
+      and from nothing else.
     max_tokens: the most tokens the context may have.
+    feedback: what the environment said of an answer, or None; as the
+      demonstration.
     thinking: what the chat template is told as `enable_thinking`.
 
   Returns:
-    The token ids, and how many tokens the demonstration lost.
+    The token ids, and how many tokens feedback and demonstration lost.
 
   Raises:
-    ValueError: the context is too long without any demonstration, or the
-      template's fields are not as they should be.
+    ValueError: the context is too long without either, or the template's
+      fields are not as they should be.
   """
-  if demonstration is not None:
-    demonstration = without_control_tokens(tokenizer, demonstration)
-  filled = fill_template(template, question, demonstration)
-  ids = _encode(tokenizer, filled, thinking)
+  shown = [
+    None if text is None else without_control_tokens(tokenizer, text)
+    for text in (demonstration, feedback)
+  ]
+  ids = _encode(tokenizer, fill_template(template, question, *shown), thinking)
   if len(ids) <= max_tokens:
     return ids, 0
-  if demonstration is None:
+  if demonstration is None and feedback is None:
     raise _too_long(len(ids), max_tokens, question)
   # Cut the text where a token ends: cut ids may decode to half a character.
-  offsets = tokenizer(
-    demonstration, add_special_tokens=False, return_offsets_mapping=True
-  )['offset_mapping']
+  offsets = [
+    tokenizer(
+      text or '', add_special_tokens=False, return_offsets_mapping=True
+    )['offset_mapping']
+    for text in shown
+  ]
+  sizes = [len(x) for x in offsets]
 
   def shortened(kept: int) -> list[int]:
-    text = demonstration[: offsets[kept - 1][1]] if kept else ''
+    first = min(kept, sizes[0])
+    texts = [
+      None if text is None else text[: ends[n - 1][1]] if n else ''
+      for text, ends, n in zip(
+        shown, offsets, (first, kept - first), strict=True
+      )
+    ]
     return _encode(
-      tokenizer, fill_template(template, question, text), thinking
+      tokenizer, fill_template(template, question, *texts), thinking
     )
 
   best = shortened(0)
@@ -254,7 +275,7 @@ def encode_context(
     raise _too_long(len(best), max_tokens, question)
   # Tokens may merge differently at the new end, so the length is measured,
   # not computed. `fits` tokens are known to fit, `fails` not to.
-  fits, fails = 0, len(offsets)
+  fits, fails = 0, sum(sizes)
   while fails - fits > 1:
     middle = (fits + fails) // 2
     ids = shortened(middle)
@@ -262,7 +283,7 @@ def encode_context(
       fits, best = middle, ids
     else:
       fails = middle
-  return best, len(offsets) - fits
+  return best, sum(sizes) - fits
 
 
 def common_ending(a: list[int], b: list[int]) -> int:
@@ -280,8 +301,9 @@ def check_endings(
   student: str,
   teacher: str,
   question: str,
-  demonstration: str,
+  demonstration: str | None,
   thinking: bool,
+  feedback: str | None = None,
 ) -> None:
   """Checks that answers begin the same way for student and teacher.
 
@@ -296,15 +318,16 @@ def check_endings(
     student: the student's template.
     teacher: the teacher's template.
     question: a question.
-    demonstration: an answer to it.
+    demonstration: an answer to it, or None.
     thinking: what the chat template is told as `enable_thinking`.
+    feedback: feedback on an answer, or None.
 
   Raises:
     ConfigError: the contexts end differently; it shows both ends.
   """
   filled = (
     fill_template(student, question, None),
-    fill_template(teacher, question, demonstration),
+    fill_template(teacher, question, demonstration, feedback),
   )
   texts = [render(tokenizer, text, thinking) for text in filled]
   prompts = [answer_prompt(tokenizer, t, thinking) for t in (student, teacher)]

@@ -1,15 +1,31 @@
-"""From the rewards of a group to the advantage of each rollout."""
+"""From the rewards of a group to the advantage of each rollout.
+
+All take float [Q, G] and give float32 [Q, G] (float64 under x64). A group
+whose rewards are all equal has advantage 0 everywhere, but for `reinforce`.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+
+def reinforce(reward_QG: jax.Array) -> jax.Array:
+  """The reward itself, without a baseline (R. J. Williams, 1992)."""
+  return jnp.asarray(reward_QG, float)
+
+
+def centred(reward_QG: jax.Array) -> jax.Array:
+  """R - mean: no division by the spread (Dr. GRPO, arXiv 2503.20783)."""
+  reward_QG = jnp.asarray(reward_QG, float)
+  return reward_QG - reward_QG.mean(axis=1, keepdims=True)
 
 
 def group_normalised(reward_QG: jax.Array) -> jax.Array:
   """(r - mean) / (std + 1e-4) within each question's group.
 
   Source: GRPO (arXiv 2402.03300); population std and the constant as in the
-  single-GPU code base the target paper builds on. A group whose rewards are
-  all equal has advantage 0.
+  single-GPU code base the target paper builds on.
 
   Args:
     reward_QG: float [Q, G].
@@ -18,8 +34,128 @@ def group_normalised(reward_QG: jax.Array) -> jax.Array:
     float32 [Q, G].
   """
   reward_QG = jnp.asarray(reward_QG, float)  # float64 under x64
-  centred_QG = reward_QG - reward_QG.mean(axis=1, keepdims=True)
-  return centred_QG / (reward_QG.std(axis=1, keepdims=True) + 1e-4)
+  return centred(reward_QG) / (reward_QG.std(axis=1, keepdims=True) + 1e-4)
+
+
+def leave_one_out(reward_QG: jax.Array) -> jax.Array:
+  """Reward minus the mean of the group's other rewards.
+
+  Source: RLOO (arXiv 2402.14740).
+
+  Args:
+    reward_QG: float [Q, G].
+
+  Returns:
+    float32 [Q, G]; G / (G - 1) times `centred`.
+
+  Raises:
+    ValueError: for a group of one, which has no others.
+  """
+  num_samples = jnp.shape(reward_QG)[1]
+  if num_samples < 2:
+    raise ValueError('leave_one_out needs at least 2 rollouts a question.')
+  return centred(reward_QG) * num_samples / (num_samples - 1)
+
+
+def pass_at_k(correct_QG: jax.Array, k: int) -> jax.Array:
+  """The mean advantage of a rollout over the k-subsets that contain it.
+
+  A subset's reward is 1 if any of its k rollouts is correct; it is
+  normalised by the mean and the standard deviation over subsets of the
+  group. With N rollouts, W of them wrong, R = 1 - C(W, k) / C(N, k) and
+  s = sqrt(R (1 - R)): a correct rollout has (1 - R) / s, a wrong one
+  (1 - R - C(W - 1, k - 1) / C(N - 1, k - 1)) / s. At k = 1 it is GRPO's.
+
+  Args:
+    correct_QG: bool [Q, G].
+    k: in 1..G.
+
+  Returns:
+    float32 [Q, G]; 0 where every subset has the same reward.
+
+  Raises:
+    ValueError: for another k.
+
+  Source: "Pass@k Training", arXiv 2508.10751 (analytical form).
+  """
+  correct_QG = jnp.asarray(correct_QG, bool)
+  num_samples = correct_QG.shape[1]
+  if not 1 <= k <= num_samples:
+    raise ValueError(f'k={k} must be in 1..{num_samples}, the group size.')
+  wrong_Q1 = (~correct_QG).sum(axis=1, keepdims=True)
+
+  def share(n, m, k):
+    """C(n, k) / C(m, k): no correct rollout among k of m, n of them wrong."""
+    i = jnp.arange(k)
+    return jnp.prod(jnp.maximum(n[..., None] - i, 0) / (m - i), axis=-1)
+
+  failed_Q1 = share(wrong_Q1, num_samples, k)
+  with_me_Q1 = share(wrong_Q1 - 1, num_samples - 1, k - 1)
+  spread_Q1 = jnp.sqrt(failed_Q1 * (1 - failed_Q1))
+  raw_QG = failed_Q1 - jnp.where(correct_QG, 0, with_me_Q1)
+  flat_Q1 = spread_Q1 == 0
+  return jnp.where(flat_Q1, 0, raw_QG / jnp.where(flat_Q1, 1, spread_Q1))
+
+
+def set_max(reward_QGS: jax.Array) -> jax.Array:
+  """What each rollout adds to the best reward of its set, on average.
+
+  The reward is uncertain: each of S is as likely to be the one that counts.
+  mean_s (max_j R_s(y_j) - max_{j != i} R_s(y_j)): a rollout is credited
+  where it alone is best, so that covering what no other covers is what pays.
+
+  Args:
+    reward_QGS: float [Q, G, S], each rollout's reward under each of S.
+
+  Returns:
+    float32 [Q, G], >= 0. Rewards that are 0 for all of a group do not count
+    in its mean.
+
+  Raises:
+    ValueError: for a group of one.
+
+  Source: ROSA, arXiv 2606.03962.
+  """
+  reward_QGS = jnp.asarray(reward_QGS, float)
+  num_samples = reward_QGS.shape[1]
+  if num_samples < 2:
+    raise ValueError('set_max needs at least 2 rollouts a question.')
+  best_QiS = reward_QGS.max(axis=1, keepdims=True)
+  others = jnp.where(
+    jnp.eye(num_samples, dtype=bool)[None, ..., None],
+    -jnp.inf,
+    reward_QGS[:, None],
+  )
+  gain_QGS = best_QiS - others.max(axis=2)
+  count_Q = (reward_QGS != 0).any(axis=1).sum(axis=-1)
+  return gain_QGS.sum(axis=-1) / jnp.maximum(count_Q, 1)[:, None]
+
+
+ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
+  'grpo': group_normalised,
+  'dr_grpo': centred,
+  'rloo': leave_one_out,
+  'reinforce': reinforce,
+}
+"""Advantages that are functions of the rewards [Q, G] alone."""
+
+CHOICES = (*ADVANTAGES, 'pass_at_k', 'rosa')
+
+
+def different_share(same_QGG: jax.Array) -> jax.Array:
+  """Share of a group's other rollouts that are unlike each one.
+
+  Args:
+    same_QGG: bool [Q, G, G], whether two rollouts count as alike; the
+      diagonal is not read.
+
+  Returns:
+    float32 [Q, G], in 0..1; 0 for a group of one.
+  """
+  num_samples = same_QGG.shape[1]
+  other_GG = ~jnp.eye(num_samples, dtype=bool)
+  different_QG = jnp.sum(~same_QGG & other_GG, axis=-1)
+  return different_QG / jnp.float32(max(num_samples - 1, 1))
 
 
 def disjoint_share(member_QGS: jax.Array) -> jax.Array:
@@ -34,8 +170,5 @@ def disjoint_share(member_QGS: jax.Array) -> jax.Array:
     float32 [Q, G], in 0..1; 0 for a group of one.
   """
   member_QGS = jnp.asarray(member_QGS, jnp.float32)
-  num_samples = member_QGS.shape[1]
   shared_QGG = jnp.einsum('qis,qjs->qij', member_QGS, member_QGS)
-  other_GG = ~jnp.eye(num_samples, dtype=bool)
-  disjoint_QG = jnp.sum((shared_QGG == 0) & other_GG, axis=-1)
-  return disjoint_QG / jnp.float32(max(num_samples - 1, 1))
+  return different_share(shared_QGG > 0)

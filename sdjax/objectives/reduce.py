@@ -8,23 +8,34 @@ devices; so neither changes the loss.
 import jax
 import jax.numpy as jnp
 
-AGGREGATIONS = ('token_mean', 'sequence_mean')
+AGGREGATIONS = (
+  'token_mean',
+  'sequence_mean',
+  'sequence_sum',
+  'sequence_sum_norm',
+)
 
 
 def token_weights(
-  token_mask_QGT: jax.Array, sample_mask_QG: jax.Array, aggregation: str
+  token_mask_QGT: jax.Array,
+  sample_mask_QG: jax.Array,
+  aggregation: str,
+  horizon: int | None = None,
 ) -> jax.Array:
   """Weight of each token in the loss.
 
   Args:
     token_mask_QGT: bool, tokens inside their completion.
     sample_mask_QG: bool, rollouts that have a target.
-    aggregation: `token_mean`: every counted token weighs the same;
-      `sequence_mean`: every counted rollout weighs the same, and every token
-      within it.
+    aggregation: `token_mean`: every counted token weighs the same, together
+      1; the others are means over counted rollouts, of the mean over its
+      counted tokens (`sequence_mean`), of their sum (`sequence_sum`), or of
+      their sum divided by the horizon (`sequence_sum_norm`: Dr. GRPO, arXiv
+      2503.20783).
+    horizon: the longest a completion may be; None: T.
 
   Returns:
-    float32 [Q, G, T], >= 0, summing to 1 (to 0 when nothing counts).
+    float32 [Q, G, T], >= 0; all 0 when nothing counts.
 
   Raises:
     ValueError: for another aggregation.
@@ -33,10 +44,14 @@ def token_weights(
   weight = counted.astype(float)  # float32; float64 under x64
   if aggregation == 'token_mean':
     return weight / jnp.maximum(weight.sum(), 1)
+  tokens_QG = weight.sum(axis=-1)
+  per_sequence = weight / jnp.maximum((tokens_QG > 0).sum(), 1)
   if aggregation == 'sequence_mean':
-    tokens_QG = weight.sum(axis=-1)
-    per_sequence = weight / jnp.maximum(tokens_QG, 1)[..., None]
-    return per_sequence / jnp.maximum((tokens_QG > 0).sum(), 1)
+    return per_sequence / jnp.maximum(tokens_QG, 1)[..., None]
+  if aggregation == 'sequence_sum':
+    return per_sequence
+  if aggregation == 'sequence_sum_norm':
+    return per_sequence / (horizon or token_mask_QGT.shape[-1])
   raise ValueError(
     f'aggregation={aggregation!r} is not one of {AGGREGATIONS}.'
   )

@@ -4,18 +4,25 @@ Mirror image of `sdjax.steps.sd`: the same functions, in the same order, with
 the same arguments.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
-from sdjax.objectives.advantage import group_normalised
-from sdjax.objectives.policy_gradient import clipped_policy_gradient
-from sdjax.steps.score import (
+from sdjax.objectives.advantage import (
+  ADVANTAGES,
+  CHOICES,
+  pass_at_k,
+  set_max,
+)
+from sdjax.objectives.policy_gradient import POLICY_LOSSES, adaptive_clip
+from sdjax.steps.view import (
+  View,
   add_reference_kl,
-  log_softmax,
-  over_token_chunks,
-  reference_logp,
-  student_hidden,
-  take_token,
+  counted_tokens,
+  importance_base,
+  new_signal,
+  student_view,
 )
 from sdjax.types import (
   ApplyFn,
@@ -29,102 +36,248 @@ from sdjax.types import (
 
 def signal_step(
   apply_fn: ApplyFn,
+  params: Params,
   teacher_params: Params,
   ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,
   evidence: Evidence,
   *,
+  advantage: str = 'grpo',
+  pass_k: int = 4,
+  kl_estimator: str = 'k3',
+  skip_tokens: int = 0,
+  mask_truncated: bool = False,
+  sampler_clip: float = 0.0,
+  recompute: bool = False,
   temperature: float = 1.0,
   chunk: int = 16,
 ) -> Signal:
-  """Gives every token of a rollout its group-normalised advantage.
+  """Gives every token of a rollout its advantage.
 
   Args:
     apply_fn: the model.
+    params: the weights that sampled the rollout.
     teacher_params: unused; there is no teacher.
     ref_params: the reference's weights, or None without a KL to it.
-    prompts: the student's contexts (for the reference).
+    prompts: the student's contexts.
     rollout: what was sampled.
-    evidence: the rewards.
-    temperature: divides the reference's logits.
+    evidence: the rewards; for `pass_at_k` the verifier's word, for `rosa` the
+      set rewards.
+    advantage: one of `sdjax.objectives.advantage.CHOICES`.
+    pass_k: k of `pass_at_k`.
+    kl_estimator: see `new_signal`; so the following.
+    skip_tokens: first tokens of every completion that do not count.
+    mask_truncated: rollouts that were cut off do not count; their rewards
+      still enter the group's mean.
+    sampler_clip: cap of the weights that correct for the sampler; 0: none.
+    recompute: compute the log-probabilities of `params` anew.
+    temperature: divides the logits.
     chunk: tokens whose logits exist at once.
 
   Returns:
-    The advantages, and the reference's log-probabilities.
+    The advantages, and what `new_signal` says.
+
+  Raises:
+    ValueError: for another advantage.
   """
   del teacher_params
-  advantage_QG = group_normalised(evidence.reward)
-  signal = Signal(
-    sample_mask=jnp.ones(advantage_QG.shape, bool),
+  if advantage not in CHOICES:
+    raise ValueError(f'advantage={advantage!r} is not one of {CHOICES}.')
+  signal = new_signal(
+    apply_fn,
+    params,
+    ref_params,
+    prompts,
+    rollout,
+    kl_estimator=kl_estimator,
+    skip_tokens=skip_tokens,
+    mask_truncated=mask_truncated,
+    sampler_clip=sampler_clip,
+    recompute=recompute,
+    temperature=temperature,
+    chunk=chunk,
+  )
+  if advantage == 'pass_at_k':
+    advantage_QG = pass_at_k(evidence.correct, pass_k)
+  elif advantage == 'rosa':
+    advantage_QG = set_max(evidence.set_reward)
+  else:
+    advantage_QG = ADVANTAGES[advantage](evidence.reward)
+  signal = replace(
+    signal,
     advantage=jnp.broadcast_to(advantage_QG[..., None], rollout.ids.shape),
-    ref_logp=reference_logp(
-      apply_fn, ref_params, prompts, rollout, temperature, chunk
-    ),
   )
   return jax.lax.stop_gradient(signal)
+
+
+def token_loss(
+  view: View,
+  rollout: Rollout,
+  signal: Signal,
+  *,
+  policy_loss: str = 'clip',
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  dual_clip: float = 0.0,
+) -> jax.Array:
+  """The policy loss of each token.
+
+  Args:
+    view: the student's.
+    rollout: what was sampled.
+    signal: from `signal_step`.
+    policy_loss: see `loss`; so the following.
+    clip_low: see `loss`.
+    clip_high: see `loss`.
+    dual_clip: see `loss`.
+
+  Returns:
+    float32 [Q, G, T].
+
+  Raises:
+    ValueError: for another policy loss.
+  """
+  if policy_loss not in POLICY_LOSSES:
+    raise ValueError(
+      f'policy_loss={policy_loss!r} is not one of {sorted(POLICY_LOSSES)}.'
+    )
+  own = signal.clip_width
+  each_QGT = POLICY_LOSSES[policy_loss](
+    view.logp,
+    importance_base(rollout, signal),
+    signal.advantage,
+    clip_low=clip_low if own is None else own,
+    clip_high=clip_high if own is None else own,
+    dual_clip=dual_clip,
+    mask=counted_tokens(rollout, signal),
+  )
+  if signal.rl_weight is not None:
+    each_QGT = each_QGT * signal.rl_weight
+  return each_QGT
 
 
 def loss(
   apply_fn: ApplyFn,
   params: Params,
   teacher_params: Params,
+  ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,
   signal: Signal,
   weight_QGT: jax.Array,
   *,
+  policy_loss: str = 'clip',
   clip_low: float = 0.2,
   clip_high: float = 0.2,
+  dual_clip: float = 0.0,
   kl_coef: float = 0.0,
+  kl_estimator: str = 'k3',
   temperature: float = 1.0,
   chunk: int = 16,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Clipped policy gradient, plus KL to the reference.
+  """A policy-gradient loss, plus KL to the reference.
 
   Args:
     apply_fn: the model.
     params: the student's weights; the only differentiated argument.
     teacher_params: unused; there is no teacher.
+    ref_params: the reference's weights, for the KL `full`; or None.
     prompts: the student's contexts.
     rollout: the sampled completions.
     signal: from `signal_step`.
     weight_QGT: float32, from `token_weights`.
+    policy_loss: `clip` (PPO, GRPO, DAPO), `gspo`, `cispo` or `reinforce`.
     clip_low: the ratio is clipped below at 1 - this.
     clip_high: and above at 1 + this.
+    dual_clip: see `clipped_policy_gradient`; 0: none.
     kl_coef: weight of the KL to the reference.
+    kl_estimator: `k1`, `k2`, `k3` or `full`.
     temperature: divides the logits.
     chunk: tokens whose logits exist at once.
 
   Returns:
     The weighted sum, and weighted sums of what is worth logging.
 
-  Source: arXiv 2402.03300 (GRPO).
+  Source: see `sdjax.objectives.policy_gradient` for each.
   """
   del teacher_params
-  hidden = student_hidden(apply_fn, params, prompts, rollout.ids)
-
-  def part(hidden_QGTD, ids_QGT):
-    student = log_softmax(
-      apply_fn(params, hidden_QGTD, method='head'), temperature
-    )
-    entropy = -jnp.sum(jnp.exp(student) * student, axis=-1)
-    return take_token(student, ids_QGT), entropy
-
-  logp, entropy = over_token_chunks(part, chunk, hidden, rollout.ids)
-  each = clipped_policy_gradient(
-    logp,
-    rollout.behavior_logp,
-    signal.advantage,
+  view = student_view(
+    apply_fn,
+    params,
+    ref_params,
+    prompts,
+    rollout,
+    signal,
+    temperature=temperature,
+    chunk=chunk,
+  )
+  each_QGT = token_loss(
+    view,
+    rollout,
+    signal,
+    policy_loss=policy_loss,
     clip_low=clip_low,
     clip_high=clip_high,
+    dual_clip=dual_clip,
   )
-  gap = logp - rollout.behavior_logp
+  gap = jnp.abs(view.logp - importance_base(rollout, signal))
   metrics = {
-    'policy': jnp.sum(weight_QGT * each),
-    'behavior_gap': jnp.sum(weight_QGT * jnp.abs(gap)),
-    'entropy': jnp.sum(weight_QGT * entropy),
+    'policy': jnp.sum(weight_QGT * each_QGT),
+    'behavior_gap': jnp.sum(weight_QGT * gap),
   }
   return add_reference_kl(
-    metrics['policy'], metrics, logp, signal.ref_logp, weight_QGT, kl_coef
+    metrics['policy'],
+    metrics,
+    view,
+    signal,
+    weight_QGT,
+    kl_coef,
+    kl_estimator,
   )
+
+
+def adapt_clip(
+  apply_fn: ApplyFn,
+  params: Params,
+  prompts: Prompts,
+  rollout: Rollout,
+  signal: Signal,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 16,
+) -> Signal:
+  """Gives every token the clip width of its kind (ACPO), before an update.
+
+  The widths depend on the ratios of the whole mini-batch at the weights it
+  is about to move, so they cost one more forward pass.
+
+  Args:
+    apply_fn: the model.
+    params: the student's weights now.
+    prompts: contexts of the mini-batch.
+    rollout: its completions.
+    signal: their target.
+    temperature: divides the logits.
+    chunk: tokens whose logits exist at once.
+
+  Returns:
+    The signal with `clip_width`.
+
+  Source: arXiv 2606.22570.
+  """
+  view = student_view(
+    apply_fn,
+    params,
+    None,
+    prompts,
+    rollout,
+    replace(signal, ref_hidden=None),
+    temperature=temperature,
+    chunk=chunk,
+  )
+  mask_QGT = counted_tokens(rollout, signal) & signal.sample_mask[..., None]
+  width = adaptive_clip(
+    view.logp, importance_base(rollout, signal), mask_QGT
+  )
+  return replace(signal, clip_width=width)

@@ -1,15 +1,14 @@
 """Scoring completions under contexts: hidden states, then chunks of logits."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdjax.models.cache import Prefix
-from sdjax.objectives.policy_gradient import k3
-from sdjax.types import ApplyFn, Params, Prompts, Rollout
+from sdjax.types import ApplyFn, Params, Prompts
 
 
 def prefill(
@@ -75,7 +74,7 @@ def completion_hidden(
     )
   else:
     first_QGD = jnp.take_along_axis(last_QED, index_QG[..., None], axis=1)
-    prefix = dataclasses.replace(prefix, index=index_QG)
+    prefix = replace(prefix, index=index_QG)
   if width == 1:
     return first_QGD[:, :, None]
   rest_QGTD, _ = apply_fn(
@@ -184,72 +183,3 @@ def token_logp(
     return take_token(log_softmax(logits, temperature), ids)
 
   return over_token_chunks(part, chunk, hidden_QGTD, ids_QGT)
-
-
-def reference_logp(
-  apply_fn: ApplyFn,
-  ref_params: Params | None,
-  prompts: Prompts,
-  rollout: Rollout,
-  temperature: float,
-  chunk: int,
-) -> jax.Array | None:
-  """The reference model's log-probabilities of a rollout's tokens.
-
-  Args:
-    apply_fn: the model.
-    ref_params: the reference's weights, or None.
-    prompts: the student's contexts.
-    rollout: what is scored.
-    temperature: divides the logits.
-    chunk: tokens whose logits exist at once.
-
-  Returns:
-    float32 [Q, G, T], nats; None without a reference.
-  """
-  if ref_params is None:
-    return None
-  hidden = student_hidden(apply_fn, ref_params, prompts, rollout.ids)
-  return token_logp(
-    apply_fn,
-    ref_params,
-    hidden,
-    rollout.ids,
-    temperature=temperature,
-    chunk=chunk,
-  )
-
-
-def add_reference_kl(
-  total: jax.Array,
-  metrics: dict[str, jax.Array],
-  logp_QGT: jax.Array,
-  ref_logp_QGT: jax.Array | None,
-  weight_QGT: jax.Array,
-  kl_coef: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Anchors a loss to the reference model, in both methods alike.
-
-  Args:
-    total: the loss without it.
-    metrics: of the loss.
-    logp_QGT: nats, of each token under the student.
-    ref_logp_QGT: nats, under the reference; None: there is none.
-    weight_QGT: of each token in the loss.
-    kl_coef: weight of KL(student || reference); 0: nothing is added.
-
-  Returns:
-    The loss, and the metrics with `kl_ref` among them.
-
-  Raises:
-    ValueError: if there is a weight but no reference.
-  """
-  if not kl_coef:
-    return total, metrics
-  if ref_logp_QGT is None:
-    raise ValueError(
-      f'kl_coef={kl_coef} needs a reference, but signal.ref_logp is None: give '
-      'signal_step the ref_params, or set kl_coef=0.'
-    )
-  kl_ref = jnp.sum(weight_QGT * k3(logp_QGT, ref_logp_QGT))
-  return total + kl_coef * kl_ref, metrics | {'kl_ref': kl_ref}

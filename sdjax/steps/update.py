@@ -8,28 +8,45 @@ import jax.numpy as jnp
 import optax
 
 from sdjax.objectives.reduce import token_weights
-from sdjax.types import (
-  Params,
-  Prompts,
-  Rollout,
-  Signal,
-  TrainState,
-  length_mask,
-)
+from sdjax.steps.view import counted_tokens
+from sdjax.types import Params, Prompts, Rollout, Signal, TrainState
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-"""`loss_fn(params, teacher_params, prompts, rollout, signal, weight_QGT)`."""
+"""`loss_fn(params, teacher_params, ref_params, prompts, rollout, signal,
+weight_QGT)`."""
+
+
+def split(batch: Any, count: int) -> Any:
+  """Cuts a batch of questions into equal parts.
+
+  Args:
+    batch: tree of arrays [Q, ...].
+    count: a divisor of Q.
+
+  Returns:
+    The tree with arrays [count, Q / count, ...]. Every part takes every
+    count-th question, so that each device of a sharded batch has an equal
+    share of each part.
+  """
+
+  def cut(x):
+    shape = (x.shape[0] // count, count, *x.shape[1:])
+    return jnp.swapaxes(x.reshape(shape), 0, 1)
+
+  return jax.tree.map(cut, batch)
 
 
 def gradient(
   loss_fn: LossFn,
   params: Params,
   teacher_params: Params,
+  ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,
   signal: Signal,
   *,
   aggregation: str = 'token_mean',
+  horizon: int | None = None,
   micro_batches: int = 1,
 ) -> tuple[Params, dict[str, jax.Array]]:
   """Loss and gradient of a batch, in parts.
@@ -38,21 +55,27 @@ def gradient(
     loss_fn: a method's loss, its options bound.
     params: the student's weights.
     teacher_params: the teacher's weights, constant.
+    ref_params: the reference's weights, constant, or None.
     prompts: contexts of Q questions.
     rollout: their completions.
     signal: their targets.
     aggregation: see `token_weights`.
+    horizon: see `token_weights`.
     micro_batches: parts; a divisor of Q.
 
   Returns:
-    The gradient in float32, and the metrics with `loss` among them. Both are
-    the same for any number of parts, up to rounding.
+    The gradient in float32 or wider, and the metrics with `loss` among them.
+    Both are the same for any number of parts, up to rounding.
 
   Raises:
     ValueError: if the parts would be unequal.
   """
-  mask_QGT = length_mask(rollout.length, rollout.ids.shape[-1])
-  weight_QGT = token_weights(mask_QGT, signal.sample_mask, aggregation)
+  weight_QGT = token_weights(
+    counted_tokens(rollout, signal),
+    signal.sample_mask,
+    aggregation,
+    horizon,
+  )
   num_q = rollout.ids.shape[0]
   if num_q % micro_batches:
     raise ValueError(
@@ -61,24 +84,21 @@ def gradient(
     )
 
   def value(params, batch):
-    total, metrics = loss_fn(params, teacher_params, *batch)
+    total, metrics = loss_fn(params, teacher_params, ref_params, *batch)
     return total, {'loss': total, **metrics}
+
+  def wide(g):
+    return g.astype(jnp.promote_types(g.dtype, jnp.float32))
 
   def part_gradient(batch):
     grads, metrics = jax.grad(value, has_aux=True)(params, batch)
-    return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
+    return jax.tree.map(wide, grads), metrics
 
   batch = (prompts, rollout, signal, weight_QGT)
   if micro_batches == 1:
     return part_gradient(batch)
 
-  def split(x):
-    # Every part takes every micro_batches-th question, so that each device
-    # of a sharded batch has an equal share of each part.
-    shape = (num_q // micro_batches, micro_batches, *x.shape[1:])
-    return jnp.swapaxes(x.reshape(shape), 0, 1)
-
-  parts = jax.tree.map(split, batch)
+  parts = split(batch, micro_batches)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_gradient, first)
@@ -112,56 +132,113 @@ def ema(teacher: Params, student: Params, rate: float) -> Params:
 def update_step(
   state: TrainState,
   teacher_params: Params | None,
+  ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,
   signal: Signal,
   *,
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
+  refresh_fn: Callable[..., Signal] | None = None,
   aggregation: str = 'token_mean',
+  horizon: int | None = None,
+  epochs: int = 1,
+  mini_batches: int = 1,
   micro_batches: int = 1,
   ema_rate: float = 0.0,
+  ema_every: int = 1,
 ) -> tuple[TrainState, dict[str, Any]]:
   """Moves the student along its objective, and the EMA teacher after it.
 
+  The rollouts and their targets stay what they are through all epochs and
+  mini-batches; ratios to the policy that sampled are taken anew for each.
+
   Args:
-    state: before the update.
+    state: before the step.
     teacher_params: a teacher that is not in the state (`frozen`), or None:
-      the state's average, or, where there is none, the student's own weights.
+      the state's average, or, where there is none, the student's own weights
+      as they are when the step begins.
+    ref_params: the reference's weights, or None.
     prompts: contexts of Q questions.
     rollout: their completions.
     signal: their targets.
     loss_fn: a method's loss, its options bound.
     optimizer: what turns gradients into updates.
+    refresh_fn: `(params, prompts, rollout, signal) -> Signal`, called with
+      each mini-batch before its update; None: the signal stays.
     aggregation: see `token_weights`.
-    micro_batches: parts of the batch; a divisor of Q.
+    horizon: see `token_weights`.
+    epochs: passes over the rollouts.
+    mini_batches: updates in a pass, each from its share of the questions.
+    micro_batches: parts of a mini-batch; they change nothing but memory.
     ema_rate: share of the new student in the average.
+    ema_every: steps between two changes of the average; with rate 1 it is a
+      snapshot.
 
   Returns:
-    The state after the update, and scalar metrics.
+    The state after the step, and scalar metrics, means over its updates.
+
+  Raises:
+    ValueError: if the parts would be unequal.
   """
+  num_q = rollout.ids.shape[0]
+  if num_q % (mini_batches * micro_batches):
+    raise ValueError(
+      f'mini_batches={mini_batches} times micro_batches={micro_batches} does '
+      f'not divide the {num_q} questions of a step; choose divisors.'
+    )
   if teacher_params is None:
     teacher_params = (
       state.params if state.teacher_params is None else state.teacher_params
     )
-  grads, metrics = gradient(
-    loss_fn,
-    state.params,
-    jax.lax.stop_gradient(teacher_params),
-    prompts,
-    rollout,
-    signal,
-    aggregation=aggregation,
-    micro_batches=micro_batches,
-  )
-  metrics['grad_norm'] = optax.tree.norm(grads)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  teacher_params = jax.lax.stop_gradient(teacher_params)
+
+  def one_update(carry, batch):
+    params, opt_state = carry
+    prompts, rollout, signal = batch
+    if refresh_fn is not None:
+      signal = jax.lax.stop_gradient(
+        refresh_fn(params, prompts, rollout, signal)
+      )
+    grads, metrics = gradient(
+      loss_fn,
+      params,
+      teacher_params,
+      ref_params,
+      prompts,
+      rollout,
+      signal,
+      aggregation=aggregation,
+      horizon=horizon,
+      micro_batches=micro_batches,
+    )
+    metrics['grad_norm'] = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), metrics
+
+  carry = (state.params, state.opt_state)
+  batch = (prompts, rollout, signal)
+  if epochs == mini_batches == 1:
+    carry, metrics = one_update(carry, batch)
+  else:
+    parts = split(batch, mini_batches)
+
+    def epoch(carry, _):
+      return jax.lax.scan(one_update, carry, parts)
+
+    carry, each = jax.lax.scan(epoch, carry, length=epochs)
+    metrics = jax.tree.map(jnp.mean, each)
+  params, opt_state = carry
+  step = state.step + 1
   teacher = state.teacher_params
   if teacher is not None:
-    teacher = ema(teacher, params, ema_rate)
+    teacher = jax.tree.map(
+      lambda new, old: jnp.where(step % ema_every == 0, new, old),
+      ema(teacher, params, ema_rate),
+      teacher,
+    )
   state = TrainState(
-    step=state.step + 1,
+    step=step,
     params=params,
     opt_state=opt_state,
     teacher_params=teacher,

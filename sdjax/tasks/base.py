@@ -34,6 +34,8 @@ class Verdict:
     solution: identity of the solution behind a correct answer: two answers
       with the same text or meaning share it; empty when wrong.
     concepts: the concepts the answer names, sorted, also when wrong.
+    feedback: what the environment says of a wrong answer, as a teacher may be
+      shown it; empty when correct.
   """
 
   correct: bool
@@ -41,6 +43,7 @@ class Verdict:
   reason: str = ''
   solution: str = ''
   concepts: tuple[str, ...] = ()
+  feedback: str = ''
 
 
 class Task(Protocol):
@@ -52,12 +55,16 @@ class Task(Protocol):
     student_template: what the student is asked; holds `{question}` once.
     teacher_template: what the teacher is asked; holds `{question}` and
       `{demonstration}` once each.
+    feedback_template: likewise, with `{feedback}` for the demonstration.
+    both_template: likewise, with both.
   """
 
   name: str
   splits: tuple[str, ...]
   student_template: str
   teacher_template: str
+  feedback_template: str
+  both_template: str
 
   def questions(self, split: str) -> Sequence[Question]:
     """Returns the questions of a split, read one by one when indexed."""

@@ -28,19 +28,36 @@ _REQUEST = (
 )
 
 _HINT = (
-  '\n\nHere is a correct answer to this very question:\n\n'
-  '{demonstration}\n\n'
-  'Now give a correct answer of your own, written in the same form.'
+  '\n\nHere is a correct answer to this very question:\n\n{demonstration}'
 )
+
+_FEEDBACK = (
+  '\n\nAn earlier answer to this very question was wrong. This is what is '
+  'wrong with it:\n\n{feedback}'
+)
+
+_AGAIN = '\n\nNow give a correct answer of your own, written in the same form.'
 
 STUDENT_TEMPLATES = {'compact': '{question}', 'text': _REQUEST}
 """Rendering to what the student is asked."""
 
 TEACHER_TEMPLATES = {
   'compact': '{demonstration} = {question}',
-  'text': _REQUEST + _HINT,
+  'text': _REQUEST + _HINT + _AGAIN,
 }
 """Rendering to what the teacher is asked."""
+
+FEEDBACK_TEMPLATES = {
+  'compact': '{feedback} = {question}',
+  'text': _REQUEST + _FEEDBACK + _AGAIN,
+}
+"""Rendering to what a teacher is asked that is shown feedback."""
+
+BOTH_TEMPLATES = {
+  'compact': '{feedback} , {demonstration} = {question}',
+  'text': _REQUEST + _HINT + _FEEDBACK + _AGAIN,
+}
+"""Rendering to what a teacher is asked that is shown both."""
 
 
 def _compact(graph: Graph) -> str:

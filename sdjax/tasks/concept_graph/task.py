@@ -9,6 +9,8 @@ from sdjax.tasks.concept_graph import store
 from sdjax.tasks.concept_graph.graph import SPLITS
 from sdjax.tasks.concept_graph.options import MAX_SIZE, validate
 from sdjax.tasks.concept_graph.rendering import (
+  BOTH_TEMPLATES,
+  FEEDBACK_TEMPLATES,
   STUDENT_TEMPLATES,
   TEACHER_TEMPLATES,
   render_answer,
@@ -64,6 +66,8 @@ class ConceptGraphTask:
     config: the task's settings.
     student_template: what the student is asked.
     teacher_template: what the teacher is asked.
+    feedback_template: likewise, when it is shown feedback.
+    both_template: likewise, when it is shown both.
   """
 
   name = 'concept_graph'
@@ -76,6 +80,8 @@ class ConceptGraphTask:
       config.template or STUDENT_TEMPLATES[config.rendering]
     )
     self.teacher_template = TEACHER_TEMPLATES[config.rendering]
+    self.feedback_template = FEEDBACK_TEMPLATES[config.rendering]
+    self.both_template = BOTH_TEMPLATES[config.rendering]
     self._opened: dict[str, _Questions] = {}
 
   def __reduce__(self) -> Any:

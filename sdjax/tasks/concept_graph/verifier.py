@@ -88,6 +88,33 @@ def _concepts(graph: Graph, names: list[str]) -> tuple[str, ...]:
   return tuple(sorted(found - {HUB, SHAPE}))
 
 
+def _wrong(
+  reason: str,
+  names: list[str],
+  right: int,
+  rendering: str,
+  concepts: tuple[str, ...] = (),
+) -> Verdict:
+  """Rejects an answer of which the first `right` names are a path."""
+  said = names[:right]
+  if rendering == 'compact':
+    # In the words a compact question is written in: a missing edge is `|`.
+    feedback = ' '.join([*said[1:], '|'])
+  else:
+    feedback = {
+      NO_BOX: 'No complete \\boxed{} was found in the answer.',
+      WRONG_START: f'The path does not begin at {START}.',
+      NOT_AN_EDGE: (
+        f'After {", ".join(said)} no edge leads to a node named '
+        f'{names[right] if right < len(names) else ""}.'
+      ),
+      WRONG_END: (
+        f'{", ".join(said)} is a path, but it does not end at a target.'
+      ),
+    }[reason]
+  return Verdict(False, 0.0, reason, concepts=concepts, feedback=feedback)
+
+
 def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
   """Judges an answer.
 
@@ -104,28 +131,30 @@ def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
     The verdict, reward 1 or 0. `reason` is the first of `no_box`,
     `wrong_start`, `not_an_edge` (also: no node has that name) and
     `wrong_end` that applies. `solution` is the spelled node path, the
-    lexicographically first of several, as `0-2-3-1`.
+    lexicographically first of several, as `0-2-3-1`. `feedback` says how far
+    the answer was a path; it does not tell a right one.
 
   Source: arXiv 2606.26091 App. B.4 (reward); the order of reasons is ours.
   """
   names = parse_answer(answer, rendering)
   if names is None:
-    return Verdict(False, 0.0, NO_BOX)
+    return _wrong(NO_BOX, [], 0, rendering)
   concepts = _concepts(graph, names)
   if not names or names[0] != graph.names[0]:
-    return Verdict(False, 0.0, WRONG_START, concepts=concepts)
+    return _wrong(WRONG_START, names, 0, rendering, concepts)
   # reached[i]: nodes at which a walk that spells names[: i + 1] can stand.
   reached = [1]
   for name in names[1:]:
     step = _spread(graph, reached[-1]) & graph.named.get(name, 0)
     if not step:
-      return Verdict(False, 0.0, NOT_AN_EDGE, concepts=concepts)
+      right = len(reached)
+      return _wrong(NOT_AN_EDGE, names, right, rendering, concepts)
     reached.append(step)
   goal = 0
   for end in graph.ends:
     goal |= (graph.names[end] == graph.target) << end
   if not reached[-1] & goal:
-    return Verdict(False, 0.0, WRONG_END, concepts=concepts)
+    return _wrong(WRONG_END, names, len(names), rendering, concepts)
   # Backward: keep the nodes from which the goal is still spelled. Forward
   # again: the smallest node at each step gives the first such path.
   reached[-1] &= goal

@@ -1,0 +1,264 @@
+"""What a run minimises and what its model is shown, for a person to read."""
+
+import functools
+from typing import Any
+
+from sdjax import config as config_lib
+from sdjax.data.context import NO_LIMIT, common_ending, encode_context
+from sdjax.demonstrations import Shown
+from sdjax.methods import check_example, shown_of, teacher_templates
+from sdjax.tasks.base import Task
+
+AGGREGATIONS = {
+  'token_mean': 'mean over all counted tokens',
+  'sequence_mean': 'mean over counted rollouts of the mean over tokens',
+  'sequence_sum': 'mean over counted rollouts of the sum over tokens',
+  'sequence_sum_norm': (
+    'mean over counted rollouts of the sum over tokens, divided by the '
+    'longest length allowed,'
+  ),
+}
+
+DISTANCES = {
+  'reverse_kl': 'KL(student || teacher)',
+  'forward_kl': 'KL(teacher || student)',
+  'cross_entropy': '-sum teacher log student',
+  'score_weighted': '-softmax(score under the teacher) log p',
+}
+
+SOURCES = {
+  'uniform': 'drawn uniformly from the correct rollouts',
+  'first': 'the first of the correct rollouts',
+  'most_different': 'the correct rollouts least like it',
+  'reference': "the task's own",
+  'external': 'from a file',
+}
+
+RULES = {
+  'advantage': 'w A + (1 - w) u',
+  'rlsd': 'A ((1 - w) + w clip(exp(sign(A) u)))',
+  'antisd': 'A - w (softplus(u) - log 2) / 2',
+  'rlcsd': 'A + w tanh(contrast / temperature), clipped, its sign kept',
+  'loss': 'w L_rl + (1 - w) L_sd',
+  'srpo': 'L_rl for correct rollouts, L_sd for failed ones with a teacher',
+  'sdpg': 'L_rl + w L_sd where A > 0',
+}
+
+
+def loss_in_words(config: config_lib.Config) -> str:
+  """Says in a few sentences what a run minimises.
+
+  Args:
+    config: a checked config.
+
+  Returns:
+    Plain text.
+  """
+  method = config.method
+  if isinstance(method, config_lib.Pretraining):
+    return (
+      'loss = mean over answer tokens of -log p(token), documents drawn anew '
+      'at every step.'
+    )
+  assert config.loss and config.rollout
+  counted = AGGREGATIONS[config.loss.aggregation]
+  if isinstance(method, config_lib.Mix):
+    moves = method.schedule != config_lib.Schedule()
+    scheduled = ' times a schedule' if moves else ''
+    main = (
+      f'{RULES[method.rule]}; w = {method.weight:g}{scheduled}, '
+      'u = log teacher - log student of the token, L_sd = '
+      f'{_distillation(method.sd)}; L_rl = {_policy(config, method.rl)}'
+    )
+  elif isinstance(method, config_lib.SelfDistillation):
+    main = _distillation(method)
+  elif isinstance(method, config_lib.PolicyGradient):
+    main = _policy(config, method)
+  else:
+    main = f'method {method.name!r}'
+  if config.loss.kl_coef:
+    main += (
+      f'; + {config.loss.kl_coef:g} x KL(student || reference), '
+      f'{config.loss.kl_estimator}'
+    )
+  if config.loss.skip_tokens:
+    main += f'; the first {config.loss.skip_tokens} tokens do not count'
+  if config.loss.mask_truncated:
+    main += '; rollouts that were cut off do not count'
+  updates = config.train.epochs * config.train.mini_batches
+  if updates > 1:
+    main += (
+      f'; {updates} updates a step ({config.train.epochs} epochs of '
+      f'{config.train.mini_batches} mini-batches)'
+    )
+  return f'loss = {counted} of {main}.'
+
+
+def _distillation(method: config_lib.SelfDistillation) -> str:
+  shown = method.demonstrations
+  teacher = {
+    'ema': f'a moving average of the student (rate {method.ema_rate:g})',
+    'current': "the student's own current weights",
+    'frozen': 'the weights the run began with',
+    'snapshot': f'a copy of the student, renewed every '
+    f'{method.snapshot_every} steps',
+    'trust_region': (
+      f"the student's current weights to the power {method.trust_region:g} "
+      f'times the reference to the power {1 - method.trust_region:g}'
+    ),
+  }[method.teacher]
+  distance = DISTANCES.get(
+    method.objective,
+    f'JSD(student, teacher; alpha={method.jsd_alpha:g}'
+    f'{", normalised" if method.jsd_normalised else ""})',
+  )
+  rest = 'the rest as one event' if method.tail else 'scaled to sum to 1'
+  over = {
+    'full': 'the full vocabulary',
+    'student_top_k': f"the student's {method.top_k} likeliest tokens, {rest}",
+    'teacher_top_k': f"the teacher's {method.top_k} likeliest tokens, {rest}",
+    'sampled': 'the sampled token',
+  }[method.support]
+  words = [f'{distance} over {over}']
+  if method.pointwise_clip:
+    words.append(f'no token adding more than {method.pointwise_clip:g} nats')
+  if method.importance_clip:
+    words.append(f'times min(p / p_old, {method.importance_clip:g})')
+  if method.credit_discount:
+    words.append(
+      f'plus the later losses, discounted by {method.credit_discount:g}'
+    )
+  words.append(f'teacher = {teacher}')
+  if method.anchor_beta > 1:
+    words.append(
+      f'anchored to the reference with beta = {method.anchor_beta:g}'
+    )
+  if shown.strategy != 'none':
+    others = 'other ' if shown.exclude_self else ''
+    source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
+    pooled = {'loss': 'the losses averaged', 'mixture': 'the teachers mixed'}
+    words.append(
+      f'shown {shown.count} correct answer(s) to the question, {source}, '
+      f'{pooled[method.pooling]}'
+    )
+  if shown.contrast:
+    words.append(f'and {shown.contrast} wrong one(s), for contrast')
+  if shown.feedback != 'never':
+    words.append(
+      "shown the verifier's feedback on a failed rollout"
+      + (' without a peer' if shown.feedback == 'without_peer' else '')
+    )
+  if method.success_exponent:
+    words.append(
+      f'each question weighing (p (1 - p))^{method.success_exponent:g}'
+    )
+  words.append('rollouts that are shown nothing do not count')
+  return ', '.join(words)
+
+
+def _policy(
+  config: config_lib.Config, method: config_lib.PolicyGradient
+) -> str:
+  assert config.rollout
+  low, high = f'{1 - method.clip_low:g}', f'{1 + method.clip_high:g}'
+  if method.adaptive_clip:
+    low, high = '1 - e', '1 + e'
+  form = {
+    'clip': f'-min(r A, clip(r, {low}, {high}) A)',
+    'gspo': f'-min(s A, clip(s, {low}, {high}) A), s the mean ratio of the '
+    'sequence',
+    'cispo': f'-sg(clip(r, {low}, {high})) A log p',
+    'reinforce': '-A log p',
+  }[method.policy_loss]
+  advantage = {
+    'grpo': '(R - mean) / (std + 1e-4)',
+    'dr_grpo': 'R - mean',
+    'rloo': 'R - mean of the others',
+    'reinforce': 'R',
+    'pass_at_k': f'its part in pass@{method.pass_k}',
+    'rosa': 'what it adds to the best of its set under an uncertain reward',
+  }[method.advantage]
+  extra = ''
+  if method.diversity_weight:
+    unlike = {
+      'concepts': 'disjoint concepts',
+      'solution': 'another solution',
+    }[method.diversity_by]
+    share = (
+      f'the share of the group with {unlike} ({method.diversity_for} rollouts)'
+    )
+    extra = (
+      f' + {method.diversity_weight:g} x {share}'
+      if method.diversity_how == 'add'
+      else f' x ({1 - method.diversity_weight:g} + '
+      f'{method.diversity_weight:g} x {share}, scaled to at most 1)'
+    )
+  if method.overlong_tokens:
+    extra += f' - a penalty over the last {method.overlong_tokens} tokens'
+  return (
+    f'{form}; A = {advantage} in groups of {config.rollout.num_samples}, R = '
+    f'task reward{extra}'
+  )
+
+
+def contexts_in_words(
+  config: config_lib.Config, task: Task, tokenizer: Any
+) -> str:
+  """Shows the first training question as student and teacher see it.
+
+  Args:
+    config: a checked config that is not of pretraining.
+    task: where the question comes from.
+    tokenizer: of the model.
+
+  Returns:
+    Both contexts, decoded from their tokens, with marks where they become
+    the same and where the answer begins, and what is wrong with them if
+    anything; the student's alone where the method shows no demonstrations.
+  """
+  assert config.model
+  question = task.questions('train')[0]
+  encode = functools.partial(
+    encode_context, tokenizer, thinking=config.model.thinking
+  )
+  begin = '[the answer begins here]'
+  student, _ = encode(
+    template=task.student_template,
+    question=question.text,
+    demonstration=None,
+    max_tokens=NO_LIMIT,
+  )
+  head = f"the student's context, {len(student)} tokens:"
+  shown = shown_of(config)
+  if shown is None:
+    return f'{head}\n{tokenizer.decode(student)}{begin}'
+  example = Shown(task.example(question))
+  if shown.strategy == 'none':
+    example = Shown(feedback=task.verify(question, '').feedback)
+  teacher, lost = encode(
+    template=teacher_templates(shown, task).of(example),
+    question=question.text,
+    demonstration=example.demonstration,
+    feedback=example.feedback,
+    max_tokens=shown.max_context,
+  )
+  common = common_ending(student, teacher)
+
+  def marked(ids: list[int]) -> str:
+    cut = len(ids) - common
+    own, same = tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:])
+    return f'{own}[the same from here]{same}{begin}'
+
+  lines = [
+    head,
+    marked(student),
+    '',
+    f"the teacher's context, {len(teacher)} tokens, of which the last "
+    f'{common} are the same; the demonstration lost {lost}:',
+    marked(teacher),
+  ]
+  try:
+    check_example(config, task, tokenizer)
+  except config_lib.ConfigError as error:
+    lines += ['', f'error: {error}']
+  return '\n'.join(lines)
