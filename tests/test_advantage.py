@@ -1,7 +1,109 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from sdjax.objectives.advantage import disjoint_share, group_normalised
+from sdjax.objectives.advantage import (
+  ADVANTAGES,
+  different_share,
+  disjoint_share,
+  group_normalised,
+  pass_at_k,
+  set_max,
+)
+
+# One of four right; all right; none.
+REWARD = jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+FLAT = [[0.0] * 4] * 2
+STD = 3**0.5 / 4 + 1e-4
+
+
+@pytest.mark.parametrize(
+  'name, want',
+  [
+    # Mean 1/4, population std sqrt(3)/4.
+    ('grpo', [[0.75 / STD, -0.25 / STD, -0.25 / STD, -0.25 / STD], *FLAT]),
+    ('dr_grpo', [[0.75, -0.25, -0.25, -0.25], *FLAT]),
+    # The others' means: 0, 1/3, 1/3, 1/3.
+    ('rloo', [[1, -1 / 3, -1 / 3, -1 / 3], *FLAT]),
+    ('reinforce', REWARD),
+  ],
+)
+def test_each_by_hand(name, want):
+  np.testing.assert_allclose(ADVANTAGES[name](REWARD), want, atol=1e-6)
+
+
+def test_pass_at_k_by_hand():
+  # N=4, W=3, k=2: R = 1 - 3/6 = 1/2, s = 1/2. Right: 1. Wrong:
+  # (1/2 - C(2,1)/C(3,1)) / s = (1/2 - 2/3) * 2 = -1/3.
+  got = pass_at_k(REWARD > 0, 2)
+  np.testing.assert_allclose(
+    got, [[1, -1 / 3, -1 / 3, -1 / 3], *FLAT], atol=1e-6
+  )
+
+
+def test_pass_at_1_is_grpo_and_a_sure_pass_teaches_nothing():
+  correct = jnp.array([[1, 1, 0, 0, 1], [0, 0, 0, 1, 0]], bool)
+  np.testing.assert_allclose(
+    pass_at_k(correct, 1), group_normalised(correct), atol=5e-4
+  )
+  # Three right of five: every set of 3 holds a right one.
+  assert (pass_at_k(correct, 3)[0] == 0).all()
+  assert (pass_at_k(correct, 3)[1] != 0).all()
+
+
+def test_pass_at_k_is_the_mean_over_subsets():
+  import itertools
+
+  rng = np.random.default_rng(0)
+  for k in (1, 2, 3, 4):
+    correct = rng.random(6) < 0.4
+    sets = list(itertools.combinations(range(6), k))
+    passed = np.array([correct[list(s)].any() for s in sets], float)
+    spread = passed.std()
+    if not spread:
+      continue
+    each = (passed - passed.mean()) / spread
+    want = [
+      np.mean([a for a, s in zip(each, sets, strict=True) if i in s])
+      for i in range(6)
+    ]
+    got = pass_at_k(jnp.array(correct)[None], k)[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_set_max_by_hand():
+  # Two concepts: the first is covered by two rollouts, the second by one.
+  reward = jnp.array([[[1, 0], [1, 0], [0, 1], [0, 0]]], jnp.float32)
+  np.testing.assert_allclose(set_max(reward), [[0, 0, 0.5, 0]])
+  # A third reward that nobody earns does not count in the mean.
+  wide = jnp.pad(reward, ((0, 0), (0, 0), (0, 3)))
+  np.testing.assert_allclose(set_max(wide), [[0, 0, 0.5, 0]])
+  for same in (jnp.ones((2, 3, 4)), jnp.zeros((2, 3, 4))):
+    assert (set_max(same) == 0).all()
+
+
+@pytest.mark.parametrize('name', ['rloo', 'rosa'])
+def test_a_group_of_one_is_named(name):
+  f = {'rosa': lambda x: set_max(x[..., None])}.get(name) or ADVANTAGES[name]
+  with pytest.raises(ValueError, match='at least 2 rollouts'):
+    f(jnp.ones((2, 1)))
+
+
+@pytest.mark.parametrize('k', [0, 5])
+def test_k_beyond_the_group_is_named(k):
+  with pytest.raises(ValueError, match=f'k={k} must be in 1..4'):
+    pass_at_k(REWARD > 0, k)
+
+
+def test_different_share_by_hand():
+  same = jnp.array([[[1, 1, 0], [1, 1, 0], [0, 0, 1]]], bool)
+  np.testing.assert_allclose(different_share(same), [[0.5, 0.5, 1]])
+  # The diagonal is not read.
+  np.testing.assert_allclose(
+    different_share(same & ~jnp.eye(3, dtype=bool)), [[0.5, 0.5, 1]]
+  )
+
 
 
 def test_group_by_hand():
@@ -13,8 +115,10 @@ def test_group_by_hand():
 
 def test_all_right_and_all_wrong_have_no_advantage():
   out = group_normalised(jnp.array([[1.0] * 4, [0.0] * 4, [0.7] * 4]))
-  np.testing.assert_allclose(out, 0, atol=1e-3)
-  assert (out[:2] == 0).all()
+  assert (out == 0).all()
+  # Compiled, a mean of three is a product with 0.33333334.
+  thirds = jnp.array([[1.0] * 3, [0.7] * 3])
+  assert (jax.jit(group_normalised)(thirds) == 0).all()
 
 
 def test_groups_do_not_mix():

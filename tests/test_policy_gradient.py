@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from sdjax.objectives.advantage import group_normalised
-from sdjax.objectives.policy_gradient import clipped_policy_gradient
+from sdjax.objectives.policy_gradient import (
+  POLICY_LOSSES,
+  adaptive_clip,
+  clipped_policy_gradient,
+  truncated_ratio,
+)
 from sdjax.objectives.reduce import token_weights
 from sdjax.objectives.reference_kl import k3
 
@@ -35,6 +40,108 @@ def test_clip_by_hand(ratio, advantage, want, slope):
   )(jnp.log(ratio) - 1.0)
   np.testing.assert_allclose(value, want, rtol=1e-5)
   np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'ratio, advantage, want, slope',
+  [
+    (1.0, 2.0, -2.0, -2.0),
+    # At most 3 |A|, and constant there.
+    (2.5, -2.0, 5.0, 5.0),
+    (4.0, -2.0, 6.0, 0.0),
+    # A positive advantage has its own clip.
+    (4.0, 2.0, -2.4, 0.0),
+  ],
+)
+def test_dual_clip_by_hand(ratio, advantage, want, slope):
+  value, gradient = jax.value_and_grad(
+    lambda logp: clipped_policy_gradient(
+      logp,
+      jnp.array(-1.0),
+      jnp.array(advantage),
+      clip_low=0.2,
+      clip_high=0.2,
+      dual_clip=3.0,
+    )
+  )(jnp.log(ratio) - 1.0)
+  np.testing.assert_allclose(value, want, rtol=1e-5)
+  np.testing.assert_allclose(gradient, slope, atol=1e-5)
+
+
+@pytest.mark.parametrize('ratio, weight', [(1.0, 1.0), (2.0, 1.3), (0.1, 0.8)])
+def test_cispo_weighs_and_never_drops_a_token(ratio, weight):
+  logp = jnp.log(ratio) - 1.0
+  value, gradient = jax.value_and_grad(
+    lambda logp: POLICY_LOSSES['cispo'](
+      logp, jnp.array(-1.0), jnp.array(2.0), clip_low=0.2, clip_high=0.3
+    )
+  )(logp)
+  np.testing.assert_allclose(value, -2 * weight * logp, rtol=1e-5)
+  np.testing.assert_allclose(gradient, -2 * weight, rtol=1e-5)
+
+
+def test_gspo_has_one_ratio_a_sequence_by_hand():
+  # Ratios 2 and 1/2 of the first (mean log 0: ratio 1); 4 and padding of the
+  # second (ratio 4, clipped at 1.3).
+  old = jnp.full((2, 2), -1.0)
+  gaps = jnp.log(jnp.array([[2.0, 0.5], [4.0, 9.0]]))
+  mask = jnp.array([[True, True], [True, False]])
+
+  def f(logp):
+    each = POLICY_LOSSES['gspo'](
+      logp, old, jnp.full((2, 2), 2.0), clip_low=0.2, clip_high=0.3, mask=mask
+    )
+    return jnp.where(mask, each, 0).sum(), each
+
+  (_, each), slope = jax.value_and_grad(f, has_aux=True)(old + gaps)
+  np.testing.assert_allclose(each[mask], [-2, -2, -2.6], rtol=1e-5)
+  # Both tokens carry the loss, and each moves the ratio by a half.
+  np.testing.assert_allclose(slope, [[-2, -2], [0, 0]], atol=1e-5)
+
+
+def test_reinforce_by_hand():
+  value, slope = jax.value_and_grad(
+    lambda logp: POLICY_LOSSES['reinforce'](logp, None, jnp.array(3.0))
+  )(-0.5)
+  np.testing.assert_allclose([value, slope], [1.5, -3])
+
+
+@pytest.mark.parametrize('name', POLICY_LOSSES)
+def test_at_ratio_one_all_have_the_slope_of_reinforce(name):
+  logp = jnp.log(jnp.array([[0.5, 0.25, 0.8], [0.1, 0.9, 0.5]]))
+  advantage = jnp.array([[1.0], [-2.0]]) * jnp.ones((2, 3))
+  mask = jnp.ones((2, 3), bool)
+
+  def f(x):
+    return POLICY_LOSSES[name](
+      x, logp, advantage, clip_low=0.2, clip_high=0.2, mask=mask
+    ).sum()
+
+  np.testing.assert_allclose(jax.grad(f)(logp), -advantage, rtol=1e-5)
+
+
+def test_a_ratio_of_any_size_stays_finite():
+  value, slope = jax.value_and_grad(
+    lambda logp: clipped_policy_gradient(
+      logp, jnp.array(-500.0), jnp.array(-1.0), clip_low=0.2, clip_high=0.2
+    )
+  )(0.0)
+  assert jnp.isfinite(value) and jnp.isfinite(slope)
+  assert truncated_ratio(jnp.array(0.0), jnp.array(-500.0), 2.0) == 2
+
+
+def test_adaptive_clip_by_hand():
+  # Probabilities .5 and .55 share a bin of 5, .9 has its own; ratios 1.2 and
+  # 0.8 have deviation 0.2, a single one has none.
+  logp = jnp.log(jnp.array([0.5, 0.55, 0.9, 0.5]))
+  ratios = jnp.array([1.2, 0.8, 3.0, 9.0])
+  mask = jnp.array([True, True, True, False])
+  got = adaptive_clip(logp, logp - jnp.log(ratios), mask)
+  alone = 0.2 + 3e-4
+  np.testing.assert_allclose(got[:3], [0.8, 0.8, alone], rtol=1e-4)
+  # Far apart: as wide as is allowed.
+  far = logp - jnp.log(jnp.array([5.0, 0.1, 3.0, 9.0]))
+  assert adaptive_clip(logp, far, mask)[0] == 3
 
 
 def test_the_behaviour_policy_is_constant():

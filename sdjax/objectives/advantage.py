@@ -18,7 +18,11 @@ def reinforce(reward_QG: jax.Array) -> jax.Array:
 def centred(reward_QG: jax.Array) -> jax.Array:
   """R - mean: no division by the spread (Dr. GRPO, arXiv 2503.20783)."""
   reward_QG = jnp.asarray(reward_QG, float)
-  return reward_QG - reward_QG.mean(axis=1, keepdims=True)
+  gap_QG = reward_QG - reward_QG.mean(axis=1, keepdims=True)
+  # The rounded mean of equal rewards need not be that reward, and dividing by
+  # their spread would blow the difference up.
+  flat_Q1 = jnp.ptp(reward_QG, axis=1, keepdims=True) == 0
+  return jnp.where(flat_Q1, 0, gap_QG)
 
 
 def group_normalised(reward_QG: jax.Array) -> jax.Array:

@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.objectives import credit
+
+A = jnp.array([2.0, -2.0, 2.0, -2.0, 0.0])
+U = jnp.log(jnp.array([1.1, 1.1, 4.0, 4.0, 2.0]))
+
+
+def test_mixed_by_hand():
+  got = credit.mixed(A, U, 0.25)
+  np.testing.assert_allclose(got, 0.25 * A + 0.75 * U, rtol=1e-6)
+  np.testing.assert_array_equal(credit.mixed(A, U, 1.0), A)
+  np.testing.assert_array_equal(credit.mixed(A, U, 0.0), U)
+
+
+def test_rlsd_by_hand():
+  # Factors: 1.1, 1/1.1, 4 -> 1.2, 1/4 -> 0.8; half of each.
+  got = credit.rlsd(A, U, 0.5, clip=0.2)
+  want = [2 * 1.05, -2 * (1 + 1 / 1.1) / 2, 2 * 1.1, -2 * 0.9, 0]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_array_equal(credit.rlsd(A, U, 0.0), A)
+  np.testing.assert_array_equal(credit.rlsd(A, 0 * U, 1.0), A)
+
+
+def test_antisd_by_hand():
+  # softplus(log 3) = log 4: (log 4 - log 2) / 2 = log(2) / 2.
+  got = credit.antisd(jnp.array(1.0), jnp.log(3.0), 0.5)
+  np.testing.assert_allclose(got, 1 - 0.25 * np.log(2), rtol=1e-5)
+  np.testing.assert_array_equal(credit.antisd(A, U, 0.0), A)
+  np.testing.assert_allclose(credit.antisd(A, 0 * U, 3.0), A, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'a, e, want, touched',
+  [
+    # A contrast far above the temperature: the whole weight, either way.
+    (1.0, 1.0, 1.5, True),
+    (1.0, -1.0, 0.5, True),
+    (-1.0, 1.0, -0.5, True),
+    # Never past zero, and never away from it.
+    (0.3, -1.0, 0.0, True),
+    (-0.3, 1.0, 0.0, True),
+    (0.0, 1.0, 0.0, True),
+    # 0.5 tanh(0.02) = 0.01 is below the threshold.
+    (1.0, 0.0004, 1.0, False),
+    (1.0, 0.0, 1.0, False),
+  ],
+)
+def test_rlcsd_by_hand(a, e, want, touched):
+  got, at = credit.rlcsd(jnp.array(a), jnp.array(e), 0.5)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  assert bool(at) == touched
+
+
+def test_rlcsd_is_bounded_and_vanishes():
+  got, _ = credit.rlcsd(jnp.array(1.0), jnp.array(9.0), 10.0, largest=2.0)
+  np.testing.assert_allclose(got, 3)
+  got, touched = credit.rlcsd(A, U, 0.0)
+  np.testing.assert_array_equal(got, A)
+  assert not touched.any()
+
+
+def test_future_sum_by_hand():
+  value = jnp.array([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0]])
+  mask = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
+  got = credit.future_sum(value, mask, 1.0)
+  np.testing.assert_allclose(got, [[14, 12, 8, 0], [2, 0, 0, 0]])
+  got = credit.future_sum(value, mask, 0.5)
+  np.testing.assert_allclose(got, [[1 + 1 + 1, 2 + 2, 4, 0], [1, 0, 0, 0]])
+  np.testing.assert_array_equal(credit.future_sum(value, mask, 0.0), 0 * got)
+
+
+def test_future_credit_completes_the_gradient_of_a_sum():
+  """Local slopes and credits are the slope of the expected total cost."""
+  # Two steps, two tokens; what the second step costs depends on the first.
+  first = jnp.array([0.4, -0.3])
+  second = jnp.array([[0.2, -0.5], [0.9, 0.1]])
+  cost = jnp.array([[1.0, 3.0], [0.5, 2.0]])
+
+  def total(tables):
+    p, q = jax.nn.softmax(tables[0]), jax.nn.softmax(tables[1])
+    return jnp.sum(p[:, None] * q * cost)
+
+  def surrogate(tables):
+    logp, logq = (jax.nn.log_softmax(x) for x in tables)
+    law = jax.lax.stop_gradient(jnp.exp(logp))
+    local = jnp.sum(jnp.exp(logq) * cost, axis=-1)  # the second step's cost
+    out = 0.0
+    for token in (0, 1):
+      values = jnp.stack([0.0, local[token]])
+      later = jax.lax.stop_gradient(
+        credit.future_sum(values, jnp.ones(2, bool), 1.0)
+      )
+      out += law[token] * (local[token] + later[0] * logp[token])
+    return out
+
+  tables = (first, second)
+  for got, want in zip(
+    jax.grad(surrogate)(tables), jax.grad(total)(tables), strict=True
+  ):
+    np.testing.assert_allclose(got, want, atol=1e-6)

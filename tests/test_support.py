@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.objectives.divergence import DIVERGENCES
+from sdjax.objectives.pooling import arithmetic_mixture, geometric_mixture
+from sdjax.objectives.support import on_support
+
+STUDENT = np.array([0.4, 0.1, 0.3, 0.2])
+TEACHER = np.array([0.1, 0.6, 0.1, 0.2])
+
+
+def laws(support, top_k, tail):
+  out = on_support(
+    jnp.log(STUDENT), jnp.log(TEACHER), support=support, top_k=top_k, tail=tail
+  )
+  return [np.exp(x) for x in out]
+
+
+@pytest.mark.parametrize(
+  'support, student, teacher',
+  [
+    # The student's best two are tokens 0 and 2, the teacher's 1 and 3.
+    ('student_top_k', [0.4, 0.3, 0.3], [0.1, 0.1, 0.8]),
+    ('teacher_top_k', [0.1, 0.2, 0.7], [0.6, 0.2, 0.2]),
+  ],
+)
+def test_a_tail_is_one_more_event_by_hand(support, student, teacher):
+  got = laws(support, 2, True)
+  np.testing.assert_allclose(got[0], student, rtol=1e-5)
+  np.testing.assert_allclose(got[1], teacher, rtol=1e-5)
+
+
+def test_without_a_tail_the_chosen_sum_to_one():
+  student, teacher = laws('student_top_k', 2, False)
+  np.testing.assert_allclose(student, [4 / 7, 3 / 7], rtol=1e-5)
+  np.testing.assert_allclose(teacher, [0.5, 0.5], rtol=1e-5)
+
+
+def test_nothing_is_done_to_the_full_vocabulary():
+  for support, top_k in (('full', 1), ('student_top_k', 4)):
+    np.testing.assert_allclose(laws(support, top_k, True)[0], STUDENT)
+
+
+def test_teachers_broadcast():
+  student = jnp.log(STUDENT)[None]
+  teacher = jnp.log(np.stack([TEACHER, STUDENT]))
+  got = on_support(
+    student, teacher, support='teacher_top_k', top_k=1, tail=True
+  )
+  np.testing.assert_allclose(
+    np.exp(got[0]), [[0.1, 0.9], [0.4, 0.6]], rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    np.exp(got[1]), [[0.6, 0.4], [0.4, 0.6]], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('support', ['student_top_k', 'teacher_top_k'])
+@pytest.mark.parametrize('name', ['forward_kl', 'reverse_kl', 'jsd'])
+def test_seen_coarsely_nothing_is_farther(name, support):
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    p, q = jax.nn.log_softmax(2 * rng.standard_normal((2, 40, 9)))
+    full = DIVERGENCES[name](p, q)
+    for top_k in (8, 3, 1):  # with 8 of 9, the tail is the ninth token
+      coarse = DIVERGENCES[name](
+        *on_support(p, q, support=support, top_k=top_k, tail=True)
+      )
+      assert (coarse <= full + 1e-9).all() and (coarse >= -1e-9).all()
+      if top_k == 8:
+        np.testing.assert_allclose(coarse, full, atol=1e-9)
+    assert (coarse < full - 1e-3).any()
+
+
+def test_a_certain_student_has_a_finite_tail():
+  certain = jax.nn.log_softmax(jnp.array([200.0, 0.0, 0.0]))
+
+  def value(logits):
+    laws = on_support(
+      jax.nn.log_softmax(logits),
+      jnp.log(jnp.array([0.5, 0.3, 0.2])),
+      support='student_top_k',
+      top_k=1,
+      tail=True,
+    )
+    return DIVERGENCES['reverse_kl'](*laws)
+
+  got, slope = jax.value_and_grad(value)(certain)
+  np.testing.assert_allclose(got, np.log(2), rtol=1e-3)
+  assert jnp.isfinite(slope).all()
+
+
+def test_ties_choose_k_tokens():
+  even = jnp.log(jnp.full(4, 0.25))
+  student, _ = on_support(
+    even, jnp.log(TEACHER), support='student_top_k', top_k=2, tail=True
+  )
+  np.testing.assert_allclose(np.exp(student), [0.25, 0.25, 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'support': 'top'}, "support='top' is not one of"),
+    ({'top_k': 0}, 'top_k=0 must be at least 1'),
+  ],
+)
+def test_bad_options_are_named(options, message):
+  options = {'support': 'student_top_k', 'top_k': 2, 'tail': True} | options
+  with pytest.raises(ValueError, match=message):
+    on_support(jnp.zeros(4), jnp.zeros(4), **options)
+
+
+def test_the_mixture_keeps_what_any_teacher_says():
+  logp = jnp.log(jnp.array([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01], [1, 1, 1]]))
+  mask = jnp.array([True, True, False])
+  got = np.exp(arithmetic_mixture(logp, mask))
+  np.testing.assert_allclose(got, [0.495, 0.495, 0.01], rtol=1e-5)
+  # Averaged losses pool geometrically: each excludes the other's.
+  np.testing.assert_allclose(
+    np.exp(arithmetic_mixture(logp[:2], ~mask[:2])), got, rtol=1e-5
+  )
+
+
+def test_the_geometric_mixture_by_hand():
+  q, o = jnp.log(STUDENT), jnp.log(TEACHER)
+  want = STUDENT**0.75 * TEACHER**0.25
+  got = jax.nn.softmax(geometric_mixture(q, o, jnp.array(0.25)))
+  np.testing.assert_allclose(got, want / want.sum(), rtol=1e-5)
+  for weight, end in ((0.0, q), (1.0, o)):
+    got = geometric_mixture(q, o, jnp.array(weight))
+    np.testing.assert_array_equal(got, end)
