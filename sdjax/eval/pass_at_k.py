@@ -1,5 +1,7 @@
 """pass@k: the chance that at least one of k samples is correct."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -50,6 +52,36 @@ def pass_at_k(
   i = np.arange(1, (n.max() if n.size else 0) + 1)
   counted = (i > (n - c)[..., None]) & (i <= n[..., None])
   return 1.0 - np.where(counted, 1.0 - k / i, 1.0).prod(axis=-1)
+
+
+def pass_slope(curve: ArrayLike, ks: Sequence[int]) -> np.ndarray:
+  """Returns how much pass@k rises each time k doubles.
+
+  The least-squares slope of pass@k against log2 k: a scalar of functional
+  diversity. It is linear in the curve, so the mean of the questions' slopes
+  is the slope of their mean curve.
+
+  Args:
+    curve: float [..., K], pass@k at each k.
+    ks: the K values of k, at least two different ones.
+
+  Returns:
+    float64 [...], probability a doubling.
+
+  Raises:
+    ValueError: when the shapes differ, or there are not two different k.
+
+  Source: arXiv 2606.26091 for the notion of a slope; the scalar: ours.
+  """
+  curve = np.asarray(curve, np.float64)
+  if len(set(ks)) < 2 or min(ks) < 1 or curve.shape[-1:] != (len(ks),):
+    raise ValueError(
+      f'ks is {tuple(ks)} and the curve has shape {curve.shape}; a slope '
+      'needs two different k >= 1 and a value at each.'
+    )
+  x = np.log2(np.asarray(ks, np.float64))
+  x -= x.mean()
+  return curve @ x / (x @ x)
 
 
 def powers_of_two(n: int) -> tuple[int, ...]:

@@ -1,0 +1,66 @@
+"""Percentile bootstrap intervals of many means at once."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+BLOCK = 2_000_000
+"""Draws held at once, about: it bounds the memory, not the result."""
+
+
+def mean_intervals(
+  values: ArrayLike, seed: int = 0, num: int = 1000, level: float = 0.95
+) -> np.ndarray:
+  """Returns an interval of the mean of each column, resampling questions.
+
+  Every column is resampled by the same questions, those of
+  `diversity.bootstrap_interval` with the same seed. A question that has no
+  value in a column (NaN) is drawn like any other and left out of its mean.
+
+  Args:
+    values: float [Q, M], one row a question, one column a measure.
+    seed: of the resampling.
+    num: resamples.
+    level: share of the resamples inside the interval, in (0, 1).
+
+  Returns:
+    float64 [M, 2], lower and upper ends; NaN for a column without a value.
+
+  Raises:
+    ValueError: without a question, or for a level or num out of range.
+
+  Source: Efron 1979, the percentile interval.
+  """
+  values_QM = np.asarray(values, np.float64)
+  if values_QM.ndim != 2 or not len(values_QM):
+    raise ValueError(
+      f'values has shape {values_QM.shape}; it must be [Q, M] with Q >= 1.'
+    )
+  if not 0 < level < 1 or num < 1:
+    raise ValueError(
+      f'level is {level} and num is {num}; level must lie in (0, 1) and num '
+      'must be at least 1.'
+    )
+  size, width = values_QM.shape
+  has_QM = np.isfinite(values_QM)
+  both = np.concatenate([np.where(has_QM, values_QM, 0.0), has_QM], axis=1)
+  generator = np.random.default_rng(seed)
+  means = np.full((num, width), np.nan)
+  step = max(1, BLOCK // size)
+  for start in range(0, num, step):
+    rows = min(step, num - start)
+    draws = generator.integers(size, size=(rows, size))
+    # How often each question was drawn makes all means one product.
+    draws += np.arange(rows)[:, None] * size
+    times = np.bincount(draws.ravel(), minlength=rows * size)
+    totals, weights = np.split(
+      times.reshape(rows, size).astype(np.float64) @ both, 2, axis=1
+    )
+    np.divide(
+      totals, weights, out=means[start : start + rows], where=weights > 0
+    )
+  tail = (1 - level) / 2
+  ends = np.full((width, 2), np.nan)
+  for m in np.flatnonzero(has_QM.any(axis=0)):
+    # By chance a resample may hold none of the few questions with a value.
+    ends[m] = np.nanquantile(means[:, m], [tail, 1 - tail])
+  return ends
