@@ -1,6 +1,13 @@
-"""Measuring a model: n samples a question, accuracy and variety together."""
+"""Measuring a model: n samples a question, accuracy and variety together.
 
+`python -m sdjax.evaluate --rollouts=FILE --out=OUT.json` measures answers
+that any system gave and judged; `sdjax.eval.rollout_file` has their format.
+"""
+
+import argparse
 import functools
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +18,10 @@ from sdjax import config as config_lib
 from sdjax import rng
 from sdjax.data.prompts import encode_prompts
 from sdjax.eval.diversity import SampleSet, summarize
+from sdjax.eval.score_file import describe, score_file
 from sdjax.grading import Graded, grade
 from sdjax.language_model import LanguageModel
+from sdjax.metrics import write_json_atomic
 from sdjax.sharding import shard_batch
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
@@ -170,3 +179,38 @@ class Evaluator:
       )
       flat |= {f'{name}/{metric}': v for metric, v in numbers.items()}
     return flat, questions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Scores a file of answers; a user's mistake ends in one line, code 2."""
+  parser = argparse.ArgumentParser(
+    prog='python -m sdjax.evaluate',
+    description='Success and variety of judged answers, one JSON line each.',
+  )
+  parser.add_argument('--rollouts', required=True, help='file to score')
+  parser.add_argument('--out', required=True, help='JSON file to write')
+  parser.add_argument(
+    '--k', help='the k of pass@k, e.g. 1,8,64; by default 1,2,4,...'
+  )
+  parser.add_argument(
+    '--step', type=int, help='only lines of this training step'
+  )
+  options = parser.parse_args(argv)
+  try:
+    ks = None if options.k is None else [int(k) for k in options.k.split(',')]
+  except ValueError:
+    parser.error(f'--k is {options.k!r}; give whole numbers, e.g. 1,8,64.')
+  try:
+    flat = score_file(options.rollouts, ks, options.step)
+    write_json_atomic(options.out, flat)
+  except (ValueError, OSError) as error:
+    if os.environ.get('SDJAX_TRACEBACK'):
+      raise
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(f'{describe(flat)}\n{options.out}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -10,7 +10,7 @@ of `eval.json` and the per-question numbers of `eval_questions.json`.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,13 +85,13 @@ class SampleSet:
 
 
 def distinct_counts(
-  items: Sequence[Sequence[Collection[str]]],
+  items: Sequence[Sequence[Collection[Hashable]]],
   mask: ArrayLike | None = None,
 ) -> np.ndarray:
   """Counts the distinct items of each question over its samples.
 
   Args:
-    items: Q rows of per-sample collections of str.
+    items: Q rows of per-sample collections of names.
     mask: bool [Q, G], the samples that count; None: all, and then rows may
       differ in length.
 

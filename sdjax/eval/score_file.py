@@ -1,0 +1,181 @@
+"""Success and variety of the judged answers of any system.
+
+`python -m sdjax.evaluate --rollouts=FILE --out=OUT.json` is this module's
+`score_file`.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdjax.eval.bootstrap import mean_intervals
+from sdjax.eval.diversity import distinct_counts
+from sdjax.eval.pass_at_k import pass_at_k, pass_slope, powers_of_two
+from sdjax.eval.rollout_file import Answers, Name, read_answers
+from sdjax.eval.selection import maj_at_k
+from sdjax.eval.self_bleu import self_bleu
+from sdjax.eval.solutions import variety
+from sdjax.eval.text import copy_overlap, distinct_n
+from sdjax.eval.vendi import vendi_scores
+
+
+def score_file(
+  path: str | os.PathLike[str],
+  ks: Sequence[int] | None = None,
+  step: int | None = None,
+) -> dict[str, float]:
+  """Scores a file of answers, see `rollout_file.read_answers` and `score`.
+
+  Args:
+    path: JSON lines, one answer a line.
+    ks: the k of pass@k and maj@k; None: 1, 2, 4, ... as far as they go.
+    step: only lines whose `step` is this; None: all lines.
+
+  Returns:
+    What `score` returns.
+
+  Raises:
+    RolloutError: for a line that cannot be read, or a k that is too large.
+    OSError: when the file cannot be read.
+  """
+  return score(read_answers(path, step), ks)
+
+
+def score(
+  answers: Answers, ks: Sequence[int] | None = None
+) -> dict[str, float]:
+  """Reduces judged answers to their numbers.
+
+  Each number is a mean over the questions that have a value; a question
+  without one is named below. Beside NAME stand NAME/low and NAME/high, its
+  95% bootstrap interval over questions.
+
+    pass@k              chance that one of k answers is correct, unbiased
+    maj@k               chance that a vote by `solution` elects a correct one;
+                        left out where only correct answers have a solution:
+                        then the wrong ones cannot vote
+    pass_gain           pass@k at the largest k minus that at 1
+    pass_slope          rise of pass@k each time k doubles, by least squares;
+                        left out with a single k
+    distinct_solutions  different correct solutions, 0 if none
+    effective_solutions exp of their entropy, 0 if none
+    solution_entropy    nats, 0 if at most one
+    strategies_correct  different strategies in correct answers, 0 if none
+    distinct_1, _2, _3  unique n-grams over all n-grams of the answers
+    self_bleu           0..100, BLEU-4 against the question's other answers;
+                        a question with one answer has none
+    vendi               Vendi score, in answers, of word 1- and 2-grams
+    copy_overlap        longest run of words shared with the demonstration,
+                        over the answer's words; of answers that have one
+
+  and `num_questions` and `num_answers`. The solution, strategy and
+  demonstration measures are left out where no line has that field.
+
+  Args:
+    answers: of at least one question.
+    ks: the k of pass@k and maj@k; None: powers of two up to the answers of
+      the question that has the fewest, so that every question counts.
+
+  Returns:
+    The flat numbers.
+
+  Raises:
+    ValueError: for a k below 1 or above the answers of a question.
+  """
+  columns = _columns(answers, _checked(ks, answers))
+  values_QM = np.stack(list(columns.values()), axis=1)
+  intervals = mean_intervals(values_QM)
+  flat: dict[str, float] = {}
+  for name, column, (low, high) in zip(
+    columns, values_QM.T, intervals.tolist(), strict=True
+  ):
+    known = column[np.isfinite(column)]
+    if known.size:
+      flat |= {
+        name: float(known.mean()),
+        f'{name}/low': low,
+        f'{name}/high': high,
+      }
+  flat['num_questions'] = len(answers.answer)
+  flat['num_answers'] = sum(map(len, answers.answer))
+  return flat
+
+
+def describe(flat: dict[str, float]) -> str:
+  """Returns the numbers of `score` for a terminal, one a line."""
+  lines = []
+  for name, value in flat.items():
+    if f'{name}/low' in flat:
+      low, high = flat[f'{name}/low'], flat[f'{name}/high']
+      lines.append(f'{name:20} {value:9.4f}  [{low:.4f}, {high:.4f}]')
+    elif not name.endswith(('/low', '/high')):
+      lines.append(f'{name:20} {value:9}')
+  return '\n'.join(lines)
+
+
+def _checked(ks: Sequence[int] | None, answers: Answers) -> list[int]:
+  sizes = [len(row) for row in answers.answer]
+  fewest = min(sizes)
+  if ks is None:
+    return list(powers_of_two(fewest))
+  for k in ks:
+    if not 1 <= k <= fewest:
+      which: Name = answers.question_ids[sizes.index(fewest)]
+      raise ValueError(
+        f'k is {k}; it must lie in 1..{fewest}, the answers of question '
+        f'{which!r}, which has the fewest.'
+      )
+  if not ks:
+    raise ValueError('no k is given; e.g. 1,8,64.')
+  return sorted(set(ks))
+
+
+def _columns(answers: Answers, ks: Sequence[int]) -> dict[str, np.ndarray]:
+  """Each measure's value of each question, float64 [Q], NaN where none."""
+  num_Q = np.asarray([len(row) for row in answers.answer])
+  right_Q = np.asarray([sum(row) for row in answers.correct])
+  curve = [pass_at_k(num_Q, right_Q, k) for k in ks]
+  columns = {f'pass@{k}': value for k, value in zip(ks, curve, strict=True)}
+  columns['pass_gain'] = curve[-1] - right_Q / num_Q
+  if len(ks) > 1:
+    columns['pass_slope'] = pass_slope(np.stack(curve, axis=-1), ks)
+  if answers.solution is not None:
+    if _wrong_ones_vote(answers):
+      columns |= {
+        f'maj@{k}': maj_at_k(answers.solution, answers.correct, k) for k in ks
+      }
+    found = variety(answers.solution, answers.correct)
+    columns |= {
+      'distinct_solutions': found.distinct.astype(np.float64),
+      'effective_solutions': found.effective,
+      'solution_entropy': found.entropy,
+    }
+  if answers.strategies is not None:
+    used = [
+      [names for names, right in zip(row, rights, strict=True) if right]
+      for row, rights in zip(answers.strategies, answers.correct, strict=True)
+    ]
+    columns['strategies_correct'] = distinct_counts(used).astype(np.float64)
+  for n, value in enumerate(distinct_n(answers.answer, 3).T, 1):
+    columns[f'distinct_{n}'] = value
+  columns['self_bleu'] = self_bleu(answers.answer)
+  columns['vendi'] = vendi_scores(answers.answer)
+  if answers.demonstrations is not None:
+    columns['copy_overlap'] = copy_overlap(
+      answers.answer, answers.demonstrations
+    )
+  return columns
+
+
+def _wrong_ones_vote(answers: Answers) -> bool:
+  """Whether a wrong answer has a key, or none is wrong."""
+  wrong = [
+    key
+    for keys, rights in zip(
+      answers.solution or [], answers.correct, strict=True
+    )
+    for key, right in zip(keys, rights, strict=True)
+    if not right
+  ]
+  return not wrong or any(key is not None for key in wrong)
