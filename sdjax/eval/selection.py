@@ -15,6 +15,9 @@ from sdjax.eval.pass_at_k import pass_at_k
 CHUNK = 256
 """Questions voted on at once: it bounds the memory."""
 
+NEGLIGIBLE = 1e-18
+"""Numbers of winning votes less likely than this are not looked at."""
+
 
 def maj_at_k(
   keys: Sequence[Sequence[Hashable]],
@@ -163,12 +166,20 @@ def _elect(
   if k == n:  # One subset; the table below would be at its largest.
     top_QJ = size_QJ == size_QJ[:, :1]
     return (credit_QJ * top_QJ).sum(axis=1) / top_QJ.sum(axis=1)
+  at_most = np.cumsum(chance, axis=1)
+  at_least = np.cumsum(chance[:, ::-1], axis=1)[:, ::-1]
+  least = NEGLIGIBLE * chance[n, k]
   result_Q = np.zeros(len(size_QJ))
   for s in range(1, min(k, int(size_QJ.max())) + 1):
     # Can s be the most votes of a key? Some key must have s answers, and
     # all keys with at most s votes must be able to give k together.
     can = np.minimum(size_QJ, s).sum(axis=1) >= k
-    asked = np.flatnonzero(can & (size_QJ[:, 0] >= s))
+    can &= size_QJ[:, 0] >= s
+    # And is it likelier than rounding errors? Bounds on the chances that no
+    # key has more than s votes, and that one has s.
+    can &= at_most[size_QJ, s].prod(axis=1) > least
+    can &= at_least[size_QJ, s].sum(axis=1) > least
+    asked = np.flatnonzero(can)
     if not asked.size:
       continue
     size_BJ, credit_BJ = size_QJ[asked], credit_QJ[asked]
