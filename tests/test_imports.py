@@ -22,9 +22,19 @@ FLOORS = [
     'config_check',
     'config_dict',
     'schedule',
+    'reward_worker',
   },
-  {'objectives', 'models', 'tasks'},
-  {'steps', 'demonstrations', 'rewards', 'grading', 'data', 'eval', 'lora'},
+  {'objectives', 'models', 'tasks', 'theory'},
+  {
+    'steps',
+    'demonstrations',
+    'rewards',
+    'reward_function',
+    'grading',
+    'data',
+    'eval',
+    'lora',
+  },
   {
     'methods',
     'sharding',
@@ -33,11 +43,20 @@ FLOORS = [
     'metrics',
     'plots',
     'language_model',
+    'reward_model',
     'workdir',
     'in_words',
     'presets',
   },
-  {'train', 'evaluate', 'pretrain', 'report', 'export', 'bench'},
+  {
+    'train',
+    'evaluate',
+    'pretrain',
+    'report',
+    'export',
+    'bench',
+    'illustration',
+  },
   {'main'},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -47,6 +66,7 @@ MAY_COMPILE = {
   'pretrain.py',
   'bench.py',
   'language_model.py',  # the plain forward of research scripts
+  'reward_model.py',  # from texts to rewards
 }
 
 FILES = sorted(

@@ -1,0 +1,352 @@
+"""Closed forms of what self-distillation and RL converge to.
+
+For a problem small enough to list every answer y (or every next token of a
+prefix) the best policy of each objective is known. With pi0 the base policy,
+pi0(.|c) the base policy shown demonstration c, demonstrations drawn from a
+FIXED law, and beta the weight of the KL to pi0:
+
+  SDSD, losses averaged    pi0 exp(E_c[i(y; c)] / (1 + beta))
+  SDSD, mixture teacher    pi0 exp(log E_c[exp i(y; c)] / (1 + beta))
+  RL                       pi0 exp(R(y) / beta)
+
+where i(y; c) = log pi0(y|c) - log pi0(y). RL keeps the ratio of two correct
+answers; SDSD multiplies it by exp of the difference of their tilts.
+
+Every array may have leading axes. Called with answers on the last axis they
+are the sequence-level optima; called with the next tokens of every prefix,
+[prefixes, V], they are the token-level ones (Prop. 5), which is what a loss
+that holds its rollouts constant can reach. The two differ for answers longer
+than one token: the token-level policy is normalised at each prefix.
+
+Two KLs to the base policy occur. `reverse_kl`, KL(pi || pi0), is the one of
+the propositions. `forward_kl`, KL(pi0 || pi), is what the k3 estimator
+descends when it is differentiated as a loss on sampled tokens: there
+grad k3 = (1 - pi0 / pi) grad log pi, whose mean under pi is
+-sum_v pi0 grad log pi = grad KL(pi0 || pi).
+
+Source: arXiv 2606.26091, Props. 1 to 5 and Remark 1; mixture teacher,
+`forward_kl` anchor and `group_gain`: ours.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.types import Array
+
+ANCHORS = ('reverse_kl', 'forward_kl')
+
+
+def pcmi(logp_given: Array, logp: Array) -> np.ndarray:
+  """Pointwise conditional mutual information of answers and demonstrations.
+
+  i(y; c | x) = log pi0(y | x, c) - log pi0(y | x): how much likelier the
+  demonstration makes an answer.
+
+  Args:
+    logp_given: [..., Y, C], nats, of answer y under demonstration c.
+    logp: [..., Y], nats, of answer y without one.
+
+  Returns:
+    float64 [..., Y, C], nats.
+
+  Raises:
+    ValueError: for shapes that do not fit, or laws that do not sum to 1.
+
+  Source: arXiv 2606.26091, eq. of Prop. 2.
+  """
+  logp = _law('logp', logp)
+  given = _given(logp_given, logp)
+  return given - logp[..., None]
+
+
+def sdsd_optimum(
+  logp0: Array,
+  expected_pcmi: Array,
+  beta: float = 0.0,
+  anchor: str = 'reverse_kl',
+) -> np.ndarray:
+  """The policy that self-distillation with averaged losses ends at.
+
+  argmin_pi E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), which is
+  pi0 exp(E_c[i] / (1 + beta)) normalised: averaged losses pool the teachers
+  geometrically.
+
+  Args:
+    logp0: [..., Y], nats, the base policy.
+    expected_pcmi: [..., Y], nats, mean of `pcmi` over the demonstrations.
+    beta: weight of the KL to the base policy, >= 0.
+    anchor: the KL's direction; see `ANCHORS` and the module's text.
+
+  Returns:
+    float64 [..., Y], probabilities.
+
+  Raises:
+    ValueError: for shapes that do not fit, a base policy that does not sum
+      to 1, a negative beta or an unknown anchor.
+
+  Source: arXiv 2606.26091, Props. 2, 4 and (for next tokens) 5;
+  `forward_kl`: ours.
+  """
+  logp0 = _law('logp0', logp0)
+  tilt = _like('expected_pcmi', expected_pcmi, logp0)
+  _check_anchor(anchor)
+  if not 0 <= beta < math.inf:
+    raise ValueError(f'beta={beta} must be at least 0 and finite.')
+  if anchor == 'reverse_kl' or beta == 0:
+    return _softmax(logp0 + tilt / (1 + beta))
+  # Stationarity, with pooled teacher q and u = beta pi0 / pi:
+  # log u + u = log(beta pi0 / q) + nu, and nu normalises pi.
+  log_q = np.log(_softmax(logp0 + tilt))
+  bias = np.log(beta) + logp0 - log_q
+
+  def policy(nu):
+    return np.exp(np.log(beta) + logp0 - _log_lambert(bias + nu))
+
+  low = np.max(log_q + beta * np.exp(logp0), axis=-1, keepdims=True)
+  high = np.max(log_q - logp0, axis=-1, keepdims=True) + beta
+  return _normalised(policy, low, high)
+
+
+def mixture_optimum(
+  logp0: Array, logp_given: Array, demo_prob: Array, beta: float = 0.0
+) -> np.ndarray:
+  """The policy that one teacher, the mean of all teachers, leads to.
+
+  argmin_pi KL(pi || m) + beta KL(pi || pi0) with m = E_c[pi0(.|c)]. Like
+  `sdsd_optimum`, but the tilt is the log of the mean of exp(PCMI) in place
+  of the mean: what one demonstration makes likely stays likely.
+
+  Args:
+    logp0: [..., Y], nats, the base policy.
+    logp_given: [..., Y, C], nats, under each demonstration.
+    demo_prob: [C], probability of each demonstration.
+    beta: weight of KL(pi || pi0), >= 0.
+
+  Returns:
+    float64 [..., Y], probabilities; the mixture itself at beta 0.
+
+  Raises:
+    ValueError: as `sdsd_optimum`, and for demonstrations that do not fit.
+
+  Source: ours.
+  """
+  tilts = pcmi(logp_given, logp0)
+  weight = _demo_law(demo_prob, tilts)
+  return sdsd_optimum(logp0, np.log(np.exp(tilts) @ weight), beta)
+
+
+def kl_rl_optimum(
+  logp0: Array, reward: Array, beta: float, anchor: str = 'reverse_kl'
+) -> np.ndarray:
+  """The policy that reinforcement learning with a KL ends at.
+
+  argmax_pi E_pi[R] - beta KL(pi || pi0), which is pi0 exp(R / beta)
+  normalised. With the `forward_kl` anchor it is beta pi0 / (lambda - R).
+  Either keeps the ratio of two answers of equal reward.
+
+  Args:
+    logp0: [..., Y], nats, the base policy.
+    reward: [..., Y].
+    beta: weight of the KL to the base policy, > 0.
+    anchor: the KL's direction; see `ANCHORS` and the module's text.
+
+  Returns:
+    float64 [..., Y], probabilities.
+
+  Raises:
+    ValueError: for shapes that do not fit, a base policy that does not sum
+      to 1, a beta that is not positive or an unknown anchor.
+
+  Source: arXiv 2606.26091, Props. 1 and 3; `forward_kl`: ours.
+  """
+  logp0 = _law('logp0', logp0)
+  reward = _like('reward', reward, logp0)
+  _check_anchor(anchor)
+  if not 0 < beta < math.inf:
+    raise ValueError(
+      f'beta={beta} must be positive and finite: without a KL every policy '
+      'on the best answers is optimal.'
+    )
+  if anchor == 'reverse_kl':
+    return _softmax(logp0 + reward / beta)
+  # gap = lambda - max R stays apart from R, or a small beta would drown.
+  below = np.max(reward, axis=-1, keepdims=True) - reward
+  prior = beta * np.exp(logp0)
+  low = np.max(np.where(below == 0, prior, 0), axis=-1, keepdims=True)
+  return _normalised(lambda gap: prior / (gap + below), low, beta)
+
+
+def sdsd_objective(
+  logits: Array,
+  logp_given: Array,
+  demo_prob: Array,
+  logp0: Array,
+  beta: float = 0.0,
+) -> jax.Array:
+  """E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), exactly.
+
+  Differentiable in every array and fit for `jax.jit`, so only shapes are
+  checked.
+
+  Args:
+    logits: [Y], unnormalised, of the policy.
+    logp_given: [Y, C], nats, of each answer under each demonstration.
+    demo_prob: [C], probability of each demonstration.
+    logp0: [Y], nats, the base policy.
+    beta: weight of the KL to the base policy.
+
+  Returns:
+    Scalar, nats, >= 0.
+
+  Raises:
+    ValueError: for shapes that do not fit.
+
+  Source: arXiv 2606.26091, Prop. 2.
+  """
+  shapes = [jnp.shape(x) for x in (logits, logp_given, demo_prob, logp0)]
+  answers, demos = shapes[0], shapes[2]
+  if (
+    len(answers) != 1
+    or len(demos) != 1
+    or shapes[1:] != [(*answers, *demos), demos, answers]
+  ):
+    raise ValueError(
+      'logits, logp_given, demo_prob, logp0 must have the shapes [Y], [Y, C], '
+      f'[C], [Y]; got {shapes}.'
+    )
+  logp = jax.nn.log_softmax(logits)
+  mean_teacher = jnp.asarray(logp_given) @ jnp.asarray(demo_prob)
+  gap = logp - mean_teacher + beta * (logp - jnp.asarray(logp0))
+  return jnp.sum(jnp.exp(logp) * gap)
+
+
+def group_gain(correct_prob: float, num_samples: int) -> float:
+  """How much more advantage a correct rollout has than a wrong one.
+
+  With rewards 0 and 1 the group-normalised advantage acts, in expectation,
+  like the plain reward times this gain; so RL with a KL ends where
+  `kl_rl_optimum` does at reward times gain, the gain being that of the
+  policy it ends at. For large groups it is 1 / sqrt(p (1 - p)): the closer
+  to always or never correct, the weaker the KL is in comparison.
+
+  Args:
+    correct_prob: chance that a rollout is correct, in [0, 1].
+    num_samples: G, rollouts in a group, at least 1.
+
+  Returns:
+    E[advantage | correct] - E[advantage | wrong].
+
+  Raises:
+    ValueError: for a chance outside [0, 1] or an empty group.
+
+  Source: ours, for `sdjax.objectives.advantage.group_normalised`.
+  """
+  if not 0 <= correct_prob <= 1 or num_samples < 1:
+    raise ValueError(
+      f'correct_prob={correct_prob} must be in [0, 1] and '
+      f'num_samples={num_samples} at least 1.'
+    )
+  gain = 0.0
+  for others in range(num_samples):  # that are correct, of num_samples - 1
+    chance = (
+      math.comb(num_samples - 1, others)
+      * correct_prob**others
+      * (1 - correct_prob) ** (num_samples - 1 - others)
+    )
+    for reward in (1, 0):
+      mean = (others + reward) / num_samples
+      advantage = (reward - mean) / (math.sqrt(mean * (1 - mean)) + 1e-4)
+      gain += chance * (advantage if reward else -advantage)
+  return gain
+
+
+def _log_lambert(x: np.ndarray) -> np.ndarray:
+  """Solves v + exp(v) = x for v; exp(v) is Lambert's W of exp(x)."""
+  # The start is right of the root and the function convex, so Newton's steps
+  # only ever come closer.
+  v = np.where(x < 1, x, np.log(np.maximum(x, 1)))
+  for _ in range(60):
+    v = v - (v + np.exp(v) - x) / (1 + np.exp(v))
+  return v
+
+
+def _normalised(
+  policy: Callable[[np.ndarray], np.ndarray], low: Any, high: Any
+) -> np.ndarray:
+  """Bisects for the number at which a falling `policy` sums to 1."""
+  high = high + np.zeros_like(low)
+  for _ in range(200):
+    middle = (low + high) / 2
+    heavy = policy(middle).sum(axis=-1, keepdims=True) > 1
+    low, high = np.where(heavy, middle, low), np.where(heavy, high, middle)
+  return policy((low + high) / 2)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _check_anchor(anchor: str) -> None:
+  if anchor not in ANCHORS:
+    raise ValueError(f'anchor={anchor!r} is not one of {ANCHORS}.')
+
+
+def _law(name: str, logp: Array, axis: int = -1) -> np.ndarray:
+  """Returns log-probabilities in float64, checked to be a law."""
+  logp = np.asarray(logp, np.float64)
+  if logp.ndim < -axis:
+    raise ValueError(
+      f'{name} has shape {logp.shape}; it needs {-axis} or more axes.'
+    )
+  if not np.isfinite(logp).all():
+    raise ValueError(
+      f'{name} must be finite: PCMI is undefined where an answer is '
+      'impossible. Leave such answers out.'
+    )
+  total = np.exp(logp).sum(axis=axis)
+  # Loose enough for a log-softmax in float32.
+  if np.abs(total - 1).max() > 1e-4:
+    raise ValueError(
+      f'{name} must be normalised log-probabilities, but its probabilities '
+      f'sum to {total.ravel()[np.abs(total - 1).argmax()]:.6g}.'
+    )
+  return logp
+
+
+def _given(logp_given: Array, logp: np.ndarray) -> np.ndarray:
+  given = _law('logp_given', logp_given, axis=-2)
+  if given.shape[:-1] != logp.shape:
+    raise ValueError(
+      f'logp_given has shape {given.shape}; with answers of shape '
+      f'{logp.shape} it must be [{", ".join(map(str, logp.shape))}, C].'
+    )
+  return given
+
+
+def _demo_law(demo_prob: Array, tilts: np.ndarray) -> np.ndarray:
+  weight = np.asarray(demo_prob, np.float64)
+  if weight.shape != tilts.shape[-1:]:
+    raise ValueError(
+      f'demo_prob has shape {weight.shape}, but there are {tilts.shape[-1]} '
+      'demonstrations.'
+    )
+  if (weight < 0).any() or abs(weight.sum() - 1) > 1e-4:
+    raise ValueError(
+      f'demo_prob must be probabilities that sum to 1; got {weight}.'
+    )
+  return weight
+
+
+def _like(name: str, value: Array, logp0: np.ndarray) -> np.ndarray:
+  value = np.asarray(value, np.float64)
+  if value.shape != logp0.shape:
+    raise ValueError(
+      f'{name} has shape {value.shape}, but logp0 has {logp0.shape}.'
+    )
+  return value
