@@ -1,0 +1,220 @@
+"""What the step functions converge to: training against closed forms.
+
+Whoever changes an objective learns here whether its optimum moved.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tabular import (
+  ONE_TOKEN,
+  THREE_TOKENS,
+  normalise,
+  problem,
+  sequence_laws,
+  sequence_logp,
+  sequence_optimum,
+  table_model,
+  token_optimum,
+  total_variation,
+)
+
+from sdjax import rl, rollout_step, sd, theory, update_step
+from sdjax.types import Evidence, Prompts, Signal, TrainState
+
+NUM_Q, NUM_G, STEPS = 16, 8, 2000
+
+
+def train(sizes, module, gather, **loss_options):
+  """Trains the table with the library's own steps; its law over answers.
+
+  The base policy is the start, the frozen teacher and the reference.
+
+  Args:
+    sizes: of the `problem`.
+    module: `sd` or `rl`.
+    gather: (rollout, key) to the evidence or to the signal itself.
+    **loss_options: of the module's loss.
+  """
+  vocab, length, num_demos = sizes
+  logp_CNV, *_ = problem(*sizes)
+  apply_fn, base = table_model(logp_CNV)
+  prompts = Prompts(
+    ids=jnp.full((NUM_Q, 1), num_demos),
+    length=jnp.ones(NUM_Q, jnp.int32),
+    question_id=jnp.arange(NUM_Q),
+  )
+  # The rate falls to 0, so that what is left is bias and not noise.
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
+  loss_fn = functools.partial(module.loss, apply_fn, **loss_options)
+
+  def step(state, key):
+    draw, choose = jax.random.split(key)
+    rollout = rollout_step(
+      apply_fn,
+      state.params,
+      prompts,
+      draw,
+      num_samples=NUM_G,
+      max_new_tokens=length,
+      eos_ids=(vocab,),  # never drawn: every answer has full length
+    )
+    signal = gather(rollout, choose)
+    if isinstance(signal, Evidence):
+      signal = module.signal_step(
+        apply_fn, base, base, prompts, rollout, signal
+      )
+    state, _ = update_step(
+      state,
+      base,
+      prompts,
+      rollout,
+      signal,
+      loss_fn=loss_fn,
+      optimizer=optimizer,
+    )
+    return state, None
+
+  keys = jax.random.split(jax.random.key(0), STEPS)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32), params=base, opt_state=optimizer.init(base)
+  )
+  state, _ = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(state, keys)
+  student_NV = normalise(state.params.reshape(logp_CNV.shape)[-1])
+  return np.exp(sequence_logp(student_NV, length))
+
+
+def shown_to_the_teacher(sizes, num_demo=1, num_plain=0):
+  """Gathers a demonstration for each rollout, from a fixed law.
+
+  Args:
+    sizes: of the `problem`.
+    num_demo: times the demonstration counts among the averaged losses.
+    num_plain: times the teacher shown NO demonstration, which is the base
+      policy, counts: a KL to it with weight num_plain / num_demo.
+  """
+  *_, demo_prob = problem(*sizes)
+  none = len(demo_prob)
+  contexts = jnp.broadcast_to(
+    jnp.arange(none + 1)[:, None], (NUM_Q, none + 1, 1)
+  )
+
+  def gather(rollout, key):
+    shape = rollout.length.shape
+    demo_QG = jax.random.categorical(key, jnp.log(demo_prob), shape=shape)
+    index_QGK = jnp.stack(
+      [demo_QG] * num_demo + [jnp.full(shape, none)] * num_plain, axis=-1
+    )
+    return Evidence(
+      context_ids=contexts,
+      context_length=jnp.ones_like(contexts[..., 0]),
+      context_index=index_QGK,
+      context_mask=jnp.ones(index_QGK.shape, bool),
+    )
+
+  return gather
+
+
+def number_of(rollout, vocab):
+  """Each rollout's place in the list of answers, int [Q, G]."""
+  width = rollout.ids.shape[-1]
+  return rollout.ids @ (vocab ** jnp.arange(width)[::-1])
+
+
+def rewarded(sizes):
+  """Gathers the rewards, for the library's own advantage."""
+  reward = jnp.asarray(problem(*sizes)[1])
+  return lambda rollout, _: Evidence(
+    reward=reward[number_of(rollout, sizes[0])]
+  )
+
+
+def rewarded_less_kl(sizes, beta):
+  """The signal whose advantage has the KL to the base in the reward."""
+  logp0, _, reward, _ = map(jnp.asarray, sequence_laws(*sizes))
+
+  def gather(rollout, _):
+    answer_QG = number_of(rollout, sizes[0])
+    gap_QG = rollout.behavior_logp.sum(-1) - logp0[answer_QG]
+    gain_QG = reward[answer_QG] - beta * gap_QG
+    centred_QG = gain_QG - gain_QG.mean(axis=1, keepdims=True)
+    return Signal(
+      sample_mask=jnp.ones(answer_QG.shape, bool),
+      advantage=jnp.broadcast_to(centred_QG[..., None], rollout.ids.shape),
+    )
+
+  return gather
+
+
+@pytest.mark.parametrize('support', ['full', 'sampled'])
+def test_sd_of_one_token_ends_at_the_closed_form(support):
+  gather = shown_to_the_teacher(ONE_TOKEN)
+  got = train(ONE_TOKEN, sd, gather, support=support)
+  assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) < 0.02
+
+
+def test_sd_with_the_base_as_a_second_teacher_ends_at_the_closed_form():
+  gather = shown_to_the_teacher(ONE_TOKEN, num_demo=2, num_plain=1)
+  got = train(ONE_TOKEN, sd, gather)
+  assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.5)) < 0.02
+  assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) > 0.1
+
+
+def test_sd_with_k3_ends_at_the_closed_form_with_the_forward_anchor():
+  gather = shown_to_the_teacher(ONE_TOKEN)
+  got = train(ONE_TOKEN, sd, gather, kl_coef=1.0)
+  anchored = token_optimum(*ONE_TOKEN, 1.0, anchor='forward_kl')
+  assert total_variation(got, anchored) < 0.02
+  assert total_variation(got, sequence_optimum(*ONE_TOKEN, 1.0)) > 0.04
+
+
+@pytest.mark.parametrize('num_demo, num_plain', [(1, 0), (2, 1)])
+def test_sd_of_three_tokens_ends_at_the_token_level_form(num_demo, num_plain):
+  gather = shown_to_the_teacher(THREE_TOKENS, num_demo, num_plain)
+  got = train(THREE_TOKENS, sd, gather)
+  beta = num_plain / num_demo
+  assert total_variation(got, token_optimum(*THREE_TOKENS, beta)) < 0.02
+  # Not at the sequence-level one: rollouts are constants to the loss, so no
+  # token learns what it does to the ones after it.
+  assert total_variation(got, sequence_optimum(*THREE_TOKENS, beta)) > 0.1
+
+
+def test_forward_kl_ends_at_the_mean_of_the_teachers():
+  gather = shown_to_the_teacher(ONE_TOKEN)
+  got = train(ONE_TOKEN, sd, gather, objective='forward_kl')
+  logp0, given, _, demo_prob = sequence_laws(*ONE_TOKEN)
+  mixture = theory.mixture_optimum(logp0, given, demo_prob)
+  assert total_variation(got, mixture) < 0.02
+  assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) > 0.2
+
+
+@pytest.mark.parametrize('sizes', [ONE_TOKEN, THREE_TOKENS])
+def test_rl_ends_at_the_closed_form_for_answers_of_any_length(sizes):
+  got = train(sizes, rl, rewarded_less_kl(sizes, 0.5))
+  logp0, _, reward, _ = sequence_laws(*sizes)
+  want = theory.kl_rl_optimum(logp0, reward, 0.5)
+  assert total_variation(got, want) < 0.02
+  assert total_variation(got, np.exp(logp0)) > 0.1
+
+
+def test_grpo_ends_at_the_closed_form_of_its_gain_and_anchor():
+  beta = 1.0
+  got = train(ONE_TOKEN, rl, rewarded(ONE_TOKEN), kl_coef=beta)
+  logp0, _, reward, _ = sequence_laws(*ONE_TOKEN)
+
+  def ends(gain, anchor='forward_kl'):
+    return theory.kl_rl_optimum(logp0, gain * reward, beta, anchor)
+
+  gain = 1.0
+  for _ in range(200):
+    gain = theory.group_gain(float(ends(gain) @ reward), NUM_G)
+  assert total_variation(got, ends(gain)) < 0.02
+  assert total_variation(got, ends(1.0)) > 0.1
+  assert total_variation(got, ends(gain, 'reverse_kl')) > 0.05
+  # What the paper says of RL holds: correct answers keep their ratios.
+  kept = np.exp(logp0) * reward / (np.exp(logp0) @ reward)
+  assert total_variation(got * reward / (got @ reward), kept) < 0.02
