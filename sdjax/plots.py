@@ -128,7 +128,7 @@ def pass_at_k(
   ]
   if not names:
     return None
-  figure, axes = _grid(1, len(names), theme)
+  figure, axes = grid(1, len(names), theme)
   for axis, name in zip(axes.flat, names, strict=True):
     points = runs_lib.curve_points(groups, name)
     for one, stage, style in _lines(groups, theme):
@@ -185,7 +185,7 @@ def diversity(
   names += sorted(seen - set(names))
   if not measures or not names:
     return None
-  figure, axes = _grid(len(measures), len(names), theme, height=2.15)
+  figure, axes = grid(len(measures), len(names), theme, height=2.15)
   for row, measure in enumerate(measures):
     for column, name in enumerate(names):
       axis = axes[row, column]
@@ -266,7 +266,7 @@ def training(
     return None
   columns = min(3, len(wanted))
   rows = -(-len(wanted) // columns)
-  figure, axes = _grid(rows, columns, theme, height=2.5, share=False)
+  figure, axes = grid(rows, columns, theme, height=2.5, share=False)
   by_label = styles(groups, theme)
   for axis, (key, title, members) in zip(axes.flat, wanted, strict=False):
     for one in members:
@@ -354,14 +354,25 @@ def _words(name: str) -> str:
   return name.replace('_', ' ')
 
 
-def _grid(
+def grid(
   rows: int,
   columns: int,
   theme: str,
   height: float = 3.3,
   share: bool = True,
 ):
-  """Makes a figure of equal panels without chart junk."""
+  """Makes a figure of equal panels without chart junk.
+
+  Args:
+    rows: of panels.
+    columns: of panels.
+    theme: key of `THEMES`.
+    height: of a panel, in inches.
+    share: whether a row's panels share their y axis.
+
+  Returns:
+    matplotlib's figure, and its axes [rows, columns].
+  """
   from matplotlib.figure import Figure
   from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -409,6 +420,11 @@ def _png(figure, groups, theme: str, base: bool = True) -> bytes:
     labelcolor=THEMES[theme].ink,
     handlelength=2.4,
   )
+  return to_png(figure)
+
+
+def to_png(figure: Any) -> bytes:
+  """Returns a figure of `grid` as the bytes of a PNG."""
   buffer = io.BytesIO()
   # No version in the file: the same run gives the same bytes.
   figure.savefig(buffer, format='png', metadata={'Software': None})
