@@ -6,7 +6,7 @@ teacher's must end alike: the same answer tokens are appended to both.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sdjax.config import ConfigError
@@ -96,6 +96,42 @@ def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
   """
   if not getattr(tokenizer, 'chat_template', None):
     return text
+  turns = [{'role': 'user', 'content': text}]
+  return _apply_chat_template(
+    tokenizer, turns, add_generation_prompt=True, enable_thinking=thinking
+  )
+
+
+def encode_answered(tokenizer: Any, question: str, answer: str) -> list[int]:
+  """Encodes a question with its answer, for a model that judges answers.
+
+  Args:
+    tokenizer: of the model that judges.
+    question: what was asked; never cut.
+    answer: what was answered. Control tokens spelled out in it are dropped:
+      it must not end its turn and write on in another's name.
+
+  Returns:
+    The token ids: with a chat template a user's and an assistant's turn,
+    without one the two texts, one behind the other.
+
+  Raises:
+    ValueError: the chat template does not take such a chat.
+  """
+  answer = without_control_tokens(tokenizer, answer)
+  if not getattr(tokenizer, 'chat_template', None):
+    return list(tokenizer.encode(question + answer))
+  turns = [
+    {'role': 'user', 'content': question},
+    {'role': 'assistant', 'content': answer},
+  ]
+  text = _apply_chat_template(tokenizer, turns)
+  return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _apply_chat_template(
+  tokenizer: Any, turns: Sequence[Mapping[str, str]], **options: Any
+) -> str:
   import jinja2
 
   chat_template = tokenizer.get_chat_template()
@@ -103,15 +139,12 @@ def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
     chat_template = _NO_CLOCK + chat_template
   try:
     return tokenizer.apply_chat_template(
-      [{'role': 'user', 'content': text}],
-      chat_template=chat_template,
-      add_generation_prompt=True,
-      tokenize=False,
-      enable_thinking=thinking,
+      turns, chat_template=chat_template, tokenize=False, **options
     )
   except jinja2.TemplateError as error:
+    roles = ' and '.join(f'one {turn["role"]}' for turn in turns)
     raise ValueError(
-      f"the tokenizer's chat template does not take a single user turn "
+      f"the tokenizer's chat template does not take a chat of {roles} turn "
       f'({error}); correct chat_template in the checkpoint'
     ) from error
 

@@ -7,7 +7,7 @@ own.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,7 +155,11 @@ def is_stacked(path: str) -> bool:
 
 
 def read_params(
-  tensors: Tensors, cfg: TransformerConfig, family: Family, sharding: Any
+  tensors: Tensors,
+  cfg: TransformerConfig,
+  family: Family,
+  sharding: Any,
+  beside: Collection[str] = (),
 ) -> Params:
   """Reads a model's weights to where they belong.
 
@@ -164,6 +168,8 @@ def read_params(
     cfg: the model; weights come in its `param_dtype`.
     family: gives the names.
     sharding: tree of shardings; None: the default device.
+    beside: tensors that the decoder has no place for and that are read by
+      somebody else, such as the head of a reward model.
 
   Returns:
     The nested dict that `init_params` gives, layers stacked on axis 0.
@@ -173,7 +179,7 @@ def read_params(
       shape or not finite.
   """
   wanted = list(plan(cfg, family))
-  _check_names(tensors, cfg, family, wanted)
+  _check_names(tensors, cfg, family, wanted, beside)
   for path, names, transposed, leaf in wanted:
     shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
     shape = shape[::-1] if transposed else shape
@@ -235,7 +241,11 @@ def _read_part(
 
 
 def _check_names(
-  tensors: Tensors, cfg: TransformerConfig, family: Family, wanted: Any
+  tensors: Tensors,
+  cfg: TransformerConfig,
+  family: Family,
+  wanted: Any,
+  beside: Collection[str],
 ) -> None:
   """Refuses missing and surplus tensors, but for a tied head stored twice."""
   expected = {name for _, names, *_ in wanted for name in names}
@@ -247,7 +257,7 @@ def _check_names(
       f'{where}: {len(missing)} tensors that the configuration asks for are '
       f'missing, the first is {missing[0]}.'
     )
-  extra = present - expected
+  extra = present - expected - set(beside)
   head, embedding = family.names['unembedding'], family.names['embedding']
   if cfg.tie_embeddings and extra == {head}:
     everything = (slice(None), slice(None))
