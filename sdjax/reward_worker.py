@@ -142,7 +142,8 @@ def import_sdjax_lightly(folder: str) -> None:
   """Makes modules of sdjax importable without the package's own imports.
 
   A question's class lies in `sdjax.tasks`, which needs no JAX. The package's
-  own names are there as well, from the moment that somebody asks for one.
+  own names are there as well, with all that they need, from the moment that
+  somebody asks for one.
 
   Args:
     folder: of the package.
@@ -158,6 +159,8 @@ def import_sdjax_lightly(folder: str) -> None:
   def load(name: str) -> Any:
     if name.startswith('__'):
       raise AttributeError(name)
+    if importlib.util.find_spec(f'sdjax.{name}') is not None:
+      return importlib.import_module(f'sdjax.{name}')
     del module.__dict__['__getattr__']
     loader.exec_module(module)
     return getattr(module, name)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax.config import ConceptGraph
+from sdjax import reward_worker
 from sdjax.reward_function import RewardError, RewardPool, load_function
-from sdjax.tasks import make_task
 from sdjax.tasks.base import Question
+from sdjax.tasks.concept_graph.graph import Graph
 
 FUNCTIONS = """
 import os, random, re, signal, sys, time
@@ -146,8 +146,7 @@ def test_what_counts_as_a_reward(pool, answer, expected):
 
 def test_numpy_numbers(file):
   score = load_function(f'{file}:score')
-  from sdjax.reward_worker import as_number
-
+  as_number = reward_worker.as_number
   assert as_number(score(question(), 'return 2')) == 2
   for value in (np.float32(0.5), np.array([0.5]), np.float64(0.5)):
     assert as_number(value) == 0.5
@@ -233,19 +232,17 @@ def test_nothing_but_errors_stops_the_run(file):
 
 
 def test_workers_are_light_and_leave_the_accelerator(pool):
-  graphs = make_task(ConceptGraph()).questions('train')
-  for asked in (question(), graphs[0]):
-    reward, _ = pool.score(
-      [asked], [["return 'jax' in sys.modules", 'return 7']]
-    )
-    np.testing.assert_array_equal(reward, [[0, 7]])
+  graph = Graph(('a', 'b'), ('hub', 'shape'), ((0, 1),), ((0, 1),), 'b')
+  asked = question(1, graph)
   answers = [
-    f'return str(question) == {str(graphs[0])!r}',
+    f'return str(question) == {str(asked)!r}',
     "return os.environ['JAX_PLATFORMS'] == 'cpu'",
+    "return __import__('sdjax', fromlist=['config']).config.Lora(5).rank",
+    "return 'jax' in sys.modules or 8",
     "return __import__('sdjax.tasks').tasks.Verdict(True, 6).reward",
   ]
-  reward, counts = pool.score([graphs[0]], [answers])
-  np.testing.assert_array_equal(reward, [[1, 1, 6]])
+  reward, counts = pool.score([asked], [answers])
+  np.testing.assert_array_equal(reward, [[1, 1, 5, 8, 6]])
 
 
 def test_sdjax_itself_is_there_for_a_function_that_asks(tmp_path):
@@ -355,9 +352,10 @@ def test_no_process_and_no_file_is_left(file, end):
 
 
 SCRIPT = """
-import os, signal, sys, warnings
+import os, runpy, signal, sys
+worker = runpy.run_path(sys.argv[3])
+worker['import_sdjax_lightly'](os.path.dirname(sys.argv[3]))  # saves seconds
 from sdjax.reward_function import RewardPool
-from sdjax.tasks.base import Question
 pool = RewardPool(sys.argv[1], workers=2, timeout=0.5)
 print(*[worker._process.pid for worker in pool._workers], flush=True)
 if sys.argv[2] == 'kill':
@@ -368,7 +366,14 @@ if sys.argv[2] == 'kill':
 @pytest.mark.parametrize('end', ['exit', 'kill'])
 def test_the_workers_end_with_the_trainer(file, end):
   done = subprocess.run(
-    [sys.executable, '-c', SCRIPT, f'{file}:score', end],
+    [
+      sys.executable,
+      '-c',
+      SCRIPT,
+      f'{file}:score',
+      end,
+      reward_worker.__file__,
+    ],
     capture_output=True,
     text=True,
   )

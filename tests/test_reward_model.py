@@ -5,12 +5,12 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import models
 import numpy as np
 import pytest
 import safetensors.numpy
 from chats import FAMILIES, family_tokenizer, make_tokenizer
 from jax.sharding import PartitionSpec
-from models import chain, jit
 
 from sdjax import config, reward_model
 from sdjax.models import hf
@@ -49,14 +49,14 @@ CASES = {
 }
 
 
-def make_torch(name, **changes):
+def make_torch(name):
   """A torch model with wide weights: no two texts have a like reward."""
   torch = pytest.importorskip(
     'torch', reason='compares with torch; pip install torch to run it'
   )
   import transformers
 
-  sizes = {**SIZES, **CASES[name], **changes}
+  sizes = {**SIZES, **CASES[name]}
   torch.manual_seed(0)
   model = getattr(transformers, f'{name}ForSequenceClassification')(
     getattr(transformers, f'{name}Config')(**sizes)
@@ -71,18 +71,22 @@ def make_torch(name, **changes):
 
 @pytest.fixture(scope='module')
 def judge(tmp_path_factory):
-  """A torch model and its folder, with a chat tokenizer."""
-  model = make_torch('Qwen3')
+  """A reward model's folder, with a chat tokenizer."""
   folder = tmp_path_factory.mktemp('judge')
-  model.save_pretrained(folder)
-  family_tokenizer('chatml').save_pretrained(folder)
-  return model, folder
+  cfg = models.config(vocab_size=VOCAB)
+  _, params = models.model(vocab_size=VOCAB)
+  tokenizer = family_tokenizer('chatml')
+  hf.save_checkpoint(folder, cfg, params, tokenizer, (tokenizer.eos_token_id,))
+  edit(folder, architectures=['Qwen3ForSequenceClassification'], num_labels=1)
+  head = np.random.default_rng(1).normal(size=(1, 16))
+  edit_weights(folder, **{'score.weight': head})
+  return folder
 
 
 @pytest.fixture
 def folder(judge, tmp_path):
   """A copy that a test may break."""
-  return shutil.copytree(judge[1], tmp_path / 'model')
+  return shutil.copytree(judge, tmp_path / 'model')
 
 
 def edit(folder, **fields):
@@ -105,10 +109,16 @@ def questions(*texts):
   return [Question(i, 'train', text, None) for i, text in enumerate(texts)]
 
 
-def theirs(model, rows):
-  """Rewards of token sequences, one by one and so without padding."""
-  import torch
+def theirs(folder, rows):
+  """Torch's rewards of token sequences, one by one: without padding."""
+  torch = pytest.importorskip(
+    'torch', reason='compares with torch; pip install torch to run it'
+  )
+  import transformers
 
+  model = transformers.AutoModelForSequenceClassification.from_pretrained(
+    folder
+  )
   with torch.no_grad():
     each = [model(torch.tensor([row])).logits.item() for row in rows]
   return np.array(each, np.float32)
@@ -129,7 +139,7 @@ def test_rewards_are_those_of_torch(name, tmp_path):
   with torch.no_grad():
     mask = torch.tensor(ids != PAD)
     expected = model(torch.tensor(ids), attention_mask=mask).logits[:, 0]
-  ours = jit(reward_step, static_argnums=0)(
+  ours = models.jit(reward_step, static_argnums=0)(
     make_apply_fn(cfg), params, head, jnp.asarray(ids), jnp.asarray(length)
   )
   assert ours.dtype == jnp.float32
@@ -139,7 +149,7 @@ def test_rewards_are_those_of_torch(name, tmp_path):
 
 def test_reward_by_hand():
   # The hidden state of token i is the i-th unit vector.
-  apply_fn, params = chain(np.eye(4))
+  apply_fn, params = models.chain(np.eye(4))
   head = jnp.array([0.5, -2.0, 3.0, 7.0])
   ids = jnp.array([[0, 1, 2], [3, 3, 1], [1, 0, 0]])
   reward = reward_step(apply_fn, params, head, ids, jnp.array([3, 2, 1]))
@@ -147,7 +157,6 @@ def test_reward_by_hand():
 
 
 def test_texts_are_scored_as_transformers_does(judge):
-  model, folder = judge
   asked = questions('which fruit?', 'why?')
   long = 'plum ' * 40
   answers = [['plum', long, 'plum'], ['fig, 🍑', '', long + 'mango']]
@@ -160,8 +169,8 @@ def test_texts_are_scored_as_transformers_does(judge):
         {'role': 'assistant', 'content': text},
       ]
       rows.append(tokenizer.apply_chat_template(chat)['input_ids'])
-  expected = theirs(model, rows).reshape(2, 3)
-  ours = RewardModel(str(folder), batch_tokens=512)
+  expected = theirs(judge, rows).reshape(2, 3)
+  ours = RewardModel(str(judge), batch_tokens=512)
   reward = ours.score(asked, answers)
   assert reward.shape == (2, 3) and reward.dtype == np.float32
   assert reward[0, 0] == reward[0, 2]
@@ -173,7 +182,7 @@ def test_texts_are_scored_as_transformers_does(judge):
 
 
 def test_batches_have_few_shapes_and_miss_no_row(judge):
-  ours = RewardModel(str(judge[1]), batch_tokens=256)
+  ours = RewardModel(str(judge), batch_tokens=256)
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, 400, 60)
   rows = [[int(n)] * n for n in lengths]
@@ -191,11 +200,10 @@ def test_batches_have_few_shapes_and_miss_no_row(judge):
 
 
 def test_over_a_mesh(judge):
-  _, folder = judge
   asked, answers = questions('a', 'b'), [['plum', 'fig', 'eel']] * 2
-  alone = RewardModel(str(folder)).score(asked, answers)
+  alone = RewardModel(str(judge)).score(asked, answers)
   mesh = make_mesh(config.Mesh(4, 2), jax.devices())
-  split = RewardModel(str(folder), mesh)
+  split = RewardModel(str(judge), mesh)
   kernel = split.params['layers']['attn']['q']['kernel']
   assert kernel.sharding.spec == PartitionSpec(None, 'data', 'model')
   assert split.score_head.sharding.is_fully_replicated
@@ -205,10 +213,9 @@ def test_over_a_mesh(judge):
 
 
 def test_bfloat16(judge):
-  _, folder = judge
   asked, answers = questions('a'), [['plum', 'fig', 'eel']]
-  wide = RewardModel(str(folder)).score(asked, answers)
-  ours = RewardModel(str(folder), dtype='bfloat16', param_dtype='bfloat16')
+  wide = RewardModel(str(judge)).score(asked, answers)
+  ours = RewardModel(str(judge), dtype='bfloat16', param_dtype='bfloat16')
   assert ours.score_head.dtype == ours.params['embedding'].dtype == jnp.bfloat16
   reward = ours.score(asked, answers)
   assert reward.dtype == np.float32
@@ -216,51 +223,49 @@ def test_bfloat16(judge):
   assert 0 < np.abs(reward - wide).max() < 0.1
 
 
-def test_a_turn_that_ends_in_padding(judge, folder):
+def test_a_turn_that_ends_in_padding(folder):
   """With `pad_token_id` = `<|im_end|>` torch reads the state before it."""
-  import transformers
-
-  model, _ = judge
   tokenizer = make_tokenizer(
     "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}"
     '{% endfor %}',
     FAMILIES['chatml'].special,
   )
   tokenizer.save_pretrained(folder)
-  edit(folder, pad_token_id=tokenizer.eos_token_id)
   text = 'user: hi<|im_end|>assistant: plum<|im_end|>'
   row = tokenizer.encode(text, add_special_tokens=False)
   assert row[-1] == tokenizer.eos_token_id
-  again = transformers.AutoModelForSequenceClassification.from_pretrained(
-    folder
-  )
-  expected = theirs(again, [row])
-  assert abs(expected - theirs(model, [row])) > 0.01
-  reward = RewardModel(str(folder)).score(questions('hi'), [['plum']])
-  np.testing.assert_allclose(reward[0], expected, rtol=0, atol=2e-4)
+  found = []
+  for pad_id in (tokenizer.eos_token_id, None):
+    edit(folder, pad_token_id=pad_id)
+    reward = RewardModel(str(folder)).score(questions('hi'), [['plum']])
+    np.testing.assert_allclose(
+      reward[0], theirs(folder, [row]), rtol=0, atol=2e-4
+    )
+    found.append(reward.item())
+  assert abs(found[0] - found[1]) > 0.01
 
 
 def test_an_answer_does_not_end_its_turn(judge):
-  ours = RewardModel(str(judge[1]))
+  ours = RewardModel(str(judge))
   answers = ['plum<|im_end|>', 'plum<|im_<|im_end|>end|>', 'plum']
   reward = ours.score(questions('a'), [answers])
   assert len(set(reward[0].tolist())) == 1
 
 
-def test_without_a_chat_template(judge, folder):
-  model, _ = judge
+def test_without_a_chat_template(folder):
   tokenizer = make_tokenizer(None, ('<|im_end|>',), bos='<s>')
   (folder / 'chat_template.jinja').unlink()
   tokenizer.save_pretrained(folder)
-  edit(folder, pad_token_id=None)
   reward = RewardModel(str(folder)).score(questions('a fig '), [['or plum']])
   row = tokenizer('a fig or plum')['input_ids']
   assert row[0] == tokenizer.bos_token_id
-  np.testing.assert_allclose(reward[0], theirs(model, [row]), rtol=0, atol=2e-4)
+  np.testing.assert_allclose(
+    reward[0], theirs(folder, [row]), rtol=0, atol=2e-4
+  )
 
 
 def test_what_does_not_fit_is_named(judge):
-  ours = RewardModel(str(judge[1]), max_tokens=40)
+  ours = RewardModel(str(judge), max_tokens=40)
   assert ours.score(questions('a'), [['b']]).shape == (1, 1)
   with pytest.raises(ValueError, match=r'raise max_tokens.*begins .plum plum'):
     ours.score(questions('plum ' * 40), [['b']])
@@ -326,7 +331,7 @@ def test_a_head_left_over_from_training_is_not_read(judge, folder):
   edit_weights(folder, **{'lm_head.weight': np.ones((VOCAB, 16))})
   asked, answers = questions('a'), [['plum']]
   np.testing.assert_array_equal(
-    load(folder).score(asked, answers), load(judge[1]).score(asked, answers)
+    load(folder).score(asked, answers), load(judge).score(asked, answers)
   )
 
 
