@@ -34,6 +34,9 @@ __all__ = ['RewardError', 'RewardPool', 'load_function']
 START_TIMEOUT = 120.0
 """Seconds a worker has to start, import the function and read a question."""
 
+GRACE = 10.0
+"""Seconds beyond its time after which a worker ends without being killed."""
+
 COUNTS = {'late': 'reward_timeouts', 'failed': 'reward_errors'}
 """How an answer fails to the name of the count."""
 
@@ -159,7 +162,7 @@ class RewardPool:
       'function': function,
       'package': str(Path(__file__).parent),
       'path': [path or self._folder for path in sys.path],
-      'timeout': timeout,
+      'limit': timeout + GRACE,
     }
     self._lock = threading.Lock()
     self._workers: list[_Worker] = []

@@ -5,6 +5,7 @@ library only: importing sdjax would import JAX, which takes seconds, a hundred
 times the start of the rest, and whenever a worker is killed another starts.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -22,7 +23,6 @@ from typing import Any
 
 FORM = "give 'path/to/file.py:name' or 'package.module:name'"
 LARGEST = 3.4028234e38  # float32
-GRACE = 10.0  # seconds; see `serve`
 
 
 class RewardError(RuntimeError):
@@ -170,13 +170,16 @@ def import_sdjax_lightly(folder: str) -> None:
 
 
 def serve(connection: Connection) -> None:
-  """Scores answers until the other end is closed.
+  """Scores answers until the pool is gone.
 
   Sends (`ready`, None) or (`broken`, why) once, then for each answer
   (`started`, None) and after it (`reward`, number) or (`error`, why).
 
   Args:
     connection: to the pool.
+
+  Raises:
+    EOFError, OSError: the pool is gone.
   """
   setup = connection.recv()
   sys.path[:] = setup['path']
@@ -191,14 +194,11 @@ def serve(connection: Connection) -> None:
   # does: no code of ours runs while a library computes in C.
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   while True:
-    try:
-      message = connection.recv_bytes()
-    except (EOFError, OSError):
-      return
+    message = connection.recv_bytes()
     try:
       question, answer = pickle.loads(message)
       connection.send(('started', None))
-      signal.setitimer(signal.ITIMER_REAL, setup['timeout'] + GRACE)
+      signal.setitimer(signal.ITIMER_REAL, setup['limit'])
       # A function that draws draws the same for the same answer.
       drawn = f'{question.question_id} {answer}'
       random.seed(drawn.encode('utf-8', 'surrogatepass'))
@@ -214,5 +214,5 @@ if __name__ == '__main__':
   handle = int(sys.argv[1])
   # What the user's function starts must not keep the connection open.
   os.set_inheritable(handle, False)
-  with Connection(handle) as pool:
+  with contextlib.suppress(EOFError, OSError), Connection(handle) as pool:
     serve(pool)

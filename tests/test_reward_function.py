@@ -355,15 +355,23 @@ SCRIPT = """
 import os, runpy, signal, sys
 worker = runpy.run_path(sys.argv[3])
 worker['import_sdjax_lightly'](os.path.dirname(sys.argv[3]))  # saves seconds
-from sdjax.reward_function import RewardPool
-pool = RewardPool(sys.argv[1], workers=2, timeout=0.5)
+from sdjax import reward_function
+from sdjax.tasks.base import Question
+reward_function.GRACE = 1.0
+pool = reward_function.RewardPool(sys.argv[1], workers=2, timeout=0.5)
 print(*[worker._process.pid for worker in pool._workers], flush=True)
+if sys.argv[2] == 'kill at work':
+  asked = [Question(0, '', '', None)]
+  pool.score(asked, [[f'return time.sleep(0.2) or {i}' for i in range(4)]])
+  signal.setitimer(signal.ITIMER_REAL, 0.3)
+  signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), 9))
+  pool.score(asked, [['hang in C', 'return 1']])
 if sys.argv[2] == 'kill':
   os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize('end', ['exit', 'kill'])
+@pytest.mark.parametrize('end', ['exit', 'kill', 'kill at work'])
 def test_the_workers_end_with_the_trainer(file, end):
   done = subprocess.run(
     [
@@ -376,6 +384,7 @@ def test_the_workers_end_with_the_trainer(file, end):
     ],
     capture_output=True,
     text=True,
+    timeout=60,  # the workers have our end of the pipe
   )
   assert done.returncode == (0 if end == 'exit' else -signal.SIGKILL)
   workers = [int(x) for x in done.stdout.split()]
