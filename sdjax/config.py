@@ -145,6 +145,34 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reward:
+  """Where the rewards of training come from.
+
+  Evaluations go by the task's verifier in any case.
+
+  Attributes:
+    name: the task's `verifier`, a `function` of yours, or a reward `model`.
+    function: `path/to/file.py:name` or `package.module:name`, called as
+      `name(question, answer)` in worker processes; it gives a number. An
+      answer it fails on or is too slow for gets 0, and is counted.
+    workers: processes that run it.
+    timeout: seconds an answer may take before its process is killed.
+    model: a Hugging Face folder with a sequence classifier of one label.
+    max_tokens: longest question and answer the model is given, in tokens.
+    threshold: an answer is correct (and may be a demonstration) if its reward
+      is at least this; 0: if the verifier says so.
+  """
+
+  name: str = 'verifier'
+  function: str = ''
+  workers: int = 2
+  timeout: float = 10.0
+  model: str = ''
+  max_tokens: int = 4096
+  threshold: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
   """What all methods share in the loss.
 
@@ -285,6 +313,7 @@ class Config:
       question as student and teacher are shown it, and stop.
     model: starting weights; absent when pretraining.
     task: questions and verifier.
+    reward: where rewards come from.
     method: how the model learns; only the chosen method's options exist.
     rollout: sampling while training; absent when pretraining.
     loss: shared parts of the loss; absent when pretraining.
@@ -299,6 +328,7 @@ class Config:
   print: bool = False
   model: Model | None = Model()
   task: ConceptGraph = ConceptGraph()
+  reward: Reward = Reward()
   method: Method = SelfDistillation()
   rollout: Rollout | None = Rollout()
   loss: Loss | None = Loss()

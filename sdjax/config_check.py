@@ -150,6 +150,21 @@ def _validate_presence(config: Config) -> None:
     if (getattr(config, name) is None) != pretraining:
       need = 'has no' if pretraining else 'needs the'
       raise ConfigError(f'mode={config.mode!r} {need} section {name!r}.')
+  if config.reward.name != 'verifier':
+    needed = config.reward.name
+    if not getattr(config.reward, needed):
+      raise ConfigError(f'reward.name={needed!r} needs reward.{needed}.')
+    if config.reward.timeout <= 0:
+      raise ConfigError(
+        f'reward.timeout={config.reward.timeout} must be above 0 seconds.'
+      )
+  if pretraining:
+    _refuse(
+      config.reward,
+      'reward.',
+      ('name',),
+      "when mode='pretrain', which has no rewards.",
+    )
   if pretraining:
     _refuse(
       config.train,

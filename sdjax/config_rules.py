@@ -18,6 +18,7 @@ from sdjax.config import (
   Optimizer,
   PolicyGradient,
   Pretraining,
+  Reward,
   Rollout,
   Schedule,
   SelfDistillation,
@@ -95,6 +96,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
     'kl_estimator': ('k1', 'k2', 'k3', 'full'),
   },
   Optimizer: {'schedule': ('constant', 'cosine')},
+  Reward: {'name': ('verifier', 'function', 'model')},
 }
 """The values of every option that is a choice."""
 
@@ -168,6 +170,7 @@ AT_LEAST: dict[type, dict[str, float]] = {
     'temperature': 0,
   },
   Mesh: {'model': 1},
+  Reward: {'workers': 1, 'max_tokens': 1, 'threshold': 0},
 }
 """The smallest value of every option that is a size or a weight."""
 
@@ -236,6 +239,14 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'touched_weight': ('rule', ('rlcsd',)),
   },
   Loss: {'kl_estimator': ('kl_coef', is_positive)},
+  Reward: {
+    'function': ('name', ('function',)),
+    'workers': ('name', ('function',)),
+    'timeout': ('name', ('function',)),
+    'model': ('name', ('model',)),
+    'max_tokens': ('name', ('model',)),
+    'threshold': ('name', ('function', 'model')),
+  },
   Lora: {'alpha': ('rank', is_positive), 'targets': ('rank', is_positive)},
 }
 """Options that act only when another has one of the given values."""

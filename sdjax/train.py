@@ -27,6 +27,7 @@ from sdjax.methods import METHODS, Method
 from sdjax.metrics import Progress
 from sdjax.optim import learning_rate, make_optimizer
 from sdjax.plots import plot_run
+from sdjax.reward_source import make_source
 from sdjax.sharding import (
   make_mesh,
   replicated,
@@ -145,6 +146,10 @@ class Trainer:
     make_method = method or METHODS[config.method.name]
     self.method = make_method(
       config, self.model.apply_fn, self.task, self.model.tokenizer
+    )
+    training = config.mode == 'train'
+    self.reward = make_source(
+      config.reward if training else config_lib.Reward(), self.mesh
     )
     self.evaluator = Evaluator(config, self.model, self.task, self.mesh)
     updates = config.train.epochs * config.train.mini_batches
@@ -297,7 +302,11 @@ class Trainer:
     rollout = self._rollout(self.base, self.state.params, prompts, key)
     host: Rollout = jax.device_get(rollout)
     graded = grade(self.task, self.model.tokenizer, questions, host)
+    graded, metrics = self.reward(graded)
     gathered = self.method.gather(graded, number)
+    gathered = dataclasses.replace(
+      gathered, metrics={**gathered.metrics, **metrics}
+    )
     return Sampled(prompts, rollout, host, graded, gathered)
 
   def _sample_useful(

@@ -44,6 +44,7 @@ FLOORS = [
     'plots',
     'language_model',
     'reward_model',
+    'reward_source',
     'workdir',
     'in_words',
     'presets',

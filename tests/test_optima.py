@@ -66,10 +66,11 @@ def train(sizes, module, gather, **loss_options):
     signal = gather(rollout, choose)
     if isinstance(signal, Evidence):
       signal = module.signal_step(
-        apply_fn, base, base, prompts, rollout, signal
+        apply_fn, state.params, base, base, prompts, rollout, signal
       )
     state, _ = update_step(
       state,
+      base,
       base,
       prompts,
       rollout,

@@ -17,7 +17,7 @@ from tabular import (
 )
 
 from sdjax import theory
-from sdjax.objectives.policy_gradient import k3
+from sdjax.objectives.reference_kl import k3
 
 
 def test_two_answers_by_hand():
