@@ -4,10 +4,12 @@
 
 The part after the colon is the method: `sd`, `sd_k3`, `rl`, `rl_diversity`,
 or `pretrain`, the recipe of the shipped model. The four twins share every
-value except those in METHODS.
+value except those in METHODS. A name of `sdjax.presets` (`sdpo`, `dapo`, ...)
+gives that method with the sizes, optimizer and sampling of this config.
 """
 
 from sdjax import config as c
+from sdjax import presets
 from sdjax.config_dict import to_config_dict
 
 # ------------------------------------------------- where the twins differ
@@ -28,12 +30,14 @@ def get_config(method: str = 'sd'):
   """Returns the config of one method, as a `ConfigDict`."""
   if method == 'pretrain':
     return to_config_dict(pretraining())
-  if method not in METHODS:
-    raise c.ConfigError(
-      f'configs/concept_graph.py:{method} does not exist; choose one of '
-      f'{", ".join([*METHODS, "pretrain"])}.'
-    )
-  return to_config_dict(c.Config(method=METHODS[method]))
+  if method in METHODS:
+    return to_config_dict(c.Config(method=METHODS[method]))
+  if method in presets.PRESETS:
+    return to_config_dict(presets.apply(c.Config(), method))
+  raise c.ConfigError(
+    f'configs/concept_graph.py:{method} does not exist; choose one of '
+    f'{", ".join([*METHODS, "pretrain", *presets.PRESETS])}.'
+  )
 
 
 def pretraining() -> c.Config:

@@ -132,7 +132,8 @@ def _refuse_clips(config: Config, section: Any, path: str, kind: type) -> None:
     _refuse(
       section,
       path,
-      NEEDS_OLD_ROLLOUTS[kind],
+      # 0 switches off, which is what happens anyway.
+      [name for name in NEEDS_OLD_ROLLOUTS[kind] if getattr(section, name)],
       'in the only update on fresh rollouts, where all ratios are 1; set '
       'train.mini_batches or train.epochs above 1, or remove it.',
     )
@@ -261,10 +262,10 @@ def _validate_policy_gradient(
 ) -> None:
   rollout = config.rollout
   assert rollout
-  if method.advantage == 'pass_at_k' and method.pass_k > rollout.num_samples:
+  if method.advantage == 'pass_at_k' and method.pass_k >= rollout.num_samples:
     raise ConfigError(
-      f'{path}pass_k={method.pass_k} must be at most rollout.num_samples='
-      f'{rollout.num_samples}.'
+      f'{path}pass_k={method.pass_k} must be below rollout.num_samples='
+      f'{rollout.num_samples}: the set of all has nothing to be compared to.'
     )
   if method.advantage != 'reinforce' and rollout.num_samples < 2:
     raise ConfigError(
@@ -284,11 +285,6 @@ def _validate_policy_gradient(
   if 0 < method.dual_clip <= 1:
     raise ConfigError(
       f'{path}dual_clip={method.dual_clip} must be above 1, or 0 for none.'
-    )
-  if method.overlong_tokens > rollout.max_new_tokens:
-    raise ConfigError(
-      f'{path}overlong_tokens={method.overlong_tokens} must be at most '
-      f'rollout.max_new_tokens={rollout.max_new_tokens}.'
     )
   if method.adaptive_clip:
     _refuse(

@@ -133,8 +133,8 @@ class PolicyGradient:
     diversity_by: two rollouts are unlike if they share no `concepts`, or if
       their `solution` differs.
     diversity_for: `correct` (only correct rollouts earn it) or `all`.
-    overlong_tokens: a rollout loses up to 1 of its reward, linearly, over the
-      last this many tokens before `rollout.max_new_tokens`; 0: nothing.
+    overlong_share: a rollout loses up to 1 of its reward, linearly, over this
+      last share of `rollout.max_new_tokens`, and 1 when cut off; 0: nothing.
   """
 
   name: str = 'rl'
@@ -149,7 +149,7 @@ class PolicyGradient:
   diversity_how: str = 'add'
   diversity_by: str = 'concepts'
   diversity_for: str = 'correct'
-  overlong_tokens: int = 0
+  overlong_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,7 +127,6 @@ AT_LEAST: dict[type, dict[str, float]] = {
     'clip_high': 0,
     'dual_clip': 0,
     'diversity_weight': 0,
-    'overlong_tokens': 0,
   },
   Schedule: {'delay': 0, 'rise': 0, 'hold': 0, 'fall': 0},
   Mix: {
@@ -176,6 +175,7 @@ AT_LEAST: dict[type, dict[str, float]] = {
 
 SHARES: dict[type, tuple[str, ...]] = {
   SelfDistillation: ('ema_rate', 'trust_region', 'credit_discount'),
+  PolicyGradient: ('overlong_share',),
   Rollout: ('min_p',),
   Pretraining: tuple(
     f.name
@@ -222,7 +222,7 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
       'advantage',
       ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
     ),
-    'overlong_tokens': (
+    'overlong_share': (
       'advantage',
       ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
     ),

@@ -7,6 +7,7 @@ from sdjax import config as config_lib
 from sdjax.data.context import NO_LIMIT, common_ending, encode_context
 from sdjax.demonstrations import Shown
 from sdjax.methods import check_example, shown_of, teacher_templates
+from sdjax.steps.mix import ADVANTAGE_RULES
 from sdjax.tasks.base import Task
 
 AGGREGATIONS = {
@@ -65,11 +66,19 @@ def loss_in_words(config: config_lib.Config) -> str:
   if isinstance(method, config_lib.Mix):
     moves = method.schedule != config_lib.Schedule()
     scheduled = ' times a schedule' if moves else ''
-    main = (
-      f'{RULES[method.rule]}; w = {method.weight:g}{scheduled}, '
-      'u = log teacher - log student of the token, L_sd = '
-      f'{_distillation(method.sd)}; L_rl = {_policy(config, method.rl)}'
-    )
+    weight = f'w = {method.weight:g}{scheduled}'
+    if method.rule in ADVANTAGE_RULES:
+      main = (
+        f'{_policy(config, method.rl)}; in place of A: {RULES[method.rule]}, '
+        f'{weight}, u = log teacher - log student of the token, '
+        f'{_teacher(method.sd)}'
+      )
+    else:
+      weight = '' if method.rule == 'srpo' else f', {weight}'
+      main = (
+        f'{RULES[method.rule]}{weight}; L_rl = {_policy(config, method.rl)}; '
+        f'L_sd = {_distillation(method.sd)}'
+      )
   elif isinstance(method, config_lib.SelfDistillation):
     main = _distillation(method)
   elif isinstance(method, config_lib.PolicyGradient):
@@ -94,7 +103,7 @@ def loss_in_words(config: config_lib.Config) -> str:
   return f'loss = {counted} of {main}.'
 
 
-def _distillation(method: config_lib.SelfDistillation) -> str:
+def _teacher(method: config_lib.SelfDistillation) -> str:
   shown = method.demonstrations
   teacher = {
     'ema': f'a moving average of the student (rate {method.ema_rate:g})',
@@ -107,6 +116,30 @@ def _distillation(method: config_lib.SelfDistillation) -> str:
       f'times the reference to the power {1 - method.trust_region:g}'
     ),
   }[method.teacher]
+  words = [f'teacher = {teacher}']
+  if method.anchor_beta > 1:
+    words.append(
+      f'anchored to the reference with beta = {method.anchor_beta:g}'
+    )
+  if shown.strategy != 'none':
+    others = 'other ' if shown.exclude_self else ''
+    source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
+    pooled = {'loss': 'the losses averaged', 'mixture': 'the teachers mixed'}
+    words.append(
+      f'shown {shown.count} correct answer(s) to the question, {source}, '
+      f'{pooled[method.pooling]}'
+    )
+  if shown.contrast:
+    words.append(f'and {shown.contrast} wrong one(s), for contrast')
+  if shown.feedback != 'never':
+    words.append(
+      "shown the verifier's feedback on a failed rollout"
+      + (' without a peer' if shown.feedback == 'without_peer' else '')
+    )
+  return ', '.join(words)
+
+
+def _distillation(method: config_lib.SelfDistillation) -> str:
   distance = DISTANCES.get(
     method.objective,
     f'JSD(student, teacher; alpha={method.jsd_alpha:g}'
@@ -128,26 +161,7 @@ def _distillation(method: config_lib.SelfDistillation) -> str:
     words.append(
       f'plus the later losses, discounted by {method.credit_discount:g}'
     )
-  words.append(f'teacher = {teacher}')
-  if method.anchor_beta > 1:
-    words.append(
-      f'anchored to the reference with beta = {method.anchor_beta:g}'
-    )
-  if shown.strategy != 'none':
-    others = 'other ' if shown.exclude_self else ''
-    source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
-    pooled = {'loss': 'the losses averaged', 'mixture': 'the teachers mixed'}
-    words.append(
-      f'shown {shown.count} correct answer(s) to the question, {source}, '
-      f'{pooled[method.pooling]}'
-    )
-  if shown.contrast:
-    words.append(f'and {shown.contrast} wrong one(s), for contrast')
-  if shown.feedback != 'never':
-    words.append(
-      "shown the verifier's feedback on a failed rollout"
-      + (' without a peer' if shown.feedback == 'without_peer' else '')
-    )
+  words.append(_teacher(method))
   if method.success_exponent:
     words.append(
       f'each question weighing (p (1 - p))^{method.success_exponent:g}'
@@ -193,11 +207,18 @@ def _policy(
       else f' x ({1 - method.diversity_weight:g} + '
       f'{method.diversity_weight:g} x {share}, scaled to at most 1)'
     )
-  if method.overlong_tokens:
-    extra += f' - a penalty over the last {method.overlong_tokens} tokens'
+  if method.overlong_share:
+    extra += (
+      f' - a penalty over the last {method.overlong_share:.0%} of the length'
+    )
+  source = {
+    'verifier': 'task reward',
+    'function': f'reward of {config.reward.function}',
+    'model': f'reward of {config.reward.model}',
+  }[config.reward.name]
   return (
     f'{form}; A = {advantage} in groups of {config.rollout.num_samples}, R = '
-    f'task reward{extra}'
+    f'{source}{extra}'
   )
 
 

@@ -285,7 +285,7 @@ def _reward(
     diversity_how=method.diversity_how,
     diversity_by=method.diversity_by,
     diversity_for=method.diversity_for,
-    overlong_tokens=method.overlong_tokens,
+    overlong_share=method.overlong_share,
     max_new_tokens=config.rollout.max_new_tokens,
     with_set_reward=method.advantage == 'rosa',
   )

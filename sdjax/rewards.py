@@ -19,7 +19,7 @@ def gather(
   diversity_how: str = 'add',
   diversity_by: str = 'concepts',
   diversity_for: str = 'correct',
-  overlong_tokens: int = 0,
+  overlong_share: float = 0.0,
   max_new_tokens: int = 0,
   with_set_reward: bool = False,
 ) -> Gathered:
@@ -36,8 +36,8 @@ def gather(
     diversity_by: rollouts are alike if they share one of their `concepts`, or
       if both are right with the same `solution`.
     diversity_for: `correct` rollouts earn what is added, or `all`.
-    overlong_tokens: the last this many tokens before `max_new_tokens` cost a
-      reward of 0 to 1, linearly; a rollout that was cut off loses 1.
+    overlong_share: over this last share of `max_new_tokens` a rollout loses
+      0 to 1, linearly; one that was cut off loses 1.
     max_new_tokens: T.
     with_set_reward: whether the rewards of `rosa` are asked for: right and
       naming the s-th concept.
@@ -53,9 +53,9 @@ def gather(
   del step
   reward_QG = graded.reward
   metrics = {}
-  if overlong_tokens:
-    over = graded.length - (max_new_tokens - overlong_tokens)
-    loss_QG = np.clip(over / overlong_tokens, 0, 1)
+  if overlong_share:
+    over = graded.length / max_new_tokens - (1 - overlong_share)
+    loss_QG = np.clip(over / overlong_share, 0, 1)
     loss_QG = np.where(graded.finished, loss_QG, 1.0)
     metrics['overlong_penalty'] = float(loss_QG.mean())
     reward_QG = reward_QG - loss_QG

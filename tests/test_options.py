@@ -1,0 +1,391 @@
+"""Every option of every method, switched on in a small problem.
+
+The model is a table: a token's logits depend on the token before it and on
+which tokens its context holds. So a demonstration in the context matters, and
+a step compiles in a moment.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from models import assert_close, jit
+
+from sdjax import config as c
+from sdjax import methods, presets
+from sdjax.config_check import is_changed, sections, validate
+from sdjax.config_dict import replace
+from sdjax.data.tokenizer import word_tokenizer
+from sdjax.grading import grade
+from sdjax.models.cache import KV
+from sdjax.steps.score import completion_hidden, token_logp
+from sdjax.steps.update import update_step
+from sdjax.tasks.base import Question, Verdict
+from sdjax.types import Prompts, Rollout, TrainState
+
+TOKENIZER = word_tokenizer(['a', 'b', 'c', 'd', '=', 'no', '?'])
+SIZE = len(TOKENIZER)
+NUM_Q, NUM_G, WIDTH = 4, 4, 4
+
+
+def apply_fn(params, x, *, method, prefix=None, pad_QG=None):
+  if method == 'head':
+    return x @ params
+  one = jax.nn.one_hot(x, SIZE)
+  if prefix is None:
+    real = jnp.arange(x.shape[-1]) >= pad_QG[..., None]
+    bag = (one * real[..., None]).sum(axis=-2, keepdims=True)
+    kv = KV(k=bag[None, ..., None], v=bag[None, ..., None])
+  else:
+    bag = prefix.kv.k[0, ..., 0]
+    index = prefix.index
+    if index is None:
+      index = jnp.zeros(x.shape[:2], int)
+    bag = jnp.take_along_axis(bag, index[..., None, None], axis=1)
+    kv = prefix.kv
+  bags = jnp.broadcast_to(bag, one.shape)
+  return jnp.concatenate([one, bags], axis=-1), kv
+
+
+def table(seed=0):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(0.7 * rng.standard_normal((2 * SIZE, SIZE)), jnp.float32)
+
+
+class Letters:
+  """An answer is right if it begins with `a` or `b`; its concepts: letters."""
+
+  name = 'letters'
+  splits = ('train',)
+  student_template = '{question}'
+  teacher_template = '{demonstration} = {question}'
+  feedback_template = 'no {feedback} = {question}'
+  both_template = 'no {feedback} = {demonstration} = {question}'
+
+  def questions(self, split):
+    del split
+    return [Question(i, 'train', 'd ?', None) for i in range(NUM_Q)]
+
+  def example(self, question):
+    del question
+    return 'b c'
+
+  def verify(self, question, answer):
+    del question
+    words = answer.split()
+    right = words[:1] in (['a'], ['b'])
+    return Verdict(
+      correct=right,
+      reward=float(right),
+      solution=words[0] if right else '',
+      concepts=tuple(sorted(set(words))),
+      feedback='' if right else 'd',
+    )
+
+
+# Question 0: two right, of three kinds in all. 1: one right. 2: all right.
+# 3: none. Some end by themselves, some are cut off.
+ANSWERS = [
+  ['a b .', 'b c c c', 'c a .', 'd d d .'],
+  ['a .', 'c b .', 'd a a .', 'c c .'],
+  ['a c .', 'b .', 'a d d d', 'b c .'],
+  ['c .', 'd c .', 'c d a .', 'd .'],
+]
+
+
+@functools.cache
+def rollouts(pad=0):
+  """The prompts and rollouts, `pad` columns wider than they need be."""
+  ids = np.full((NUM_Q, NUM_G, WIDTH + pad), 3, np.int32)
+  length = np.zeros((NUM_Q, NUM_G), np.int32)
+  for q, row in enumerate(ANSWERS):
+    for g, answer in enumerate(row):
+      tokens = TOKENIZER.encode(answer.replace('.', TOKENIZER.eos_token))
+      ids[q, g, : len(tokens)] = tokens
+      length[q, g] = len(tokens)
+  question = np.array(TOKENIZER.encode('d ?'), np.int32)
+  prompts = Prompts(
+    ids=jnp.asarray(np.tile(np.pad(question, (pad, 0)), (NUM_Q, 1))),
+    length=jnp.full(NUM_Q, 2, jnp.int32),
+    question_id=jnp.arange(NUM_Q),
+  )
+  hidden = completion_hidden(
+    apply_fn, table(), prompts.ids[:, None], prompts.length[:, None], ids
+  )
+  logp = token_logp(apply_fn, table(), hidden, jnp.asarray(ids))
+  # Sampled a little while ago: ratios are not all 1.
+  rng = np.random.default_rng(5)
+  noise = np.zeros(ids.shape)
+  noise[..., :WIDTH] = 0.2 * rng.standard_normal((NUM_Q, NUM_G, WIDTH))
+  noise[0, 2, 0] = -1.5  # a wrong rollout's token is 4.5 times likelier now
+  rollout = Rollout(
+    ids=jnp.asarray(ids),
+    length=jnp.asarray(length),
+    behavior_logp=logp + jnp.asarray(noise, jnp.float32),
+    entropy=jnp.zeros(ids.shape),
+    finished=jnp.asarray([[a.endswith('.') for a in row] for row in ANSWERS]),
+  )
+  return prompts, rollout
+
+
+BASE = c.Config(
+  rollout=c.Rollout(
+    num_questions=NUM_Q,
+    num_samples=NUM_G,
+    max_context=9,
+    context_buckets=(9,),
+    max_new_tokens=WIDTH,
+    top_p=0.999,  # so that ratios may differ from 1
+  ),
+  task=c.ConceptGraph(),
+)
+SD = replace(BASE, method__demonstrations__max_context=12)
+RL = dataclasses.replace(BASE, method=c.PolicyGradient())
+MIX = replace(
+  dataclasses.replace(BASE, method=c.Mix()),
+  method__sd__demonstrations__max_context=12,
+)
+
+
+def variants() -> dict[str, c.Config]:
+  """Config name to config, each switching something on."""
+  out = {'sd': SD, 'rl': RL, 'mix': MIX}
+
+  def add(base, prefix, **changes):
+    label = ','.join(f'{k}={v}' for k, v in changes.items())
+    config = replace(base, **{prefix + k: v for k, v in changes.items()})
+    out[f'{base.method.name}:{label}'] = config
+
+  for changes in (
+    {'objective': 'forward_kl'},
+    {'objective': 'jsd', 'jsd_alpha': 0.3},
+    {'objective': 'jsd', 'jsd_normalised': True},
+    {'objective': 'cross_entropy', 'credit_discount': 1.0},
+    {'objective': 'score_weighted'},
+    {'support': 'student_top_k', 'top_k': 3},
+    {'support': 'student_top_k', 'top_k': 3, 'tail': False},
+    {'support': 'teacher_top_k', 'top_k': 2},
+    {'support': 'teacher_top_k', 'top_k': 2, 'tail': False},
+    {'support': 'sampled'},
+    {'support': 'sampled', 'credit_discount': 0.9},
+    {'pointwise_clip': 0.05},
+    {'importance_clip': 1.1},
+    {'success_exponent': 0.5},
+    {'teacher': 'current'},
+    {'teacher': 'frozen'},
+    {'teacher': 'snapshot', 'snapshot_every': 2},
+    {'ema_rate': 0.2},
+    {'teacher': 'trust_region', 'trust_region': 0.3},
+    {'anchor_beta': 2.0, 'anchor_steps': 5},
+    {'demonstrations__strategy': 'first'},
+    {'demonstrations__strategy': 'most_different', 'demonstrations__count': 2},
+    {'demonstrations__strategy': 'reference'},
+    {'demonstrations__count': 3},
+    {'demonstrations__count': 3, 'pooling': 'mixture'},
+    {'demonstrations__exclude_self': False},
+    {'demonstrations__feedback': 'without_peer'},
+    {
+      'demonstrations__feedback': 'always',
+      'demonstrations__both_template': (
+        '{feedback} {demonstration} = {question}'
+      ),
+    },
+    {
+      'demonstrations__strategy': 'none',
+      'demonstrations__feedback': 'always',
+      'demonstrations__feedback_template': '{feedback} = {question}',
+    },
+    {'demonstrations__template': '{demonstration} no {question}'},
+  ):
+    add(SD, 'method__', **changes)
+  for changes in (
+    {'advantage': 'dr_grpo'},
+    {'advantage': 'rloo'},
+    {'advantage': 'reinforce'},
+    {'advantage': 'pass_at_k', 'pass_k': 2},
+    {'advantage': 'rosa'},
+    {'policy_loss': 'gspo'},
+    {'policy_loss': 'cispo', 'clip_low': 1.0},
+    {'policy_loss': 'reinforce'},
+    {'clip_high': 0.28},
+    {'dual_clip': 3.0},
+    {'adaptive_clip': True},
+    {'diversity_weight': 0.5},
+    {'diversity_weight': 0.5, 'diversity_for': 'all'},
+    {'diversity_weight': 0.5, 'diversity_by': 'solution'},
+    {'diversity_weight': 1.0, 'diversity_how': 'multiply'},
+    {'overlong_share': 0.5},
+  ):
+    add(RL, 'method__', **changes)
+  for base in (SD, RL):
+    for changes in (
+      {'loss__aggregation': 'sequence_mean'},
+      {'loss__aggregation': 'sequence_sum'},
+      {'loss__aggregation': 'sequence_sum_norm'},
+      {'loss__kl_coef': 0.1},
+      {'loss__kl_coef': 0.1, 'loss__kl_estimator': 'k1'},
+      {'loss__kl_coef': 0.1, 'loss__kl_estimator': 'k2'},
+      {'loss__kl_coef': 0.1, 'loss__kl_estimator': 'full'},
+      {'loss__skip_tokens': 1},
+      {'loss__mask_truncated': True},
+      {'loss__sampler_clip': 0.9},
+      {'loss__chunk': 3},
+    ):
+      add(base, '', **changes)
+    add(base, 'train__', epochs=2, mini_batches=2)
+  for changes in (
+    {'rule': 'advantage', 'weight': 0.3},
+    {'rule': 'advantage', 'schedule__rise': 3, 'schedule__delay': 0},
+    {'rule': 'advantage', 'schedule__hold': 2, 'schedule__fall': 4},
+    {'rule': 'antisd', 'schedule__delay': 1, 'schedule__rise': 1},
+    {'rule': 'rlsd', 'ratio_clip': 0.4},
+    {'rule': 'antisd', 'entropy_floor': 0.1},
+    {
+      'rule': 'rlcsd',
+      'sd__demonstrations__contrast': 2,
+      'contrast_temperature': 0.1,
+      'contrast_clip': 1.0,
+      'contrast_threshold': 0.1,
+      'touched_weight': 0.5,
+    },
+    {'rule': 'loss', 'sd__objective': 'jsd', 'rl__advantage': 'rloo'},
+    {'rule': 'srpo', 'entropy_exponent': 0.5},
+    {'rule': 'sdpg'},
+  ):
+    add(MIX, 'method__', **changes)
+  for name in presets.PRESETS:
+    out[f'preset:{name}'] = presets.apply(SD, name)
+  # Of 4 rollouts the best of 4 is always the same.
+  name = 'preset:pass_at_k'
+  out[name] = replace(out[name], method__pass_k=2)
+  return out
+
+
+VARIANTS = variants()
+
+
+def step(config, prompts, rollout, micro_batches=1, width=0):
+  """One step of a method: parameters, EMA teacher and loss after it."""
+  method = methods.METHODS[config.method.name](
+    config, apply_fn, Letters(), TOKENIZER
+  )
+  host = jax.device_get(rollout)
+  task = Letters()
+  graded = grade(task, TOKENIZER, task.questions(''), host)
+  evidence = method.gather(graded, 1).evidence
+  if width and evidence.context_ids is not None:
+    ids = np.pad(evidence.context_ids, ((0, 0), (0, 0), (width, 0)))
+    evidence = dataclasses.replace(evidence, context_ids=ids)
+  teacher, reference = table(1), table(2)
+  optimizer = optax.adam(0.01)
+  kind = method.teacher.kind if method.teacher else None
+  updates = config.train.epochs * config.train.mini_batches
+
+  def whole(params, evidence):
+    teacher_params = {'current': params, 'frozen': reference}.get(kind, teacher)
+    signal = method.signal(
+      params,
+      teacher_params,
+      reference if method.reference else None,
+      prompts,
+      rollout,
+      evidence,
+    )
+    state = TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=optimizer.init(params),
+      teacher_params=teacher if kind == 'ema' else None,
+    )
+    return update_step(
+      state,
+      None if kind == 'ema' else teacher_params,
+      reference if method.reference else None,
+      prompts,
+      rollout,
+      signal,
+      loss_fn=method.loss,
+      refresh_fn=method.refresh,
+      optimizer=optimizer,
+      aggregation=config.loss.aggregation,
+      horizon=config.rollout.max_new_tokens,
+      epochs=config.train.epochs,
+      mini_batches=config.train.mini_batches,
+      micro_batches=micro_batches if updates == 1 else 1,
+      ema_rate=method.teacher.rate if method.teacher else 0.0,
+      ema_every=method.teacher.every if method.teacher else 1,
+    )
+
+  state, metrics = jit(whole)(table(), jax.tree.map(jnp.asarray, evidence))
+  return state, metrics
+
+
+@functools.cache
+def plainly(name):
+  """The variant in one part, without padding."""
+  return step(VARIANTS[name], *rollouts())
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_step(name):
+  config = VARIANTS[name]
+  validate(config)
+  state, metrics = plainly(name)
+  assert all(jnp.isfinite(x) for x in metrics.values()), metrics
+  assert jnp.isfinite(state.params).all()
+  assert jnp.abs(state.params - table()).max() > 1e-4, 'nothing moved'
+  # In two parts, and all of it wider than it need be. Adam's first step hides
+  # the scale of a gradient, so the metrics, which hold its norm, are compared
+  # as well.
+  other, more = step(config, *rollouts(pad=2), micro_batches=2, width=3)
+  assert_close(more, metrics, 1e-4)
+  assert_close(other.params, state.params, 1e-3)
+
+
+def test_every_option_is_switched_on_somewhere():
+  """An option that is added needs a variant above."""
+  not_here = {
+    'name',
+    'max_context',  # of every variant
+    'file',  # needs one; see test_demonstrations
+  }
+  kinds = (c.SelfDistillation, c.PolicyGradient, c.Mix, c.Demonstrations)
+  changed: set[tuple[type, str]] = set()
+  for config in VARIANTS.values():
+    for _, section in sections(config):
+      for field in dataclasses.fields(section):
+        if is_changed(section, field.name):
+          changed.add((type(section), field.name))
+  for kind in (*kinds, c.Loss, c.Schedule):
+    for field in dataclasses.fields(kind):
+      if field.name not in not_here and not dataclasses.is_dataclass(
+        getattr(kind(), field.name)
+      ):
+        assert (kind, field.name) in changed, (kind, field.name)
+
+
+def same(a: Any, b: Any) -> bool:
+  return all(
+    bool(jnp.allclose(x, y, atol=1e-6))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.mark.parametrize(
+  'name',
+  [n for n in VARIANTS if n.startswith(('sd:', 'rl:')) and 'chunk' not in n],
+)
+def test_an_option_makes_a_difference(name):
+  """The loss or its slope is another than without it."""
+  plain, metrics = plainly(name[:2])
+  state, got = plainly(name)
+  if 'teacher=snapshot' in name or 'ema_rate' in name:
+    assert not same(state.teacher_params, plain.teacher_params)
+    return
+  keys = metrics.keys() & got.keys()
+  assert not same({k: metrics[k] for k in keys}, {k: got[k] for k in keys})
