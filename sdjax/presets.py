@@ -309,6 +309,7 @@ PRESETS: dict[str, Preset] = {
     {
       'method.advantage': ('pass_at_k', 'PASSK'),
       'method.pass_k': (4, 'PASSK'),
+      'rollout.num_samples': (8, OURS),
       'loss.aggregation': ('token_mean', 'PASSK'),
     },
   ),

@@ -7,7 +7,7 @@ function from `sdjax.steps`.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +114,7 @@ class Sampled(NamedTuple):
     host: the same rollouts on the host.
     graded: the answers and verdicts.
     gathered: rewards or demonstrations.
+    counts: what the source of rewards counted while these were sampled.
   """
 
   prompts: Prompts
@@ -121,6 +122,7 @@ class Sampled(NamedTuple):
   host: Rollout
   graded: Graded
   gathered: Gathered
+  counts: Mapping[str, float]
 
 
 class Trainer:
@@ -302,12 +304,9 @@ class Trainer:
     rollout = self._rollout(self.base, self.state.params, prompts, key)
     host: Rollout = jax.device_get(rollout)
     graded = grade(self.task, self.model.tokenizer, questions, host)
-    graded, metrics = self.reward(graded)
+    graded, counts = self.reward(graded)
     gathered = self.method.gather(graded, number)
-    gathered = dataclasses.replace(
-      gathered, metrics={**gathered.metrics, **metrics}
-    )
-    return Sampled(prompts, rollout, host, graded, gathered)
+    return Sampled(prompts, rollout, host, graded, gathered, counts)
 
   def _sample_useful(
     self,
@@ -345,6 +344,7 @@ class Trainer:
         host,
         graded,
         self.method.gather(graded, number),
+        {k: batch.counts[k] + other.counts[k] for k in batch.counts},
       )
     return batch, drawn
 
@@ -372,7 +372,7 @@ class Trainer:
       metrics['drawn_questions'] = drawn
     else:
       batch = self._sample(questions, number)
-    prompts, rollout, host, graded, gathered = batch
+    prompts, rollout, host, graded, gathered, counts = batch
     signal = self.signal(prompts, rollout, gathered.evidence)
     frozen = self.reference if self._teacher_is('frozen') else None
     self.state, update = self._update(
@@ -385,6 +385,7 @@ class Trainer:
       'finished': host.finished.mean(),
       'learning_rate': self.rate(number),
       **gathered.metrics,
+      **counts,
       **jax.device_get(update),
     }
     return metrics, graded, gathered

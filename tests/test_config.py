@@ -11,6 +11,7 @@ from configs import (
   concept_graph_smollm2,
 )
 from sdjax import config as c
+from sdjax import presets
 from sdjax.config_check import flatten, validate
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.in_words import loss_in_words
@@ -93,6 +94,131 @@ def test_bad_options_are_named(path, value, says):
     from_config_dict(broken(path, value))
 
 
+SD, RL, MIX = c.SelfDistillation, c.PolicyGradient, c.Mix
+OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
+
+
+@pytest.mark.parametrize(
+  ('method', 'changes', 'says'),
+  [
+    (SD(), {'method__top_k': 5}, "top_k=5 does nothing when .*support='full'"),
+    (SD(), {'method__tail': False}, 'tail=False does nothing'),
+    (SD(), {'method__jsd_normalised': True}, 'jsd_normalised=True does noth'),
+    (SD(), {'method__snapshot_every': 3}, "nothing when method.teacher='ema'"),
+    (SD(), {'method__trust_region': 0.5}, 'acts for .trust_region.'),
+    (SD(), {'method__anchor_steps': 9}, 'anchor_beta=1.0'),
+    (SD(), {'method__pooling': 'mixture'}, 'a mixture needs at least 2'),
+    (SD(), {'method__importance_clip': 3.0}, 'all ratios are 1'),
+    (
+      SD(support='sampled', pointwise_clip=0.1),
+      {},
+      "pointwise_clip=0.1 does nothing when .*'sampled'",
+    ),
+    (
+      SD(objective='score_weighted', credit_discount=0.5),
+      {},
+      'which compares no laws',
+    ),
+    (
+      SD(teacher='trust_region', anchor_beta=2.0),
+      {},
+      'both mix the teacher with the reference',
+    ),
+    (SD(demonstrations=c.Demonstrations(contrast=2)), {}, "rule='rlcsd'"),
+    (
+      SD(demonstrations=c.Demonstrations(strategy='none')),
+      {},
+      'shows the teacher nothing',
+    ),
+    (
+      SD(demonstrations=c.Demonstrations(feedback_template='x')),
+      {},
+      "nothing when .*feedback='never'",
+    ),
+    (
+      SD(
+        demonstrations=c.Demonstrations(
+          strategy='reference', exclude_self=False
+        )
+      ),
+      {},
+      'exclude_self=False does nothing',
+    ),
+    (RL(clip_high=0.28), {}, 'clip_high=0.28 does nothing in the only update'),
+    (RL(dual_clip=3.0), {}, 'set train.mini_batches or train.epochs'),
+    (RL(dual_clip=0.5), OLD, 'dual_clip=0.5 must be above 1'),
+    (RL(policy_loss='reinforce', clip_low=0.1), OLD, 'clip_low=0.1 does noth'),
+    (RL(adaptive_clip=True, clip_low=0.1), OLD, 'when .*adaptive_clip=True'),
+    (RL(pass_k=2), {}, "pass_k=2 does nothing when .*advantage='grpo'"),
+    (RL(advantage='pass_at_k', pass_k=8), {}, 'pass_k=8 must be below'),
+    (RL(diversity_by='solution'), {}, 'diversity_weight=0.0'),
+    (
+      RL(diversity_weight=2.0, diversity_how='multiply'),
+      {},
+      r'diversity_weight=2.0 must be in \(0, 1\]',
+    ),
+    (RL(advantage='rosa', diversity_weight=0.1), {}, "advantage='rosa'"),
+    (RL(advantage='rloo'), {'rollout__num_samples': 1}, 'nothing to compare'),
+    (RL(overlong_share=1.5), {}, 'overlong_share=1.5 must be in 0..1'),
+    (MIX(ratio_clip=0.5), {}, "ratio_clip=0.5 does nothing .*'advantage'"),
+    (MIX(rule='srpo', weight=0.1), {}, "weight=0.1 does nothing .*'srpo'"),
+    (MIX(sd=SD(objective='jsd')), {}, 'uses only what the teacher says'),
+    (MIX(rule='loss', sd=SD(objective='score_weighted')), {}, 'not a loss per'),
+    (MIX(weight=1.5), {}, 'weight=1.5 must be in 0..1'),
+    (MIX(rule='rlcsd'), {}, 'contrast above 0'),
+    (MIX(schedule=c.Schedule(hold=3)), {}, 'schedule.hold=3 does nothing'),
+    (SD(), {'loss__kl_estimator': 'k1'}, 'loss.kl_coef=0.0'),
+    (SD(), {'loss__skip_tokens': 9}, 'leaves no token'),
+    (SD(), {'reward__function': 'a.py:f'}, "reward.name='verifier'"),
+    (SD(), {'reward__name': 'model'}, 'needs reward.model'),
+    (SD(), {'train__mini_batches': 3}, 'must divide'),
+  ],
+)
+def test_an_option_that_would_do_nothing_is_an_error(method, changes, says):
+  config = replace(c.Config(method=method), **changes)
+  with pytest.raises(c.ConfigError, match=says):
+    validate(config)
+
+
+def test_what_needs_old_rollouts_acts_on_truncated_samples():
+  validate(replace(c.Config(method=RL(clip_high=0.28)), **OLD))
+  validate(replace(c.Config(method=RL(clip_high=0.28)), rollout__top_p=0.9))
+  validate(replace(c.Config(method=RL(dual_clip=3.0)), train__epochs=2))
+
+
+@pytest.mark.parametrize('name', presets.PRESETS)
+def test_presets_stand_and_name_their_sources(name):
+  preset = presets.PRESETS[name]
+  assert all(source for _, source in preset.values.values())
+  assert f' {name}' in (presets.__doc__ or '')
+  small = from_config_dict(concept_graph.get_config(name))
+  assert small.optimizer == c.Optimizer() and small.model == c.Model()
+  large = from_config_dict(concept_graph_qwen3.get_config(name))
+  flat = flatten(to_dict(large))
+  for option, (value, _) in preset.values.items():
+    assert flat[option] == value, option
+  assert loss_in_words(small) and loss_in_words(large)
+
+
+def test_an_unknown_preset_names_the_nearest():
+  with pytest.raises(c.ConfigError, match="'sdp0'.*did you mean 'sdpo'"):
+    presets.apply(c.Config(), 'sdp0')
+
+
+def test_a_method_of_ones_own_has_options_of_its_own(monkeypatch):
+  @dataclasses.dataclass(frozen=True)
+  class Sharp(c.PolicyGradient):
+    name: str = 'sharp'
+    sharpness: float = 2.0
+
+  monkeypatch.setitem(c.METHODS, 'sharp', Sharp)
+  config = c.Config(method=Sharp(sharpness=3.0))
+  assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+  bad = replace(config, method__clip_high=0.3)
+  with pytest.raises(c.ConfigError, match='all ratios are 1'):
+    validate(bad)
+
+
 def test_options_of_the_other_method_do_not_exist():
   with pytest.raises(c.ConfigError, match=r'unknown option method\.ema_rate'):
     from_config_dict(broken('method.ema_rate', 0.1, variant='rl'))
@@ -131,7 +257,10 @@ def test_every_option_is_documented():
     c.Demonstrations,
     c.SelfDistillation,
     c.PolicyGradient,
+    c.Mix,
+    c.Schedule,
     c.Pretraining,
+    c.Reward,
     c.Loss,
     c.Optimizer,
     c.Train,

@@ -66,7 +66,14 @@ def train(sizes, module, gather, **loss_options):
     signal = gather(rollout, choose)
     if isinstance(signal, Evidence):
       signal = module.signal_step(
-        apply_fn, state.params, base, base, prompts, rollout, signal
+        apply_fn,
+        state.params,
+        base,
+        base,
+        prompts,
+        rollout,
+        signal,
+        kl_estimator=loss_options.get('kl_estimator', 'k3'),
       )
     state, _ = update_step(
       state,
@@ -171,6 +178,16 @@ def test_sd_with_k3_ends_at_the_closed_form_with_the_forward_anchor():
   anchored = token_optimum(*ONE_TOKEN, 1.0, anchor='forward_kl')
   assert total_variation(got, anchored) < 0.02
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 1.0)) > 0.04
+
+
+@pytest.mark.parametrize('estimator', ['k1', 'k2', 'full'])
+def test_sd_with_another_estimator_ends_at_the_paper_s_form(estimator):
+  """Their slope is that of KL(student || reference), the propositions' own."""
+  gather = shown_to_the_teacher(ONE_TOKEN)
+  got = train(ONE_TOKEN, sd, gather, kl_coef=1.0, kl_estimator=estimator)
+  assert total_variation(got, sequence_optimum(*ONE_TOKEN, 1.0)) < 0.02
+  anchored = token_optimum(*ONE_TOKEN, 1.0, anchor='forward_kl')
+  assert total_variation(got, anchored) > 0.04
 
 
 @pytest.mark.parametrize('num_demo, num_plain', [(1, 0), (2, 1)])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from models import assert_close, jit
+from models import assert_close, equations, jit
 
 from sdjax import config as c
 from sdjax import methods, presets
@@ -23,8 +23,10 @@ from sdjax.config_dict import replace
 from sdjax.data.tokenizer import word_tokenizer
 from sdjax.grading import grade
 from sdjax.models.cache import KV
+from sdjax.objectives.reduce import token_weights
 from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.steps.update import update_step
+from sdjax.steps.view import counted_tokens
 from sdjax.tasks.base import Question, Verdict
 from sdjax.types import Prompts, Rollout, TrainState
 
@@ -33,12 +35,12 @@ SIZE = len(TOKENIZER)
 NUM_Q, NUM_G, WIDTH = 4, 4, 4
 
 
-def apply_fn(params, x, *, method, prefix=None, pad_QG=None):
+def apply_fn(params, x, *, method, prefix=None, pad_QG=None) -> Any:
   if method == 'head':
     return x @ params
   one = jax.nn.one_hot(x, SIZE)
   if prefix is None:
-    real = jnp.arange(x.shape[-1]) >= pad_QG[..., None]
+    real = jnp.arange(x.shape[-1]) >= jnp.asarray(pad_QG)[..., None]
     bag = (one * real[..., None]).sum(axis=-2, keepdims=True)
     kv = KV(k=bag[None, ..., None], v=bag[None, ..., None])
   else:
@@ -61,7 +63,7 @@ class Letters:
   """An answer is right if it begins with `a` or `b`; its concepts: letters."""
 
   name = 'letters'
-  splits = ('train',)
+  splits: tuple[str, ...] = ('train',)
   student_template = '{question}'
   teacher_template = '{demonstration} = {question}'
   feedback_template = 'no {feedback} = {question}'
@@ -115,7 +117,11 @@ def rollouts(pad=0):
     question_id=jnp.arange(NUM_Q),
   )
   hidden = completion_hidden(
-    apply_fn, table(), prompts.ids[:, None], prompts.length[:, None], ids
+    apply_fn,
+    table(),
+    jnp.asarray(prompts.ids)[:, None],
+    jnp.asarray(prompts.length)[:, None],
+    jnp.asarray(ids),
   )
   logp = token_logp(apply_fn, table(), hidden, jnp.asarray(ids))
   # Sampled a little while ago: ratios are not all 1.
@@ -287,7 +293,8 @@ def step(config, prompts, rollout, micro_batches=1, width=0):
   updates = config.train.epochs * config.train.mini_batches
 
   def whole(params, evidence):
-    teacher_params = {'current': params, 'frozen': reference}.get(kind, teacher)
+    others = {'current': params, 'frozen': reference}
+    teacher_params = others.get(kind or '', teacher)
     signal = method.signal(
       params,
       teacher_params,
@@ -345,6 +352,101 @@ def test_a_step(name):
   other, more = step(config, *rollouts(pad=2), micro_batches=2, width=3)
   assert_close(more, metrics, 1e-4)
   assert_close(other.params, state.params, 1e-3)
+
+
+NARROW = [
+  'sd',
+  'sd:objective=jsd,jsd_alpha=0.3',
+  'sd:objective=cross_entropy,credit_discount=1.0',
+  'sd:objective=score_weighted',
+  'sd:support=student_top_k,top_k=3',
+  'sd:support=teacher_top_k,top_k=2,tail=False',
+  'sd:support=sampled',
+  'sd:demonstrations__count=3,pooling=mixture',
+  'sd:teacher=trust_region,trust_region=0.3',
+  'sd:loss__kl_coef=0.1,loss__kl_estimator=full',
+  'rl',
+  'rl:policy_loss=gspo',
+  'rl:loss__kl_coef=0.1',
+  'mix:rule=loss,sd__objective=jsd,rl__advantage=rloo',
+  'mix:rule=srpo,entropy_exponent=0.5',
+]
+"""Variants whose arithmetic differs."""
+
+ROUNDING = ('exp', 'exp2', 'log', 'log1p', 'expm1', 'logistic', 'tanh')
+SUMS = ('reduce_sum', 'cumsum', 'cumlogsumexp', 'reduce_max')
+
+
+def losses(config, dtype):
+  """Signal and loss as a function of parameters, in a dtype."""
+  method = methods.METHODS[config.method.name](
+    config, functools.partial(in_dtype, dtype), Letters(), TOKENIZER
+  )
+  prompts, rollout = rollouts()
+  task = Letters()
+  graded = grade(task, TOKENIZER, task.questions(''), jax.device_get(rollout))
+  evidence = jax.tree.map(jnp.asarray, method.gather(graded, 1).evidence)
+
+  def f(params):
+    signal = method.signal(
+      params, table(1), table(2), prompts, rollout, evidence
+    )
+    weight = token_weights(
+      counted_tokens(rollout, signal), signal.sample_mask, 'token_mean'
+    )
+    return method.loss(
+      params, table(1), table(2), prompts, rollout, signal, weight
+    )[0]
+
+  return f
+
+
+def in_dtype(dtype, params, x, *, method, **kw):
+  """The table with hidden states and logits in another dtype.
+
+  Its head is rounded either way, so that only the arithmetic differs.
+  """
+  head = params.astype(jnp.bfloat16).astype(dtype)
+  out = apply_fn(head, x, method=method, **kw)
+  if method == 'head':
+    return out.astype(jnp.bfloat16).astype(dtype)
+  states, kv = out
+  return states.astype(dtype), kv
+
+
+@pytest.mark.parametrize('name', NARROW)
+def test_bfloat16_states_change_a_loss_by_rounding_only(name):
+  config = VARIANTS[name]
+  wide = jax.value_and_grad(losses(config, jnp.float32))
+  narrow = jax.value_and_grad(losses(config, jnp.bfloat16))
+  want, slope = jit(wide)(table())
+  got, narrow_slope = jit(narrow)(table())
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, want, rtol=1e-2)
+  gap = jnp.linalg.norm(narrow_slope - slope) / jnp.linalg.norm(slope)
+  assert gap < 3e-2
+
+
+@pytest.mark.parametrize('name', NARROW)
+def test_nothing_is_summed_or_exponentiated_in_bfloat16(name):
+  traced = jax.make_jaxpr(losses(VARIANTS[name], jnp.bfloat16))(table())
+  assert narrow_arithmetic(traced) == set()
+
+
+def test_a_narrow_logsumexp_would_be_seen():
+  traced = jax.make_jaxpr(jax.nn.log_softmax)(jnp.ones(3, jnp.bfloat16))
+  assert {'exp', 'log', 'reduce_max'} <= narrow_arithmetic(traced)
+
+
+def narrow_arithmetic(traced):
+  return {
+    equation.primitive.name
+    for equation in equations(traced)
+    if equation.primitive.name in (*ROUNDING, *SUMS)
+    and any(
+      getattr(v.aval, 'dtype', None) == jnp.bfloat16 for v in equation.invars
+    )
+  }
 
 
 def test_every_option_is_switched_on_somewhere():

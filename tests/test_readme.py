@@ -1,5 +1,6 @@
 """The README's code is run as it stands."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from models import one_device
 
 import sdjax
+from sdjax import config as c
+from sdjax import methods, train
+from sdjax.config_dict import replace
 from sdjax.models.cache import KV
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
@@ -25,6 +30,44 @@ def test_the_research_example_runs_and_learns_its_reward():
     names['state'].params,
   )
   assert all(jax.tree.leaves(moved))
+
+
+def test_a_method_of_ones_own_runs(monkeypatch, tmp_path):
+  code = BLOCKS[2]
+  assert len([x for x in code.splitlines() if x.strip()]) <= 15
+  advantages = []
+
+  def run(config, path, method):
+    """The README's run, cut short; keeps the advantages of both."""
+    assert path == 'runs/bounded'
+    config = replace(
+      config,
+      rollout=c.Rollout(num_questions=2, num_samples=4),
+      train=c.Train(num_steps=1),
+      eval=c.Eval(sets=(), during=(), num_questions=2, batch_questions=2),
+    )
+
+    def spied(*args):
+      ours, grpo = method(*args), methods.policy_gradient(*args)
+
+      def signal(*batch):
+        advantages.append([x.signal(*batch).advantage for x in (grpo, ours)])
+        jax.debug.callback(lambda *x: seen.append(x), *advantages[-1])
+        return ours.signal(*batch)
+
+      return dataclasses.replace(ours, signal=signal)
+
+    with one_device(train):
+      plain(config, str(tmp_path), spied)
+    jax.effects_barrier()
+
+  seen = []
+  plain = train.train
+  monkeypatch.setattr(train, 'train', run)
+  exec(code, {})  # noqa: S102
+  assert (tmp_path / 'config.json').is_file() and seen
+  for grpo, ours in seen:
+    np.testing.assert_allclose(ours, np.tanh(grpo), atol=1e-6)
 
 
 class Bigram(nnx.Module):

@@ -1,5 +1,6 @@
 """Whole runs from the shipped model: outputs, resuming, and being killed."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from models import one_device
 from sdjax import config as c
 from sdjax import train as train_lib
 from sdjax.checkpoint import Checkpoints
+from sdjax.config_check import validate
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.eval.runs import read_json_lines
 from sdjax.types import TrainState
@@ -151,6 +153,85 @@ def test_a_stopped_run_goes_on_exactly(unbroken, tmp_path):
     r for r in whole if 'train/loss' in r
   ]
   assert_same(final_state(tmp_path, config), final_state(folder, config))
+
+
+REWARD = """
+def short(question, answer):
+  assert question.text
+  return 1 / (1 + len(answer.split()))
+"""
+
+
+def test_a_run_of_many_parts_goes_on_exactly(cache, tmp_path):
+  """Rewards of a function, other questions for idle ones, several updates."""
+  (tmp_path / 'reward.py').write_text(REWARD)
+  config = dataclasses.replace(
+    small('sd', cache),
+    method=c.Mix(
+      rule='loss',
+      schedule=c.Schedule(rise=2),
+      sd=c.SelfDistillation(teacher='snapshot', snapshot_every=1),
+      rl=c.PolicyGradient(clip_high=0.28),
+    ),
+    reward=c.Reward(
+      name='function', function=f'{tmp_path}/reward.py:short', workers=1
+    ),
+  )
+  config = replace(
+    config,
+    rollout__resample=2,
+    loss__kl_coef=0.01,
+    loss__kl_estimator='full',
+    train__mini_batches=2,
+    train__num_steps=2,
+    train__checkpoint_every=1,
+    train__eval_every=0,
+    eval__sets=('in_distribution',),
+  )
+  validate(config)
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  train_lib.train(config, str(whole))
+  metrics, rollouts, _ = logged(whole)
+  steps = [r for r in metrics if 'train/loss' in r]
+  assert [r['train/weight'] for r in steps] == [0.5 / 3, 1 / 3]
+  assert all(r['train/reward_errors'] == 0 for r in steps)
+  assert all(r['train/drawn_questions'] in (4, 8, 12) for r in steps)
+  record = json.loads(rollouts.splitlines()[0])
+  words = len(record['answer'].split())
+  np.testing.assert_allclose(record['reward'], 1 / (1 + words), rtol=1e-6)
+  train_lib.train(replace(config, train__num_steps=1), str(parts))
+  train_lib.train(config, str(parts))
+  assert_same_run(whole, parts, config)
+
+
+def test_idle_questions_are_replaced(cache):
+  """A method that only learns from some questions ends with more of those."""
+  trainer = train_lib.Trainer(small('rl', cache, rollout__resample=3))
+  source = trainer.task.questions('train')
+  drawn = iter(range(4, 100))
+  asked = []
+
+  def more():
+    batch = [source[next(drawn)] for _ in range(4)]
+    asked.extend(q.question_id for q in batch)
+    return batch
+
+  plain = trainer.method.gather
+
+  def gather(graded, step):
+    gathered = plain(graded, step)
+    useful = np.array([q.question_id % 3 == 0 for q in graded.questions])
+    return dataclasses.replace(gathered, useful=useful)
+
+  trainer.method = dataclasses.replace(trainer.method, gather=gather)
+  first = [source[i] for i in range(4)]
+  batch, number = trainer._sample_useful(first, 0, more)
+  ids = [q.question_id for q in batch.graded.questions]
+  # 0 and 3 stay; 6 and 9 are the first useful ones of the batches after.
+  assert ids == [0, 6, 9, 3] and asked == list(range(4, 12)) and number == 12
+  np.testing.assert_array_equal(batch.prompts.question_id, ids)
+  np.testing.assert_array_equal(batch.rollout.ids, batch.host.ids)
+  assert batch.graded.answers[0] != batch.graded.answers[1]
 
 
 def test_started_again_when_complete_changes_nothing(unbroken):
