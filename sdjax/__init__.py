@@ -4,6 +4,7 @@ The step functions are pure and take a model as `apply_fn`:
 
   rollout_step   sample G completions of each question
   sd, rl         mirror-image modules: `signal_step`, `loss`
+  mix            the same two, with rewards and a teacher together
   update_step    gradient, optimizer, EMA teacher
 
 `load` makes one of a checkpoint, `logits` is its plain forward.
@@ -16,7 +17,7 @@ from sdjax.models.transformer import (
   init_params,
   make_apply_fn,
 )
-from sdjax.steps import rl, sd
+from sdjax.steps import mix, rl, sd
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import completion_hidden, token_logp
@@ -46,6 +47,7 @@ __all__ = [
   'load',
   'logits',
   'make_apply_fn',
+  'mix',
   'rl',
   'rollout_step',
   'sd',

@@ -159,8 +159,9 @@ class Reward:
     timeout: seconds an answer may take before its process is killed.
     model: a Hugging Face folder with a sequence classifier of one label.
     max_tokens: longest question and answer the model is given, in tokens.
-    threshold: an answer is correct (and may be a demonstration) if its reward
-      is at least this; 0: if the verifier says so.
+    judge: who says which answers are correct, and so may be demonstrations:
+      the `verifier`, or the `reward`, by the threshold.
+    threshold: an answer is correct if its reward is at least this.
   """
 
   name: str = 'verifier'
@@ -169,7 +170,8 @@ class Reward:
   timeout: float = 10.0
   model: str = ''
   max_tokens: int = 4096
-  threshold: float = 0.0
+  judge: str = 'verifier'
+  threshold: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)

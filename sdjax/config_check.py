@@ -116,15 +116,15 @@ def _refuse(section: Any, path: str, names: Iterable[str], why: str) -> None:
 
 
 def is_on_policy(config: Config) -> bool:
-  """Returns whether every update has ratios of 1: fresh, untruncated samples.
+  """Returns whether all ratios to the sampling weights are 1.
+
+  They are in the first update of a step; a truncating sampler changes nothing
+  about it, as the weights' own log-probabilities are then computed anew.
 
   Args:
     config: of training.
   """
-  train, rollout = config.train, config.rollout
-  assert rollout
-  truncated = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0
-  return train.epochs * train.mini_batches == 1 and not truncated
+  return config.train.epochs * config.train.mini_batches == 1
 
 
 def _refuse_clips(config: Config, section: Any, path: str, kind: type) -> None:
@@ -155,6 +155,16 @@ def _validate_presence(config: Config) -> None:
     needed = config.reward.name
     if not getattr(config.reward, needed):
       raise ConfigError(f'reward.name={needed!r} needs reward.{needed}.')
+    method = config.method
+    if isinstance(method, Mix):
+      method = method.rl
+    plain = ('grpo', 'dr_grpo', 'rloo', 'reinforce')
+    used = isinstance(method, PolicyGradient) and method.advantage in plain
+    if config.reward.judge == 'verifier' and not used:
+      raise ConfigError(
+        f'reward.name={needed!r} does nothing here: the method goes by which '
+        "answers are correct, not by rewards. Set reward.judge='reward'."
+      )
     if config.reward.timeout <= 0:
       raise ConfigError(
         f'reward.timeout={config.reward.timeout} must be above 0 seconds.'
@@ -211,6 +221,12 @@ def _validate_self_distillation(
       f"{path}anchor_beta={method.anchor_beta} and {path}teacher='trust_region'"
       ' both mix the teacher with the reference; choose one.'
     )
+  assert config.rollout
+  if method.success_exponent and config.rollout.num_samples < 2:
+    raise ConfigError(
+      f'{path}success_exponent={method.success_exponent} leaves every question '
+      'without weight when rollout.num_samples=1: its pass rate is 0 or 1.'
+    )
   if method.pooling == 'mixture' and shown.count == 1:
     raise ConfigError(
       f"{path}pooling='mixture' does nothing when "
@@ -240,8 +256,41 @@ def _validate_demonstrations(
         raise ConfigError(
           f'{path}{name}={template!r} must hold {field} exactly once.'
         )
+  for name, foreign in (
+    ('template', '{feedback}'),
+    ('feedback_template', '{demonstration}'),
+  ):
+    if foreign in getattr(shown, name):
+      raise ConfigError(
+        f'{path}{name}={getattr(shown, name)!r} must not hold {foreign}; '
+        f'{path}both_template is for both.'
+      )
   assert config.rollout
   peers = shown.strategy in ('uniform', 'first', 'most_different')
+  most = config.rollout.num_samples - shown.exclude_self
+  if shown.strategy == 'reference':
+    most = 1
+  if (peers or shown.strategy == 'reference') and shown.count > max(most, 1):
+    raise ConfigError(
+      f'{path}count={shown.count} is more than there can be: {max(most, 1)} '
+      f'with {path}strategy={shown.strategy!r} and rollout.num_samples='
+      f'{config.rollout.num_samples}.'
+    )
+  if shown.strategy in ('reference', 'external'):
+    if shown.feedback == 'without_peer':
+      raise ConfigError(
+        f"{path}feedback='without_peer' does nothing when {path}strategy="
+        f"{shown.strategy!r}: there is always an answer to show; use 'always'."
+      )
+    if config.rollout.resample and isinstance(config.method, SelfDistillation):
+      raise ConfigError(
+        f'rollout.resample={config.rollout.resample} does nothing when '
+        f'{path}strategy={shown.strategy!r}: every question teaches.'
+      )
+  if shown.strategy == 'none' and shown.both_template:
+    raise ConfigError(
+      f"{path}both_template does nothing when {path}strategy='none'."
+    )
   if peers and shown.exclude_self and config.rollout.num_samples < 2:
     raise ConfigError(
       f'rollout.num_samples={config.rollout.num_samples} leaves no rollout a '
@@ -272,6 +321,11 @@ def _validate_policy_gradient(
       f'rollout.num_samples={rollout.num_samples} leaves {path}advantage='
       f"{method.advantage!r} nothing to compare; use at least 2, or "
       "'reinforce'."
+    )
+  if method.diversity_weight and rollout.num_samples < 2:
+    raise ConfigError(
+      f'{path}diversity_weight={method.diversity_weight} does nothing when '
+      'rollout.num_samples=1: there is nothing to be unlike.'
     )
   multiplied = method.diversity_how == 'multiply'
   if multiplied and not 0 < method.diversity_weight <= 1:
@@ -322,6 +376,11 @@ def _validate_mix(method: Mix, path: str) -> None:
     for name in ('contrast_temperature', 'contrast_clip'):
       if not getattr(method, name) > 0:
         raise ConfigError(f'{path}{name} must be above 0.')
+    if method.contrast_threshold >= method.contrast_clip:
+      raise ConfigError(
+        f'{path}contrast_threshold={method.contrast_threshold} must be below '
+        f'{path}contrast_clip={method.contrast_clip}, or nothing is added.'
+      )
   schedule = method.schedule
   if schedule.hold and not schedule.fall:
     raise ConfigError(

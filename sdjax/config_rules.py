@@ -96,7 +96,10 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
     'kl_estimator': ('k1', 'k2', 'k3', 'full'),
   },
   Optimizer: {'schedule': ('constant', 'cosine')},
-  Reward: {'name': ('verifier', 'function', 'model')},
+  Reward: {
+    'name': ('verifier', 'function', 'model'),
+    'judge': ('verifier', 'reward'),
+  },
 }
 """The values of every option that is a choice."""
 
@@ -169,7 +172,7 @@ AT_LEAST: dict[type, dict[str, float]] = {
     'temperature': 0,
   },
   Mesh: {'model': 1},
-  Reward: {'workers': 1, 'max_tokens': 1, 'threshold': 0},
+  Reward: {'workers': 1, 'max_tokens': 1},
 }
 """The smallest value of every option that is a size or a weight."""
 
@@ -245,7 +248,8 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'timeout': ('name', ('function',)),
     'model': ('name', ('model',)),
     'max_tokens': ('name', ('model',)),
-    'threshold': ('name', ('function', 'model')),
+    'judge': ('name', ('function', 'model')),
+    'threshold': ('judge', ('reward',)),
   },
   Lora: {'alpha': ('rank', is_positive), 'targets': ('rank', is_positive)},
 }

@@ -68,9 +68,14 @@ def loss_in_words(config: config_lib.Config) -> str:
     scheduled = ' times a schedule' if moves else ''
     weight = f'w = {method.weight:g}{scheduled}'
     if method.rule in ADVANTAGE_RULES:
+      told = ', u = log teacher - log student of the token'
+      if method.rule == 'rlcsd':
+        told = ', contrast = log q(right answer shown) - log q(wrong ones)'
+      if method.entropy_floor:
+        told += f', w = 0 below {method.entropy_floor:g} nats of the teacher'
       main = (
         f'{_policy(config, method.rl)}; in place of A: {RULES[method.rule]}, '
-        f'{weight}, u = log teacher - log student of the token, '
+        f'{weight}{told}, '
         f'{_teacher(method.sd)}'
       )
     else:
@@ -94,6 +99,15 @@ def loss_in_words(config: config_lib.Config) -> str:
     main += f'; the first {config.loss.skip_tokens} tokens do not count'
   if config.loss.mask_truncated:
     main += '; rollouts that were cut off do not count'
+  if config.loss.sampler_clip:
+    main += (
+      f'; each token times min(p / sampler, {config.loss.sampler_clip:g})'
+    )
+  if config.rollout.resample:
+    main += (
+      f'; up to {config.rollout.resample} more batches are sampled in place of '
+      'questions that teach nothing'
+    )
   updates = config.train.epochs * config.train.mini_batches
   if updates > 1:
     main += (
@@ -121,6 +135,8 @@ def _teacher(method: config_lib.SelfDistillation) -> str:
     words.append(
       f'anchored to the reference with beta = {method.anchor_beta:g}'
     )
+    if method.anchor_steps:
+      words.append(f'which goes to 1 in {method.anchor_steps} steps')
   if shown.strategy != 'none':
     others = 'other ' if shown.exclude_self else ''
     source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
@@ -153,6 +169,8 @@ def _distillation(method: config_lib.SelfDistillation) -> str:
     'sampled': 'the sampled token',
   }[method.support]
   words = [f'{distance} over {over}']
+  if method.objective == 'score_weighted':
+    words = [distance]
   if method.pointwise_clip:
     words.append(f'no token adding more than {method.pointwise_clip:g} nats')
   if method.importance_clip:
@@ -179,11 +197,13 @@ def _policy(
     low, high = '1 - e', '1 + e'
   form = {
     'clip': f'-min(r A, clip(r, {low}, {high}) A)',
-    'gspo': f'-min(s A, clip(s, {low}, {high}) A), s the mean ratio of the '
-    'sequence',
+    'gspo': f'-min(s A, clip(s, {low}, {high}) A), s the geometric mean of the '
+    "sequence's ratios",
     'cispo': f'-sg(clip(r, {low}, {high})) A log p',
     'reinforce': '-A log p',
   }[method.policy_loss]
+  if method.dual_clip:
+    form += f', at most {method.dual_clip:g} |A|'
   advantage = {
     'grpo': '(R - mean) / (std + 1e-4)',
     'dr_grpo': 'R - mean',

@@ -86,7 +86,7 @@ def self_distillation(
       success_exponent=method.success_exponent,
       with_ref_kl=config.loss.kl_coef > 0,
       **anchor,
-      **_masks(config),
+      **_masks(config, method.importance_clip > 0),
     ),
     loss=functools.partial(
       sd.loss, apply_fn, **_distance(method), **_kl(config)
@@ -111,7 +111,7 @@ def policy_gradient(
       apply_fn,
       advantage=method.advantage,
       pass_k=method.pass_k,
-      **_masks(config),
+      **_masks(config, method.policy_loss != 'reinforce'),
     ),
     loss=functools.partial(rl.loss, apply_fn, **_push(method), **_kl(config)),
     reference=config.loss.kl_coef > 0,
@@ -128,9 +128,15 @@ def mixed(
   show = _show(config, method.sd, task, tokenizer)
   reward = _reward(config, method.rl)
   anchor = _anchor(method.sd)
-  sampling = config.rollout
-  truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
   on_loss = method.rule in mix.LOSS_RULES
+
+  def useful(graded: Graded, shown: Gathered, rewarded: Gathered) -> Any:
+    if method.rule in ('rlsd', 'rlcsd', 'sdpg'):  # nothing without an advantage
+      return rewarded.useful
+    if method.rule == 'srpo':
+      taught = np.asarray(shown.evidence.context_mask).any(axis=-1)
+      return rewarded.useful | (taught & ~graded.correct).any(axis=1)
+    return shown.useful | rewarded.useful
 
   def gather(graded: Graded, step: int) -> Gathered:
     shown, rewarded = show(graded, step), reward(graded, step)
@@ -143,7 +149,7 @@ def mixed(
         strength=np.full(len(graded.questions), weight, np.float32),
       ),
       shown=shown.shown,
-      useful=shown.useful | rewarded.useful,
+      useful=useful(graded, shown, rewarded),
       metrics={**shown.metrics, **rewarded.metrics, 'weight': weight},
     )
 
@@ -168,7 +174,7 @@ def mixed(
       aggregation=config.loss.aggregation,
       with_ref_kl=config.loss.kl_coef > 0,
       **anchor,
-      **_masks(config) | ({'recompute': True} if truncated else {}),
+      **_masks(config, True),
     ),
     loss=functools.partial(
       mix.loss,
@@ -213,9 +219,17 @@ def _kl(config: config_lib.Config) -> dict[str, Any]:
   }
 
 
-def _masks(config: config_lib.Config) -> dict[str, Any]:
-  assert config.loss
+def _masks(config: config_lib.Config, needs_old_logp: bool) -> dict[str, Any]:
+  """Options of `new_signal`.
+
+  A truncating sampler's log-probabilities are those of another law than the
+  model's; where old ones are needed they are then computed anew.
+  """
+  assert config.loss and config.rollout
+  sampling = config.rollout
+  truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
   return {
+    'recompute': truncated and needs_old_logp,
     'kl_estimator': config.loss.kl_estimator,
     'skip_tokens': config.loss.skip_tokens,
     'mask_truncated': config.loss.mask_truncated,
@@ -281,13 +295,14 @@ def _reward(
   assert config.rollout
   return functools.partial(
     rewards.gather,
+    advantage=method.advantage,
+    pass_k=method.pass_k,
     diversity_weight=method.diversity_weight,
     diversity_how=method.diversity_how,
     diversity_by=method.diversity_by,
     diversity_for=method.diversity_for,
     overlong_share=method.overlong_share,
     max_new_tokens=config.rollout.max_new_tokens,
-    with_set_reward=method.advantage == 'rosa',
   )
 
 
@@ -349,6 +364,8 @@ def _num_contexts(
     most = 1 + shown.contrast * most
   if shown.strategy == 'external' or shown.feedback == 'always':
     most *= shown.count + shown.contrast
+  if shown.contrast and shown.feedback != 'never':
+    most += config.rollout.num_samples  # feedback, and wrong answers besides
   return tuple(demonstrations.context_buckets(most))
 
 

@@ -40,7 +40,7 @@ import dataclasses
 import math
 from typing import Any
 
-from sdjax.config import METHODS, Config, ConfigError
+from sdjax.config import METHODS, Config, ConfigError, Loss
 from sdjax.config_check import nearest, sections
 from sdjax.config_dict import replace
 
@@ -63,6 +63,8 @@ class Preset:
   values: dict[str, tuple[Any, str]]
 
 
+# Their cap of 2 on rollout corrections is for a sampler with other arithmetic
+# than the trainer's (`loss.sampler_clip`); here both are the same code.
 _SDPO = {
   'method.objective': ('jsd', 'SDPO-c'),
   'method.jsd_alpha': (0.5, 'SDPO table 12'),
@@ -159,6 +161,7 @@ PRESETS: dict[str, Preset] = {
       'method.top_k': (20, 'SDPO table 13'),
       'method.ema_rate': (0.01, 'SDPO table 13'),
       'method.demonstrations.feedback': ('without_peer', 'SDPO-c'),
+      'train.mini_batches': (32, 'SDPO table 13: one question an update'),
       'optimizer.learning_rate': (1e-6, 'SDPO table 13'),
       'optimizer.warmup_steps': (0, 'SDPO table 13'),
     },
@@ -413,7 +416,8 @@ def apply(config: Config, name: str, recipe: bool = False) -> Config:
   """Gives a config the method of a preset.
 
   Args:
-    config: of training; its method is replaced.
+    config: of training; its method is replaced, and so is what shapes its
+      loss and how often its rollouts are used.
     name: a key of `PRESETS`.
     recipe: also take over how the method was run: optimizer, sampling, sizes
       and adapter. They suit models of billions of weights.
@@ -435,7 +439,19 @@ def apply(config: Config, name: str, recipe: bool = False) -> Config:
     for path, section in sections(config)
     if path.endswith('demonstrations.')
   ]
-  config = dataclasses.replace(config, method=METHODS[preset.kind]())
+  assert config.loss
+  config = dataclasses.replace(
+    config,
+    method=METHODS[preset.kind](),
+    loss=Loss(chunk=config.loss.chunk),
+  )
+  config = replace(
+    config, train__epochs=1, train__mini_batches=1, rollout__resample=0
+  )
+  if recipe:
+    config = replace(
+      config, rollout__top_p=1.0, rollout__top_k=0, rollout__min_p=0.0
+    )
   changes = {
     option: value
     for option, (value, _) in preset.values.items()
@@ -448,6 +464,9 @@ def apply(config: Config, name: str, recipe: bool = False) -> Config:
   config = replace(
     config, **{k.replace('.', '__'): v for k, v in changes.items()}
   )
+  assert config.rollout
+  parts = min(config.train.mini_batches, config.rollout.num_questions)
+  config = replace(config, train__mini_batches=parts)
   assert config.rollout
   # Fewer questions an update need fewer parts; that changes nothing else.
   share = config.rollout.num_questions // config.train.mini_batches

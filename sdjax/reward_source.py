@@ -50,28 +50,30 @@ def make_source(options: Reward, mesh: Any = None) -> Source:
 
   def source(graded: Graded) -> tuple[Graded, dict[str, float]]:
     reward_QG, metrics = score(graded)
-    return rewarded(graded, reward_QG, options.threshold), metrics
+    by_reward = options.judge == 'reward'
+    threshold = options.threshold if by_reward else None
+    return rewarded(graded, reward_QG, threshold), metrics
 
   return source
 
 
 def rewarded(
-  graded: Graded, reward_QG: np.ndarray, threshold: float
+  graded: Graded, reward_QG: np.ndarray, threshold: float | None
 ) -> Graded:
   """Puts other rewards into a batch's verdicts.
 
   Args:
     graded: as the verifier has it.
     reward_QG: float [Q, G].
-    threshold: from which reward on an answer is correct; 0: as the verifier
-      has it.
+    threshold: from which reward on an answer is correct; None: as the
+      verifier has it.
 
   Returns:
     The batch.
   """
 
   def change(verdict: Any, reward: float) -> Any:
-    correct = reward >= threshold if threshold else verdict.correct
+    correct = verdict.correct if threshold is None else reward >= threshold
     return dataclasses.replace(verdict, reward=reward, correct=correct)
 
   return dataclasses.replace(

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.grading import Graded
-from sdjax.objectives.advantage import different_share, disjoint_share
+from sdjax.objectives.advantage import (
+  advantage_of,
+  different_share,
+  disjoint_share,
+)
 from sdjax.types import Evidence, Gathered
 
 
@@ -15,35 +19,38 @@ def gather(
   graded: Graded,
   step: int,
   *,
+  advantage: str = 'grpo',
+  pass_k: int = 1,
   diversity_weight: float = 0.0,
   diversity_how: str = 'add',
   diversity_by: str = 'concepts',
   diversity_for: str = 'correct',
   overlong_share: float = 0.0,
   max_new_tokens: int = 0,
-  with_set_reward: bool = False,
 ) -> Gathered:
   """Makes each rollout's reward.
 
   Args:
     graded: a batch of graded rollouts.
     step: unused; nothing is drawn.
+    advantage: what will be made of the rewards; a question is useful if any
+      of its rollouts has one, penalties for length aside.
+    pass_k: k of `pass_at_k`.
     diversity_weight: weight of a rollout's diversity, the share of the
       group's other rollouts that are unlike it.
-    diversity_how: `add` weight times it to the reward, or `multiply` the
-      reward by 1 - weight + weight times it, it being divided by the group's
-      largest.
+    diversity_how: `add` weight times it to the reward, or `multiply` a
+      positive reward by 1 - weight + weight times it, it being divided by the
+      group's largest.
     diversity_by: rollouts are alike if they share one of their `concepts`, or
       if both are right with the same `solution`.
     diversity_for: `correct` rollouts earn what is added, or `all`.
     overlong_share: over this last share of `max_new_tokens` a rollout loses
       0 to 1, linearly; one that was cut off loses 1.
     max_new_tokens: T.
-    with_set_reward: whether the rewards of `rosa` are asked for: right and
-      naming the s-th concept.
 
   Returns:
-    The rewards; no demonstrations.
+    The rewards; for `rosa` also those that are 1 for a right rollout that
+    names the s-th concept. No demonstrations.
 
   Source: arXiv 2606.26091 sec. 4.1 (`add` by `concepts`; it gives neither the
     weight nor whether wrong rollouts earn the term); DARLING, 2509.02534
@@ -53,18 +60,12 @@ def gather(
   del step
   reward_QG = graded.reward
   metrics = {}
-  if overlong_share:
-    over = graded.length / max_new_tokens - (1 - overlong_share)
-    loss_QG = np.clip(over / overlong_share, 0, 1)
-    loss_QG = np.where(graded.finished, loss_QG, 1.0)
-    metrics['overlong_penalty'] = float(loss_QG.mean())
-    reward_QG = reward_QG - loss_QG
-  members_QGS = None
-  if with_set_reward or diversity_by == 'concepts':
-    members_QGS = _members(graded)
+  set_reward = None
+  if advantage == 'rosa':
+    set_reward = _members(graded) & graded.correct[..., None]
   if diversity_weight:
-    if members_QGS is not None:
-      share_QG = np.asarray(disjoint_share(jnp.asarray(members_QGS)))
+    if diversity_by == 'concepts':
+      share_QG = np.asarray(disjoint_share(jnp.asarray(_members(graded))))
     else:
       share_QG = np.asarray(different_share(jnp.asarray(_same(graded))))
     if diversity_for == 'correct':
@@ -77,23 +78,32 @@ def gather(
       scaled_QG = np.divide(
         share_QG, most_Q1, out=np.ones_like(share_QG), where=most_Q1 > 0
       )
-      reward_QG = reward_QG * (
-        1 - diversity_weight + diversity_weight * scaled_QG
-      )
-  set_reward = None
-  if with_set_reward:
-    assert members_QGS is not None
-    set_reward = (members_QGS & graded.correct[..., None]).astype(np.float32)
-  flat_Q = np.ptp(reward_QG, axis=1) == 0
-  metrics['flat_groups'] = float(flat_Q.mean())
+      factor_QG = 1 - diversity_weight + diversity_weight * scaled_QG
+      # A penalty is not to be had cheaper by being alike.
+      reward_QG = np.where(reward_QG > 0, reward_QG * factor_QG, reward_QG)
+  advantage_QG = advantage_of(
+    advantage,
+    jnp.asarray(reward_QG),
+    jnp.asarray(graded.correct),
+    None if set_reward is None else jnp.asarray(set_reward, jnp.float32),
+    pass_k,
+  )
+  useful_Q = np.asarray(advantage_QG != 0).any(axis=1)
+  if overlong_share:
+    over = graded.length / max_new_tokens - (1 - overlong_share)
+    loss_QG = np.clip(over / overlong_share, 0, 1)
+    loss_QG = np.where(graded.finished, loss_QG, 1.0)
+    metrics['overlong_penalty'] = float(loss_QG.mean())
+    reward_QG = reward_QG - loss_QG
+  metrics['flat_groups'] = float((np.ptp(reward_QG, axis=1) == 0).mean())
   return Gathered(
     evidence=Evidence(
       reward=reward_QG.astype(np.float32),
       correct=graded.correct,
-      set_reward=set_reward,
+      set_reward=None if set_reward is None else set_reward.astype(np.float32),
     ),
     shown=[[() for _ in row] for row in graded.answers],
-    useful=~flat_Q,
+    useful=useful_Q,
     metrics=metrics,
   )
 

@@ -75,12 +75,34 @@ def test_pass_at_k_is_the_mean_over_subsets():
 def test_set_max_by_hand():
   # Two concepts: the first is covered by two rollouts, the second by one.
   reward = jnp.array([[[1, 0], [1, 0], [0, 1], [0, 0]]], jnp.float32)
-  np.testing.assert_allclose(set_max(reward), [[0, 0, 0.5, 0]])
-  # A third reward that nobody earns does not count in the mean.
+  np.testing.assert_allclose(set_max(reward), [[0, 0, 1, 0]])
+  # Rewards that nobody earns change nothing.
   wide = jnp.pad(reward, ((0, 0), (0, 0), (0, 3)))
-  np.testing.assert_allclose(set_max(wide), [[0, 0, 0.5, 0]])
+  np.testing.assert_allclose(set_max(wide), [[0, 0, 1, 0]])
   for same in (jnp.ones((2, 3, 4)), jnp.zeros((2, 3, 4))):
     assert (set_max(same) == 0).all()
+
+
+def test_set_max_is_the_slope_of_the_best_of_a_set():
+  """By enumeration: answers A, B, and a wrong one; two rewards; sets of 3."""
+  import itertools
+
+  logits = jnp.log(jnp.array([0.3, 0.1, 0.6]))
+  earns = jnp.array([[1.0, 0], [0, 1], [0, 0]])
+  sets = jnp.array(list(itertools.product(range(3), repeat=3)))
+
+  def best(logits):
+    p = jax.nn.softmax(logits)[sets].prod(axis=1)
+    return jnp.sum(p * earns[sets].max(axis=1).sum(axis=-1))
+
+  def surrogate(logits):
+    logp = jax.nn.log_softmax(logits)[sets]
+    p = jax.lax.stop_gradient(jnp.exp(logp.sum(axis=1)))
+    return jnp.sum(p * (set_max(earns[sets]) * logp).sum(axis=1))
+
+  np.testing.assert_allclose(
+    jax.grad(surrogate)(logits), jax.grad(best)(logits), atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('name', ['rloo', 'rosa'])

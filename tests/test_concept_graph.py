@@ -98,9 +98,36 @@ def test_verifier_by_hand(answer, reason, solution, concepts):
   assert verdict.concepts == concepts
   boxed = '\\boxed{' + answer.replace(' ', ', ') + '}'
   if answer.startswith('start'):
-    assert verify_answer(HAND, boxed, 'text') == verdict
+    other = verify_answer(HAND, boxed, 'text')
+    plain = dataclasses.replace(other, feedback=verdict.feedback)
+    assert plain == verdict
+    assert bool(other.feedback) == (not verdict.correct)
   else:
     assert verify_answer(HAND, boxed, 'text').reason == 'wrong_start'
+
+
+@pytest.mark.parametrize(
+  ('answer', 'compact', 'text'),
+  [
+    ('start plum fig triangle', '', ''),
+    (
+      'start plum zebra triangle',
+      'plum |',
+      'After start, plum no edge leads to a node named zebra.',
+    ),
+    # The path exists, so no edge is said to be missing.
+    (
+      'start cod eel square',
+      'cod eel square',
+      'start, cod, eel, square is a path, but it does not end at a target.',
+    ),
+  ],
+)
+def test_feedback_says_how_far_the_answer_was_a_path(answer, compact, text):
+  assert verify_answer(HAND, answer, 'compact').feedback == compact
+  boxed = '\\boxed{' + answer.replace(' ', ', ') + '}'
+  assert verify_answer(HAND, boxed, 'text').feedback == text
+  assert 'No complete' in verify_answer(HAND, answer, 'text').feedback
 
 
 def test_lexicographically_first_of_several_paths():

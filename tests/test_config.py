@@ -145,6 +145,46 @@ OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
       'exclude_self=False does nothing',
     ),
     (RL(clip_high=0.28), {}, 'clip_high=0.28 does nothing in the only update'),
+    (RL(clip_high=0.28), {'rollout__top_p': 0.9}, 'all ratios are 1'),
+    (
+      SD(demonstrations=c.Demonstrations(strategy='reference', count=3)),
+      {},
+      'count=3 is more than there can be: 1',
+    ),
+    (SD(demonstrations=c.Demonstrations(count=8)), {}, 'can be: 7'),
+    (
+      SD(
+        demonstrations=c.Demonstrations(
+          strategy='reference', feedback='without_peer'
+        )
+      ),
+      {},
+      "does nothing.*there is always an answer",
+    ),
+    (
+      SD(demonstrations=c.Demonstrations(strategy='reference')),
+      {'rollout__resample': 2},
+      'every question teaches',
+    ),
+    (
+      SD(
+        demonstrations=c.Demonstrations(
+          template='{question}{demonstration}{feedback}'
+        )
+      ),
+      {},
+      'must not hold {feedback}',
+    ),
+    (
+      SD(
+        success_exponent=0.5,
+        demonstrations=c.Demonstrations(strategy='reference'),
+      ),
+      {'rollout__num_samples': 1},
+      'success_exponent=0.5 leaves every question without weight',
+    ),
+    (SD(), {'reward__name': 'function', 'reward__function': 'a'}, "judge='rew"),
+    (SD(), {'reward__judge': 'reward'}, "nothing when reward.name='verifier'"),
     (RL(dual_clip=3.0), {}, 'set train.mini_batches or train.epochs'),
     (RL(dual_clip=0.5), OLD, 'dual_clip=0.5 must be above 1'),
     (RL(policy_loss='reinforce', clip_low=0.1), OLD, 'clip_low=0.1 does noth'),
@@ -180,9 +220,8 @@ def test_an_option_that_would_do_nothing_is_an_error(method, changes, says):
     validate(config)
 
 
-def test_what_needs_old_rollouts_acts_on_truncated_samples():
+def test_what_needs_old_rollouts_acts_after_the_first_update():
   validate(replace(c.Config(method=RL(clip_high=0.28)), **OLD))
-  validate(replace(c.Config(method=RL(clip_high=0.28)), rollout__top_p=0.9))
   validate(replace(c.Config(method=RL(dual_clip=3.0)), train__epochs=2))
 
 

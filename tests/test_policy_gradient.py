@@ -99,6 +99,18 @@ def test_gspo_has_one_ratio_a_sequence_by_hand():
   np.testing.assert_allclose(slope, [[-2, -2], [0, 0]], atol=1e-5)
 
 
+def test_gspo_keeps_the_advantages_of_tokens():
+  logp = jnp.zeros((1, 3))
+  advantage = jnp.array([[1.0, -1.0, 0.0]])
+
+  def f(x):
+    return POLICY_LOSSES['gspo'](
+      x, logp, advantage, clip_low=0.2, clip_high=0.2, mask=logp == 0
+    ).sum()
+
+  np.testing.assert_allclose(jax.grad(f)(logp), [[-1, 1, 0]], atol=1e-6)
+
+
 def test_reinforce_by_hand():
   value, slope = jax.value_and_grad(
     lambda logp: POLICY_LOSSES['reinforce'](logp, None, jnp.array(3.0))

@@ -102,18 +102,19 @@ def pass_at_k(correct_QG: jax.Array, k: int) -> jax.Array:
 
 
 def set_max(reward_QGS: jax.Array) -> jax.Array:
-  """What each rollout adds to the best reward of its set, on average.
+  """What each rollout adds to the best reward of its set.
 
   The reward is uncertain: each of S is as likely to be the one that counts.
-  mean_s (max_j R_s(y_j) - max_{j != i} R_s(y_j)): a rollout is credited
-  where it alone is best, so that covering what no other covers is what pays.
+  sum_s (max_j R_s(y_j) - max_{j != i} R_s(y_j)): a rollout is credited where
+  it alone is best, so that covering what no other covers is what pays. A sum:
+  a mean over the concepts that a group happens to cover would credit the
+  common ones more.
 
   Args:
     reward_QGS: float [Q, G, S], each rollout's reward under each of S.
 
   Returns:
-    float32 [Q, G], >= 0. Rewards that are 0 for all of a group do not count
-    in its mean.
+    float32 [Q, G], >= 0.
 
   Raises:
     ValueError: for a group of one.
@@ -131,8 +132,7 @@ def set_max(reward_QGS: jax.Array) -> jax.Array:
     reward_QGS[:, None],
   )
   gain_QGS = best_QiS - others.max(axis=2)
-  count_Q = (reward_QGS != 0).any(axis=1).sum(axis=-1)
-  return gain_QGS.sum(axis=-1) / jnp.maximum(count_Q, 1)[:, None]
+  return gain_QGS.sum(axis=-1)
 
 
 ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
@@ -144,6 +144,39 @@ ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
 """Advantages that are functions of the rewards [Q, G] alone."""
 
 CHOICES = (*ADVANTAGES, 'pass_at_k', 'rosa')
+
+
+def advantage_of(
+  name: str,
+  reward_QG: jax.Array,
+  correct_QG: jax.Array | None = None,
+  set_reward_QGS: jax.Array | None = None,
+  pass_k: int = 1,
+) -> jax.Array:
+  """Looks an advantage up and computes it.
+
+  Args:
+    name: one of `CHOICES`.
+    reward_QG: float, the rewards.
+    correct_QG: bool, for `pass_at_k`.
+    set_reward_QGS: float, for `rosa`.
+    pass_k: k of `pass_at_k`.
+
+  Returns:
+    float32 [Q, G].
+
+  Raises:
+    ValueError: for another name.
+  """
+  if name not in CHOICES:
+    raise ValueError(f'advantage={name!r} is not one of {CHOICES}.')
+  if name == 'pass_at_k':
+    assert correct_QG is not None
+    return pass_at_k(correct_QG, pass_k)
+  if name == 'rosa':
+    assert set_reward_QGS is not None
+    return set_max(set_reward_QGS)
+  return ADVANTAGES[name](reward_QG)
 
 
 def different_share(same_QGG: jax.Array) -> jax.Array:

@@ -91,8 +91,10 @@ def sequence_policy_gradient(
 ) -> jax.Array:
   """The clipped loss of the sequence's ratio exp(mean_t log r_t).
 
-  Every token carries its sequence's loss. With `sequence_mean` and one
-  advantage a sequence that is GSPO (arXiv 2507.18071).
+  Every token has that ratio as the value of its own, and moves it by its own
+  log-probability (GSPO-token): with `sequence_mean` and one advantage a
+  sequence that is GSPO (arXiv 2507.18071, eq. 5 and 14), and tokens with
+  advantages of their own keep them.
 
   Args:
     logp: [..., T], nats.
@@ -110,7 +112,8 @@ def sequence_policy_gradient(
   gap = jnp.where(mask, logp - jax.lax.stop_gradient(old_logp), 0)
   count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
   mean_gap = gap.sum(axis=-1, keepdims=True) / count
-  r = jnp.exp(jnp.clip(mean_gap, -LARGEST_GAP, LARGEST_GAP))
+  s = jnp.exp(jnp.clip(mean_gap, -LARGEST_GAP, LARGEST_GAP))
+  r = jax.lax.stop_gradient(s) * jnp.exp(logp - jax.lax.stop_gradient(logp))
   return _surrogate(r, advantage, clip_low, clip_high, dual_clip)
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sdjax.objectives.policy_gradient import LARGEST_GAP
+
 
 def k1(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   """Log p - log r, with slope (log p - log r) d(log p).
@@ -59,7 +61,8 @@ def k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
     [...], nats, >= 0.
   """
   gap = jax.lax.stop_gradient(ref_logp) - logp
-  return jnp.exp(gap) - gap - 1
+  # Beyond exp(20) a token is an accident, or padding: it must not be inf.
+  return jnp.exp(jnp.clip(gap, -LARGEST_GAP, LARGEST_GAP)) - gap - 1
 
 
 KL_ESTIMATORS: dict[str, Callable[..., jax.Array]] = {

@@ -120,7 +120,9 @@ def signal_step(
     contrast_threshold: of `rlcsd`.
     touched_weight: of `rlcsd`: weight of the mean over touched tokens, beside
       1 for that over the others.
-    aggregation: of the loss, for the rules with several means.
+    aggregation: of the loss, for the rules with several means. They are
+      balanced over the whole step: with mini-batches the share of each in one
+      update varies, and a KL to the reference is over all counted rollouts.
     with_ref_kl: whether the loss has a KL to the reference.
     kl_estimator: see `new_signal`; so the following.
     skip_tokens: first tokens of every completion that do not count.

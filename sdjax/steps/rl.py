@@ -9,12 +9,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from sdjax.objectives.advantage import (
-  ADVANTAGES,
-  CHOICES,
-  pass_at_k,
-  set_max,
-)
+from sdjax.objectives.advantage import advantage_of
 from sdjax.objectives.policy_gradient import POLICY_LOSSES, adaptive_clip
 from sdjax.steps.view import (
   View,
@@ -82,8 +77,6 @@ def signal_step(
     ValueError: for another advantage.
   """
   del teacher_params
-  if advantage not in CHOICES:
-    raise ValueError(f'advantage={advantage!r} is not one of {CHOICES}.')
   signal = new_signal(
     apply_fn,
     params,
@@ -98,12 +91,9 @@ def signal_step(
     temperature=temperature,
     chunk=chunk,
   )
-  if advantage == 'pass_at_k':
-    advantage_QG = pass_at_k(evidence.correct, pass_k)
-  elif advantage == 'rosa':
-    advantage_QG = set_max(evidence.set_reward)
-  else:
-    advantage_QG = ADVANTAGES[advantage](evidence.reward)
+  advantage_QG = advantage_of(
+    advantage, evidence.reward, evidence.correct, evidence.set_reward, pass_k
+  )
   signal = replace(
     signal,
     advantage=jnp.broadcast_to(advantage_QG[..., None], rollout.ids.shape),

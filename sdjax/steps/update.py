@@ -123,6 +123,8 @@ def ema(teacher: Params, student: Params, rate: float) -> Params:
   """
 
   def mix(old, new):
+    if rate == 1:  # a copy, to the last bit
+      return new.astype(jnp.float32)
     old = old.astype(jnp.float32)
     return old + rate * (new.astype(jnp.float32) - old)
 

@@ -99,7 +99,8 @@ def _wrong(
   said = names[:right]
   if rendering == 'compact':
     # In the words a compact question is written in: a missing edge is `|`.
-    feedback = ' '.join([*said[1:], '|'])
+    missing = [] if reason == WRONG_END else ['|']
+    feedback = ' '.join([*said[1:], *missing])
   else:
     feedback = {
       NO_BOX: 'No complete \\boxed{} was found in the answer.',
