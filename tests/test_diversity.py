@@ -69,9 +69,12 @@ def test_summarize_by_hand():
     'pass@1': 1 / 3,  # (2/3 + 0) / 2
     'pass@2': 0.5,  # every pair of question 0 holds a right one
     'pass_gain': 1 / 6,
+    'pass_slope': 1 / 6,  # through two points, a doubling apart
     'concepts': 2.0,
     'concepts_correct': 0.5,
     'distinct_paths': 1.0,
+    'effective_solutions': 1.0,  # (2 + 0) / 2
+    'solution_entropy': np.log(2) / 2,
     'token_entropy': 0.5,
     'length': 4.0,
     'finished': 4 / 6,
@@ -88,6 +91,26 @@ def test_summarize_by_hand():
     'token_entropy': [0.6, round(6 / 14, 6)],
     'num_tokens': [10, 14],
   }
+
+
+def test_rare_solutions_count_less_in_the_effective_number():
+  # Three of four answers by one path, one by another; the question without
+  # a right answer counts 0.
+  flat, _ = diversity.summarize(
+    diversity.SampleSet(
+      correct=np.array([[True] * 4, [False] * 4]),
+      concepts=[[()] * 4] * 2,
+      solutions=[['0-1', '0-1', '0-2', '0-1'], ['0-3'] * 4],
+      entropy_sum=np.ones((2, 4)),
+      length=np.ones((2, 4), int),
+    )
+  )
+  entropy = np.log(4) - 0.75 * np.log(3)
+  assert flat['solution_entropy'] == pytest.approx(entropy / 2)
+  assert flat['effective_solutions'] == pytest.approx(np.exp(entropy) / 2)
+  assert flat['distinct_paths'] == 1.0
+  # pass@k is 1 and 0 whatever k: no slope.
+  assert flat['pass_slope'] == 0.0
 
 
 def test_summary_is_plain_json():
@@ -151,6 +174,8 @@ def test_all_right_all_wrong_and_a_single_sample():
     'concepts': 1.0,
     'concepts_correct': 1.0,
     'distinct_paths': 1.0,
+    'effective_solutions': 1.0,
+    'solution_entropy': 0.0,
     'token_entropy': 0.5,
     'length': 1.0,
   }

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sdjax.eval import pass_at_k
+from sdjax.eval.solutions import variety
 
 PerQuestion = dict[str, Any]
 """One set's entry of `eval_questions.json`, see `summarize`."""
@@ -214,9 +215,14 @@ def summarize(samples: SampleSet) -> tuple[dict[str, float], PerQuestion]:
 
       pass@1, pass@2, pass@4, ...  unbiased pass@k
       pass_gain        pass@k at the largest k minus pass@1
+      pass_slope       rise of pass@k each time k doubles, by least squares;
+                       left out where one k is all there is
       concepts         distinct concepts over all samples
       concepts_correct distinct concepts over correct samples, 0 if none
       distinct_paths   distinct correct solutions, 0 if none
+      effective_solutions  exp of the entropy over a question's correct
+                       samples of the solutions they are, 0 if none
+      solution_entropy that entropy, nats, 0 if at most one solution
       token_entropy    nats, mean over all counted tokens of the set
       length           tokens a sample, mean over samples
       reason/NAME      share of samples rejected for that reason
@@ -253,16 +259,22 @@ def summarize(samples: SampleSet) -> tuple[dict[str, float], PerQuestion]:
   found_Q = distinct_counts(samples.concepts, correct_QG)[kept_Q]
   paths_Q = _solution_counts(samples.solutions, correct_QG)[kept_Q]
 
+  spread = variety(samples.solutions, correct_QG)
+
+  ks = pass_at_k.powers_of_two(int(num_Q.min()))
   flat = {
-    f'pass@{k}': _mean(pass_at_k.pass_at_k(num_Q, right_Q, k))
-    for k in pass_at_k.powers_of_two(int(num_Q.min()))
+    f'pass@{k}': _mean(pass_at_k.pass_at_k(num_Q, right_Q, k)) for k in ks
   }
   curve = list(flat.values())
+  flat['pass_gain'] = curve[-1] - curve[0]
+  if len(ks) > 1:
+    flat['pass_slope'] = float(pass_at_k.pass_slope(curve, ks))
   flat |= {
-    'pass_gain': curve[-1] - curve[0],
     'concepts': _mean(concepts_Q),
     'concepts_correct': _mean(found_Q),
     'distinct_paths': _mean(paths_Q),
+    'effective_solutions': _mean(spread.effective[kept_Q]),
+    'solution_entropy': _mean(spread.entropy[kept_Q]),
     'token_entropy': token_entropy(
       samples.entropy_sum, samples.length, mask_QG
     ),
