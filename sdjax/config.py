@@ -242,6 +242,10 @@ class Train:
     eval_every: steps between evaluations; 0: only before and after.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: newest checkpoints kept.
+    keep_best: `SET/METRIC` of the evaluations during training, e.g.
+      `harder/pass@64`; the checkpoint at its highest value is kept besides,
+      in checkpoints_best/, and measured at the end. With a `-` in front:
+      at its lowest. Empty: none is.
     logged_questions: questions a step whose rollouts go to rollouts.jsonl.
   """
 
@@ -252,6 +256,7 @@ class Train:
   eval_every: int = 25
   checkpoint_every: int = 25
   keep_checkpoints: int = 2
+  keep_best: str = ''
   logged_questions: int = 4
 
 
@@ -280,6 +285,39 @@ class Eval:
   max_new_tokens: int = 9
   temperature: float = 1.0
   top_p: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+  """When a run is said to go wrong; see `sdjax.alarm.judge`.
+
+  Evaluations are compared with each other and with the one before training,
+  training steps with the first ones. Small evaluation sets are noisy: 64
+  questions with 64 samples each are enough for these defaults, 16 with 8 are
+  not.
+
+  Attributes:
+    action: `warn` prints each kind of alarm once a set and writes it to
+      alarms.jsonl; `stop` also ends the run at the first, after a checkpoint
+      and the evaluation that ends every run; `off`.
+    window: training steps that are averaged over.
+    variety_drop: share of its best that the effective number of solutions,
+      or of concepts in correct answers, may lose while pass@1 rises; 1: all.
+    success_drop: what pass@1 may lose of its best; 1: all.
+    entropy_share: of the first steps' token entropy that must be left; 0:
+      nothing.
+    length_factor: by which rollouts may grow longer or shorter.
+    idle_share: of the groups that may be all wrong, or all right, without
+      the method learning from them; 1: all.
+  """
+
+  action: str = 'warn'
+  window: int = 5
+  variety_drop: float = 0.3
+  success_drop: float = 0.1
+  entropy_share: float = 0.2
+  length_factor: float = 3.0
+  idle_share: float = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +360,7 @@ class Config:
     optimizer: update rule.
     train: length and logging.
     eval: measurement.
+    alarm: when a run is said to go wrong.
     mesh: devices.
   """
 
@@ -337,4 +376,5 @@ class Config:
   optimizer: Optimizer = Optimizer()
   train: Train = Train()
   eval: Eval = Eval()
+  alarm: Alarm = Alarm()
   mesh: Mesh = Mesh()

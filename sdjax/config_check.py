@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sdjax.config import (
+  Alarm,
   Config,
   ConfigError,
   Demonstrations,
@@ -58,6 +59,8 @@ def validate(config: Config) -> None:
     )
   if config.rollout:
     _validate_rollout(config, config.rollout)
+  if config.train.keep_best:
+    _validate_keep_best(config)
   for path, section in sections(config):
     if isinstance(section, SelfDistillation):
       _validate_self_distillation(config, section, path)
@@ -183,6 +186,11 @@ def _validate_presence(config: Config) -> None:
       ('epochs', 'mini_batches', 'micro_batches'),
       "when mode='pretrain': every step has documents of its own.",
     )
+    for section, path, names in (
+      (config.train, 'train.', ('keep_best',)),
+      (config.alarm, 'alarm.', [f.name for f in dataclasses.fields(Alarm)]),
+    ):
+      _refuse(section, path, names, "when mode='pretrain'.")
   updates = (
     config.train.num_steps * config.train.epochs * config.train.mini_batches
   )
@@ -386,6 +394,23 @@ def _validate_mix(method: Mix, path: str) -> None:
     raise ConfigError(
       f'{path}schedule.hold={schedule.hold} does nothing when '
       f'{path}schedule.fall=0: the weight stays at 1 anyway.'
+    )
+
+
+def _validate_keep_best(config: Config) -> None:
+  train, during = config.train, config.eval.during
+  name = train.keep_best.removeprefix('-').partition('/')[0]
+  if name not in during:
+    raise ConfigError(
+      f'train.keep_best={train.keep_best!r} must begin with a set that is '
+      f'evaluated during training, one of eval.during={during}'
+      f'{nearest(name, during)}, e.g. {[*during, "SET"][0] + "/pass@1"!r}.'
+    )
+  if train.eval_every >= train.num_steps:
+    raise ConfigError(
+      f'train.keep_best={train.keep_best!r} does nothing when '
+      f'train.eval_every={train.eval_every} and '
+      f'train.num_steps={train.num_steps}: nothing is evaluated in between.'
     )
 
 

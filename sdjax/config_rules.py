@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from sdjax.config import (
+  Alarm,
   Config,
   Demonstrations,
   Eval,
@@ -100,6 +101,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
     'name': ('verifier', 'function', 'model'),
     'judge': ('verifier', 'reward'),
   },
+  Alarm: {'action': ('warn', 'stop', 'off')},
 }
 """The values of every option that is a choice."""
 
@@ -171,6 +173,7 @@ AT_LEAST: dict[type, dict[str, float]] = {
     'batch_questions': 1,
     'temperature': 0,
   },
+  Alarm: {'window': 1, 'length_factor': 1},
   Mesh: {'model': 1},
   Reward: {'workers': 1, 'max_tokens': 1},
 }
@@ -180,6 +183,7 @@ SHARES: dict[type, tuple[str, ...]] = {
   SelfDistillation: ('ema_rate', 'trust_region', 'credit_discount'),
   PolicyGradient: ('overlong_share',),
   Rollout: ('min_p',),
+  Alarm: ('variety_drop', 'success_drop', 'entropy_share', 'idle_share'),
   Pretraining: tuple(
     f.name
     for f in dataclasses.fields(Pretraining)
@@ -252,6 +256,12 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'threshold': ('judge', ('reward',)),
   },
   Lora: {'alpha': ('rank', is_positive), 'targets': ('rank', is_positive)},
+  Train: {'keep_best': ('eval_every', is_positive)},
+  Alarm: {
+    field.name: ('action', ('warn', 'stop'))
+    for field in dataclasses.fields(Alarm)
+    if field.name != 'action'
+  },
 }
 """Options that act only when another has one of the given values."""
 

@@ -40,6 +40,8 @@ FLOORS = [
     'sharding',
     'optim',
     'checkpoint',
+    'best',
+    'alarm',
     'metrics',
     'plots',
     'language_model',

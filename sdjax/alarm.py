@@ -1,0 +1,349 @@
+"""When a run goes wrong, and why: alarms over the history of its metrics.
+
+An alarm is a function of what `metrics.jsonl` and the evaluation before
+training hold, so a resumed run raises what an unbroken one does, and the
+history of any run can be judged afterwards.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sdjax.config import Alarm
+
+Record = Mapping[str, Any]
+"""A line of `metrics.jsonl`: `step`, and `train/NAME` or `eval/SET/NAME`."""
+
+VARIETY = ('effective_solutions', 'concepts_correct')
+"""Measures of an evaluation set of which none may fall."""
+
+SUCCESS = 'pass@1'
+ENTROPY = 'train/token_entropy'
+LENGTH = 'train/length'
+IDLE = 'train/idle_groups'
+GROUPS = {
+  'all_wrong': 'train/all_wrong_groups',
+  'all_right': 'train/all_right_groups',
+}
+"""The kinds of alarm on groups, and the share of groups each reads."""
+
+KEEP_VARIETY = (
+  'anchor with loss.kl_coef; for self-distillation '
+  "method.pooling='mixture' with method.demonstrations.count=3; for RL "
+  "method.diversity_weight; the two together with method 'mix'"
+)
+
+ADVICE = {
+  'variety': f'{KEEP_VARIETY}; or stop here',
+  'entropy': f'a lower optimizer.learning_rate, or {KEEP_VARIETY}',
+  'longer': (
+    'rollout.max_new_tokens or method.overlong_share (RL) as a limit, '
+    "loss.aggregation='sequence_sum_norm', and a look at rollouts.jsonl for "
+    'repetition'
+  ),
+  'shorter': (
+    'demonstrations that show the whole reasoning, loss.kl_coef as an '
+    'anchor, and a look at rollouts.jsonl for answers that are only guessed'
+  ),
+  'all_wrong': (
+    'easier questions, more rollouts a question (rollout.num_samples), or '
+    "method.demonstrations.strategy='reference' or 'external'"
+  ),
+  'all_right': (
+    'harder questions, rollout.resample, method.diversity_weight (RL), or '
+    'stop here'
+  ),
+  'success': (
+    'go back to the best step (train.keep_best), a lower '
+    'optimizer.learning_rate, a slower teacher (method.ema_rate), '
+    'loss.kl_coef as an anchor, or stop here'
+  ),
+}
+"""What to try, by the kind of alarm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Alert:
+  """One alarm.
+
+  Attributes:
+    step: of the record that raised it.
+    kind: a key of `ADVICE`.
+    where: the evaluation set; `train` for an alarm on training steps.
+    numbers: what it is based on, by name.
+    cause: a plain sentence.
+  """
+
+  step: int
+  kind: str
+  where: str
+  numbers: dict[str, float]
+  cause: str
+
+  @property
+  def text(self) -> str:
+    """The cause, and what to try."""
+    return f'{self.cause} Try {ADVICE[self.kind]}.'
+
+  def record(self) -> dict[str, Any]:
+    """Returns the line of `alarms.jsonl`."""
+    return {
+      'step': self.step,
+      'kind': self.kind,
+      'where': self.where,
+      'numbers': self.numbers,
+      'text': self.text,
+    }
+
+
+def judge(
+  history: Sequence[Record], options: Alarm, groups: int = 1
+) -> list[Alert]:
+  """Says what is wrong at the last record of a history.
+
+    variety   a measure of `VARIETY` is more than `variety_drop` of its best
+              below it, and pass@1 is higher than it was at that best
+    success   pass@1 is more than `success_drop` below its best
+    entropy   the mean token entropy of the last `window` steps is below
+              `entropy_share` of that of the first `window`
+    longer, shorter  the mean length likewise, by more than `length_factor`
+    all_wrong, all_right  more than `idle_share` of the groups of the last
+              `window` steps; not when the method learns from them all the
+              same (more than that share is not idle)
+
+  A metric that the history does not have raises nothing.
+
+  Args:
+    history: records by step, rising; the evaluation before training, if it
+      is to count, first.
+    options: thresholds; `action` is not read.
+    groups: questions a step, for the counts in the sentences.
+
+  Returns:
+    The alarms, at most one of a kind and set.
+  """
+  if not history:
+    return []
+  found = [*_evaluations(history, options)]
+  if any(name.startswith('train/') for name in history[-1]):
+    found += _groups(history, options, groups)
+    found += _trends(history, options)
+  return found
+
+
+class Watch:
+  """Follows a run and passes on each kind of alarm once a set.
+
+  Attributes:
+    alerts: the first alarm of each kind and set, in order.
+  """
+
+  def __init__(
+    self, options: Alarm, groups: int, tell: Callable[[Alert], None]
+  ):
+    """Begins with an empty history.
+
+    Args:
+      options: action `off` makes it do nothing.
+      groups: questions a step.
+      tell: called with each new alarm.
+    """
+    self._options, self._groups, self._tell = options, groups, tell
+    self._history: list[Record] = []
+    self._seen: set[tuple[str, str]] = set()
+    self.alerts: list[Alert] = []
+
+  def add(self, record: Record) -> None:
+    """Adds a record to the history and judges it.
+
+    Args:
+      record: later than all before it.
+    """
+    if self._options.action == 'off':
+      return
+    # The others would fill the memory in a long run.
+    self._history.append({k: v for k, v in record.items() if _is_read(k)})
+    for alert in judge(self._history, self._options, self._groups):
+      if (alert.kind, alert.where) not in self._seen:
+        self._seen.add((alert.kind, alert.where))
+        self.alerts.append(alert)
+        self._tell(alert)
+
+  @property
+  def stops(self) -> bool:
+    """Whether the run is to end."""
+    return self._options.action == 'stop' and bool(self.alerts)
+
+
+def _is_read(name: str) -> bool:
+  return name in ('step', ENTROPY, LENGTH, IDLE, *GROUPS.values()) or (
+    name.startswith('eval/') and name.endswith((SUCCESS, *VARIETY))
+  )
+
+
+def _evaluations(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+  """Yields the alarms of the sets that the last record evaluates."""
+  last = history[-1]
+  for key in last:
+    stage, _, rest = key.partition('/')
+    name, _, measure = rest.rpartition('/')
+    if stage != 'eval' or measure != SUCCESS or not name:
+      continue
+    past = [record for record in history if key in record]
+    yield from _fallen_success(past, name, options)
+    yield from _fallen_variety(past, name, options)
+
+
+def _fallen_success(
+  past: Sequence[Record], name: str, options: Alarm
+) -> Iterator[Alert]:
+  key = f'eval/{name}/{SUCCESS}'
+  best, now = max(past, key=lambda record: record[key]), past[-1]
+  if best[key] - now[key] > options.success_drop:
+    yield Alert(
+      step=now['step'],
+      kind='success',
+      where=name,
+      numbers={
+        'best': best[key],
+        'best_step': best['step'],
+        'now': now[key],
+      },
+      cause=(
+        f'{name}: {SUCCESS} fell from {best[key]:.3g} (step {best["step"]}) '
+        f'to {now[key]:.3g}: the model is losing what it had learnt.'
+      ),
+    )
+
+
+def _fallen_variety(
+  past: Sequence[Record], name: str, options: Alarm
+) -> Iterator[Alert]:
+  """Yields an alarm on the measure that fell by the largest share."""
+  success = f'eval/{name}/{SUCCESS}'
+  now = past[-1]
+  worst: tuple[float, str, Record] | None = None
+  for measure in VARIETY:
+    key = f'eval/{name}/{measure}'
+    known = [record for record in past if key in record]
+    if key not in now:
+      continue
+    best = max(known, key=lambda record: record[key])
+    # The task may have no concepts: then there is nothing to lose.
+    fallen = 1 - now[key] / best[key] if best[key] > 0 else 0.0
+    risen = now[success] > best[success]
+    if risen and fallen > max(options.variety_drop, worst[0] if worst else 0):
+      worst = fallen, measure, best
+  if worst is None:
+    return
+  fallen, measure, best = worst
+  key = f'eval/{name}/{measure}'
+  yield Alert(
+    step=now['step'],
+    kind='variety',
+    where=name,
+    numbers={
+      f'{measure}/best': best[key],
+      f'{measure}/now': now[key],
+      f'{SUCCESS}/then': best[success],
+      f'{SUCCESS}/now': now[success],
+      'best_step': best['step'],
+      'fallen': fallen,
+    },
+    cause=(
+      f'{name}: {measure} fell by {fallen:.0%}, from {best[key]:.3g} (step '
+      f'{best["step"]}) to {now[key]:.3g}, while {SUCCESS} rose from '
+      f'{best[success]:.3g} to {now[success]:.3g}: the model is right more '
+      'often in fewer ways.'
+    ),
+  )
+
+
+def _groups(
+  history: Sequence[Record], options: Alarm, groups: int
+) -> Iterator[Alert]:
+  """Yields the alarms on groups from which nothing is learnt."""
+  lacking = {'all_wrong': 'correct', 'all_right': 'wrong'}
+  for kind, key in GROUPS.items():
+    recent = _last(history, key, options.window)
+    if len(recent) < options.window:
+      continue
+    share = _mean(record[key] for record in recent)
+    # Without the metric, groups that are all alike are taken to be idle.
+    idle = _mean(record.get(IDLE, 1.0) for record in recent)
+    if min(share, idle) > options.idle_share:
+      total = groups * len(recent)
+      yield Alert(
+        step=history[-1]['step'],
+        kind=kind,
+        where='train',
+        numbers={
+          'groups': round(share * total),
+          'of': total,
+          'steps': len(recent),
+          'idle': idle,
+        },
+        cause=(
+          f'{round(share * total)} of {total} groups had no {lacking[kind]} '
+          f'rollout in the last {len(recent)} steps: there is almost nothing '
+          'to learn from.'
+        ),
+      )
+
+
+def _trends(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+  """Yields the alarms on what has moved since the first steps."""
+  step = history[-1]['step']
+  if means := _ends(history, ENTROPY, options.window):
+    first, now = means
+    if now < options.entropy_share * first:
+      yield Alert(
+        step=step,
+        kind='entropy',
+        where='train',
+        numbers={'first': first, 'now': now},
+        cause=(
+          f'the token entropy of the rollouts fell from {first:.3g} to '
+          f'{now:.3g} nats: they are more and more the same.'
+        ),
+      )
+  if means := _ends(history, LENGTH, options.window):
+    first, now = means
+    for kind, factor in (
+      ('longer', now / max(first, 1e-9)),
+      ('shorter', first / max(now, 1e-9)),
+    ):
+      if factor > options.length_factor:
+        yield Alert(
+          step=step,
+          kind=kind,
+          where='train',
+          numbers={'first': first, 'now': now, 'factor': factor},
+          cause=(
+            f'rollouts are {factor:.1f} times {kind}: {now:.4g} tokens, '
+            f'{first:.4g} at the start.'
+          ),
+        )
+
+
+def _ends(
+  history: Sequence[Record], key: str, window: int
+) -> tuple[float, float] | None:
+  """Means of a metric over the first and the last steps, if they are apart."""
+  first = list(itertools.islice((r for r in history if key in r), window))
+  last = _last(history, key, window)
+  if not last or last[0]['step'] <= first[-1]['step']:
+    return None
+  return _mean(r[key] for r in first), _mean(r[key] for r in last)
+
+
+def _last(history: Sequence[Record], key: str, window: int) -> list[Record]:
+  """The last records that have a metric, by step."""
+  recent = itertools.islice((r for r in reversed(history) if key in r), window)
+  return list(recent)[::-1]
+
+
+def _mean(values: Iterable[float]) -> float:
+  known = list(values)
+  return sum(known) / len(known)
