@@ -83,17 +83,18 @@ class Checkpoints:
   One process trains and saves; any number may restore.
   """
 
-  def __init__(self, directory: str | Path, keep: int = 2):
+  def __init__(self, directory: str | Path, keep: int | None = 2):
     """Opens a folder of checkpoints.
 
     Args:
       directory: made by the first `save` if it is not there.
-      keep: newest checkpoints that are kept, at least 1.
+      keep: newest checkpoints that are kept, at least 1; None: all, until
+        `delete`.
 
     Raises:
       CheckpointError: if `keep` is below 1 or the folder cannot be used.
     """
-    if keep < 1:
+    if keep is not None and keep < 1:
       raise CheckpointError(f'keep_checkpoints={keep} must be at least 1.')
     self._directory = Path(directory).absolute()
     self._saved_before = False
@@ -157,6 +158,18 @@ class Checkpoints:
     """Returns the newest complete checkpoint's step, or None."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """Returns the steps of all complete checkpoints, rising."""
+    return sorted(self._manager.all_steps())
+
+  def delete(self, step: int) -> None:
+    """Deletes a checkpoint.
+
+    Args:
+      step: one of `steps`.
+    """
+    self._manager.delete(step)
+
   def restore(
     self, step: int, abstract_state: Any
   ) -> tuple[Any, dict[str, Any]]:
@@ -176,7 +189,7 @@ class Checkpoints:
       CheckpointError: if the checkpoint is missing, damaged, or of another
         structure. Nothing is deleted.
     """
-    steps = sorted(self._manager.all_steps())
+    steps = self.steps()
     if step not in steps:
       raise CheckpointError(
         f'{self._directory} has no checkpoint {step}; it has {steps}.'

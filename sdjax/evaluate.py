@@ -16,6 +16,7 @@ import numpy as np
 
 from sdjax import config as config_lib
 from sdjax import rng
+from sdjax.config_check import nearest
 from sdjax.data.prompts import encode_prompts
 from sdjax.eval.diversity import SampleSet, summarize
 from sdjax.eval.score_file import describe, score_file
@@ -27,6 +28,51 @@ from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.tasks.base import Question, Task
 from sdjax.types import Params, Prompts, Rollout
+
+
+def metric_names(num_samples: int) -> list[str]:
+  """Returns what an evaluation set is always measured by.
+
+  The shares of rejected answers by reason are not among them: which reasons
+  come up is known only afterwards.
+
+  Args:
+    num_samples: samples a question.
+
+  Returns:
+    The names, e.g. `pass@1`.
+  """
+  shape = (1, num_samples)
+  flat, _ = summarize(
+    SampleSet(
+      correct=np.zeros(shape, bool),
+      concepts=[[()] * num_samples],
+      solutions=[[''] * num_samples],
+      entropy_sum=np.zeros(shape),
+      length=np.ones(shape, int),
+      flags={'finished': np.ones(shape, bool)},
+    )
+  )
+  return list(flat)
+
+
+def check_keep_best(config: config_lib.Config) -> None:
+  """Checks that `train.keep_best`, if set, names a metric that there is.
+
+  Args:
+    config: a checked config.
+
+  Raises:
+    ConfigError: naming the metrics that there are.
+  """
+  option = config.train.keep_best
+  metric = option.partition('/')[2]
+  known = metric_names(config.eval.num_samples)
+  if option and metric not in known:
+    raise config_lib.ConfigError(
+      f'train.keep_best={option!r} names the metric {metric!r}, which is not '
+      f'one of {", ".join(known)}{nearest(metric, known)}.'
+    )
 
 
 class Evaluator:
