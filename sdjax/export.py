@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from sdjax import config as config_lib
 from sdjax import config_dict
+from sdjax.best import FOLDER
 from sdjax.checkpoint import Checkpoints
 from sdjax.lora import adapt, factors
 from sdjax.metrics import write_json_atomic
@@ -63,7 +64,10 @@ def read_config(workdir: str | Path) -> config_lib.Config:
 
 
 def restore(
-  config: config_lib.Config, workdir: str | Path, step: int | None
+  config: config_lib.Config,
+  workdir: str | Path,
+  step: int | None,
+  best: bool = False,
 ) -> tuple[Trainer, int]:
   """Brings a run's checkpoint back.
 
@@ -71,6 +75,7 @@ def restore(
     config: of the run.
     workdir: its folder.
     step: which checkpoint; None: the newest.
+    best: take the one that `train.keep_best` kept; `step` is then not read.
 
   Returns:
     The trainer with the checkpoint's state, and the step.
@@ -78,13 +83,19 @@ def restore(
   Raises:
     ExportError: if there is no checkpoint.
   """
-  folder = Path(workdir) / 'checkpoints'
+  if best and not config.train.keep_best:
+    raise ExportError(
+      f'{workdir} keeps no best checkpoint: its train.keep_best is empty. '
+      'Export a --step or the newest one.'
+    )
+  folder = Path(workdir) / (FOLDER if best else 'checkpoints')
   if not folder.is_dir():
     raise ExportError(f'{folder} is missing: the run has no checkpoint yet.')
   trainer = Trainer(config)
-  checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
+  # Only a run deletes its checkpoints.
+  checkpoints = Checkpoints(folder, keep=None)
   try:
-    step = checkpoints.latest_step() if step is None else step
+    step = checkpoints.latest_step() if step is None or best else step
     if step is None:
       raise ExportError(f'{folder} holds no complete checkpoint.')
     trainer.state, _ = checkpoints.restore(
@@ -216,6 +227,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--workdir', required=True, help='folder of the run')
   parser.add_argument('--out', required=True, help='folder to write')
   parser.add_argument('--step', type=int, help='checkpoint; default: newest')
+  parser.add_argument(
+    '--best',
+    action='store_true',
+    help='the checkpoint that train.keep_best kept',
+  )
   parser.add_argument('--weights', choices=WEIGHTS, default='student')
   parser.add_argument(
     '--dtype',
@@ -228,9 +244,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = parser.parse_args(argv)
   if options.adapter and options.dtype:
     parser.error('--dtype does nothing with --adapter: adapters are float32')
+  if options.best and options.step is not None:
+    parser.error('--best and --step name different checkpoints; give one')
   try:
     config = read_config(options.workdir)
-    trainer, step = restore(config, options.workdir, options.step)
+    trainer, step = restore(
+      config, options.workdir, options.step, options.best
+    )
     if options.adapter:
       export_adapter(trainer, options.out, options.weights)
     else:

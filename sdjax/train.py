@@ -16,10 +16,15 @@ import numpy as np
 
 from sdjax import config as config_lib
 from sdjax import rng
+from sdjax.alarm import Alert, Watch
+from sdjax.best import FOLDER as BEST_FOLDER
+from sdjax.best import BestCheckpoint
 from sdjax.checkpoint import Checkpoints
 from sdjax.data.context import check_thinking
 from sdjax.data.prompts import PromptIterator, encode_prompts
-from sdjax.evaluate import Evaluator
+from sdjax.eval.diversity import token_entropy
+from sdjax.eval.runs import read_json_lines
+from sdjax.evaluate import Evaluator, check_keep_best
 from sdjax.grading import Graded, grade, join
 from sdjax.language_model import LanguageModel, load_from_config
 from sdjax.lora import adapt, init_adapter
@@ -362,7 +367,10 @@ class Trainer:
       more: gives further questions, where the config resamples.
 
     Returns:
-      Metrics, the graded rollouts and what was gathered about them.
+      Metrics, the graded rollouts and what was gathered about them. Among
+      the metrics are the shares of questions whose rollouts are
+      `all_wrong_groups`, `all_right_groups`, or `idle_groups`, from which
+      the method learns nothing.
     """
     assert self.config.rollout
     metrics = {}
@@ -378,9 +386,17 @@ class Trainer:
     self.state, update = self._update(
       self.base, self.state, frozen, self._reference, prompts, rollout, signal
     )
+    right_Q = graded.correct.mean(axis=1)
     metrics |= {
       'reward': graded.reward.mean(),
       'correct': graded.correct.mean(),
+      'all_wrong_groups': (right_Q == 0).mean(),
+      'all_right_groups': (right_Q == 1).mean(),
+      'idle_groups': 1 - np.mean(gathered.useful),
+      # Unlike `entropy`, over all tokens, whether they are learnt from or not.
+      'token_entropy': token_entropy(
+        host.entropy.sum(axis=-1), host.length
+      ),
       'length': host.length.mean(),
       'finished': host.finished.mean(),
       'learning_rate': self.rate(number),
@@ -475,6 +491,7 @@ def train(
     method: as `METHODS` has them; None: the one that the config names.
   """
   assert config.rollout
+  check_keep_best(config)
   compilations = Compilations()
   workdir = Workdir(path, config)
   trainer = Trainer(config, method)
@@ -484,12 +501,20 @@ def train(
   checkpoints = Checkpoints(
     workdir.path / 'checkpoints', config.train.keep_checkpoints
   )
+  best = None
+  if config.train.keep_best:
+    best = BestCheckpoint(workdir.path, config.train.keep_best)
   total = config.train.num_steps
   progress = Progress(total)
 
   def save(step: int) -> None:
+    if best:
+      best.wait()  # What the log says was best must be there to resume with.
+    older = checkpoints.latest_step()
     extra = {'data': questions.get_state(), 'log': workdir.position()}
     checkpoints.save(step, trainer.state, extra)
+    if best and older is not None:
+      best.forget(older)
 
   start = checkpoints.latest_step()
   if start is None:
@@ -507,7 +532,14 @@ def train(
     questions.set_state(extra['data'])
     workdir.rewind(extra['log'])
     progress.note(f'resuming after step {start} of {total}')
-  if start < total:
+  if best:
+    best.rewind(start, workdir.history())
+  watch = follow(config, workdir, progress)
+  end = start if watch.stops else total
+  if start < end:
+    # What a shorter run ended with.
+    workdir.drop_eval('final')
+    workdir.drop_eval('best')
     trainer.warm_up(
       [trainer.task.questions('train')[i] for i in range(
         config.rollout.num_questions
@@ -516,17 +548,18 @@ def train(
     progress.note(
       f'{compilations.count} compilations in {compilations.seconds:.0f} s'
     )
-  for number in range(start, total):
+  done = start
+  while done < end and not watch.stops:
     began = time.monotonic()
     metrics, graded, gathered = trainer.step(
-      next(questions), number, lambda: next(questions)
+      next(questions), done, lambda: next(questions)
     )
     for record in records(
-      graded, gathered, number, config.train.logged_questions
+      graded, gathered, done, config.train.logged_questions
     ):
       workdir.rollouts.append(record)
-    done = number + 1
-    workdir.metrics.write(
+    done += 1
+    record = workdir.metrics.write(
       done,
       {f'train/{name}': value for name, value in metrics.items()}
       | {
@@ -540,24 +573,92 @@ def train(
       reward=metrics['reward'],
       loss=metrics['loss'],
     )
+    watch.add(record)
     every = config.train.eval_every
     if every and done % every == 0 and done < total:
       flat, _ = trainer.evaluator(trainer.student(), config.eval.during)
-      workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
-    if done % config.train.checkpoint_every == 0 or done == total:
+      record = workdir.metrics.write(
+        done, {f'eval/{k}': v for k, v in flat.items()}
+      )
+      watch.add(record)
+      if best:
+        best.offer(record, trainer.state)
+    due = done % config.train.checkpoint_every == 0
+    if due or done == total or watch.stops:
       save(done)
   progress.finish()
   checkpoints.wait()
-  if start == total and workdir.has_eval('final'):
+  if watch.stops and done < total:
+    progress.note(
+      f'{path} is stopped at step {done} of {total} by its alarm of step '
+      f'{watch.alerts[0].step}: {watch.alerts[0].cause} '
+      "alarm.action='warn', or another threshold, lets it go on."
+    )
+  elif start == done and workdir.has_eval('final'):
     progress.note(f'{path} is complete: {total} steps')
-  else:
+  if start < done or not workdir.has_eval('final'):
     progress.note('evaluating the trained model')
     workdir.add_eval(
       'final', *trainer.evaluator(trainer.student(), config.eval.sets)
     )
+  watch.add(workdir.final_record(done))
+  if best:
+    best.forget(done)
+    if best.step is not None and not workdir.has_eval('best'):
+      progress.note(f'evaluating the best model, of step {best.step}')
+      add_best(workdir, trainer, best)
+    best.close()
   plot_run(workdir.path)
   checkpoints.close()
   workdir.close()
+
+
+def follow(
+  config: config_lib.Config, workdir: Workdir, progress: Progress
+) -> Watch:
+  """Judges the history of a run, and goes on to judge what is added.
+
+  Args:
+    config: of the run.
+    workdir: its folder, gone back to where the run resumes; alarms that its
+      log does not have yet are added to it.
+    progress: shows them.
+
+  Returns:
+    The watch, which knows the history.
+  """
+  assert config.rollout
+  told = {
+    (line['kind'], line['where'])
+    for line in read_json_lines(workdir.alarms.path)
+  }
+
+  def tell(alert: Alert) -> None:
+    if (alert.kind, alert.where) not in told:
+      progress.note(f'ALARM at step {alert.step}: {alert.text}')
+      workdir.alarms.append(alert.record())
+
+  watch = Watch(config.alarm, config.rollout.num_questions, tell)
+  for record in workdir.history():
+    watch.add(record)
+  return watch
+
+
+def add_best(workdir: Workdir, trainer: Trainer, best: BestCheckpoint) -> None:
+  """Measures the best checkpoint of a run, which becomes the trainer's state.
+
+  On the set it was chosen by it looks better than it is; on the others not.
+
+  Args:
+    workdir: of the run.
+    trainer: of the run, with any state.
+    best: not empty.
+  """
+  trainer.state = best.restore(with_sharding(trainer.state, trainer.mesh))
+  options = trainer.config.eval
+  sets = tuple(dict.fromkeys(options.sets + options.during))
+  flat, questions = trainer.evaluator(trainer.student(), sets)
+  workdir.add_eval('best', flat, questions, step=best.step)
 
 
 def evaluate(config: config_lib.Config, path: str) -> None:
@@ -566,7 +667,8 @@ def evaluate(config: config_lib.Config, path: str) -> None:
   Args:
     config: a checked config of mode `eval`.
     path: a folder; with the checkpoints of a run in it, the newest one is
-      measured as `final`, the starting weights as `base`.
+      measured as `final`, the best one, if there is one, as `best`, and the
+      starting weights as `base`.
   """
   workdir = Workdir(path, config)
   trainer = Trainer(config)
@@ -583,6 +685,11 @@ def evaluate(config: config_lib.Config, path: str) -> None:
       trainer.state = state
       workdir.add_eval('final', *trainer.evaluator(trainer.student(), sets))
     checkpoints.close()
+  if config.train.keep_best and (workdir.path / BEST_FOLDER).is_dir():
+    best = BestCheckpoint(workdir.path, config.train.keep_best)
+    if best.step is not None:
+      add_best(workdir, trainer, best)
+    best.close()
   for name, value in workdir.read_eval().items():
     print(f'{name} {value:.4g}')
   workdir.close()

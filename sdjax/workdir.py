@@ -7,9 +7,17 @@ from typing import Any
 
 from sdjax import config as config_lib
 from sdjax import config_check, config_dict
+from sdjax.eval.runs import read_json_lines
 from sdjax.metrics import JsonLines, MetricsLog, write_json_atomic
 
-FREE_TO_CHANGE = ('print', 'mode', 'train.num_steps', 'mesh.', 'eval.')
+FREE_TO_CHANGE = (
+  'print',
+  'mode',
+  'train.num_steps',
+  'mesh.',
+  'eval.',
+  'alarm.',
+)
 """Options a run may be continued with other values of.
 
 The number of steps is not free under a schedule that depends on it.
@@ -27,6 +35,7 @@ class Workdir:
     path: the folder.
     metrics: `metrics.jsonl`.
     rollouts: `rollouts.jsonl`.
+    alarms: `alarms.jsonl`.
   """
 
   def __init__(self, path: str, config: config_lib.Config):
@@ -61,12 +70,14 @@ class Workdir:
       write_json_atomic(file, resolved)
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
+    self.alarms = JsonLines(self.path / 'alarms.jsonl')
 
   def position(self) -> dict[str, int]:
     """Returns the sizes of the logs, once they are on the disk."""
     return {
       'metrics': self.metrics.offset(),
       'rollouts': self.rollouts.offset(),
+      'alarms': self.alarms.offset(),
     }
 
   def rewind(self, position: dict[str, int] | None) -> None:
@@ -78,6 +89,25 @@ class Workdir:
     position = position or {'metrics': 0, 'rollouts': 0}
     self.metrics.truncate(position['metrics'])
     self.rollouts.truncate(position['rollouts'])
+    # Checkpoints from before there were alarms do not know of them.
+    self.alarms.truncate(position.get('alarms', 0))
+
+  def history(self) -> list[dict[str, Any]]:
+    """Returns the records of the run so far, by step.
+
+    The evaluation before training comes first, as that of step 0, under the
+    names that the later ones have in `metrics.jsonl`.
+    """
+    base = _evaluation(self.read_eval(), 'base')
+    return [{'step': 0, **base}, *read_json_lines(self.metrics.path)]
+
+  def final_record(self, step: int) -> dict[str, Any]:
+    """Returns the evaluation after training in the form of `history`.
+
+    Args:
+      step: the last one.
+    """
+    return {'step': step, **_evaluation(self.read_eval(), 'final')}
 
   def read_eval(self) -> dict[str, Any]:
     """Returns what `eval.json` holds; empty when there is none."""
@@ -89,14 +119,19 @@ class Workdir:
     return any(name.startswith(f'{when}/') for name in self.read_eval())
 
   def add_eval(
-    self, when: str, flat: dict[str, float], questions: dict[str, Any]
+    self,
+    when: str,
+    flat: dict[str, float],
+    questions: dict[str, Any],
+    step: int | None = None,
   ) -> None:
     """Adds one evaluation to `eval.json` and `eval_questions.json`.
 
     Args:
-      when: `base` or `final`.
+      when: `base`, `final` or `best`.
       flat: `SET/METRIC` to number.
       questions: set to its values per question.
+      step: written as `WHEN_step`, where it is not plain.
     """
     detail = self.path / 'eval_questions.json'
     old = json.loads(detail.read_text()) if detail.exists() else {}
@@ -104,18 +139,41 @@ class Workdir:
     # The detail first: eval.json says that an evaluation is complete.
     write_json_atomic(detail, _without(old, when) | new, indent=None)
     new = {f'{when}/{name}': value for name, value in flat.items()}
+    if step is not None:
+      new[f'{when}_step'] = step
     write_json_atomic(
       self.path / 'eval.json', _without(self.read_eval(), when) | new
     )
+
+  def drop_eval(self, when: str) -> None:
+    """Removes an evaluation that no longer holds, if it is there.
+
+    Args:
+      when: as for `add_eval`.
+    """
+    if self.has_eval(when):
+      write_json_atomic(
+        self.path / 'eval.json', _without(self.read_eval(), when)
+      )
 
   def close(self) -> None:
     """Closes the logs."""
     self.metrics.close()
     self.rollouts.close()
+    self.alarms.close()
+
+
+def _evaluation(values: dict[str, Any], when: str) -> dict[str, Any]:
+  return {
+    f'eval/{name.removeprefix(f"{when}/")}': value
+    for name, value in values.items()
+    if name.startswith(f'{when}/')
+  }
 
 
 def _without(values: dict[str, Any], when: str) -> dict[str, Any]:
-  return {k: v for k, v in values.items() if not k.startswith(f'{when}/')}
+  mine = f'{when}/', f'{when}_step'
+  return {k: v for k, v in values.items() if not k.startswith(mine)}
 
 
 def _check_same_run(file: Path, resolved: dict[str, Any]) -> None:

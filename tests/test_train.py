@@ -84,6 +84,13 @@ def assert_same(a: TrainState, b: TrainState):
 def assert_same_run(a: Path, b: Path, config: c.Config):
   assert logged(a) == logged(b)
   assert_same(final_state(a, config), final_state(b, config))
+  assert best_and_alarms(a) == best_and_alarms(b)
+
+
+def best_and_alarms(folder: Path):
+  best = folder / 'checkpoints_best'
+  names = sorted(p.name for p in best.iterdir()) if best.is_dir() else []
+  return names, (folder / 'alarms.jsonl').read_bytes()
 
 
 @pytest.fixture(scope='module', params=['sd', 'rl'])
@@ -336,7 +343,15 @@ def wait_for_steps(process: subprocess.Popen, folder: Path, steps: int):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['sd', 'rl'])
 def test_killed_at_any_moment_a_run_ends_the_same(method, cache, tmp_path):
-  config = small(method, cache, train__num_steps=8, train__eval_every=4)
+  config = small(
+    method,
+    cache,
+    train__num_steps=8,
+    train__eval_every=1,
+    train__keep_best='-in_distribution/token_entropy',
+    alarm__window=1,
+    alarm__length_factor=1.0,
+  )
   whole = tmp_path / 'whole'
   assert start(config, whole).wait() == 0
   killed = tmp_path / 'killed'
