@@ -267,6 +267,25 @@ def test_steps_are_not_free_under_a_schedule_that_counts_them(tmp_path):
   Workdir(str(other), replace(SMALL, train__num_steps=9)).close()
 
 
+def test_all_logs_go_back_to_the_checkpoint(tmp_path):
+  workdir = Workdir(str(tmp_path), SMALL)
+  logs = workdir.metrics, workdir.rollouts, workdir.alarms
+  for log in logs:
+    log.append({'step': 1})
+  position = workdir.position()
+  for log in logs:
+    log.append({'step': 2})
+  workdir.rewind(position)
+  for log in logs:
+    assert list(read_json_lines(log.path)) == [{'step': 1}]
+  # From before there were alarms: they are found again from the metrics.
+  del position['alarms']
+  workdir.rewind(position)
+  assert workdir.alarms.path.read_bytes() == b''
+  assert list(read_json_lines(workdir.metrics.path)) == [{'step': 1}]
+  workdir.close()
+
+
 def test_unusable_workdir(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(WorkdirError, match=r'--workdir=.*cannot be made'):
