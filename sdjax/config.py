@@ -347,7 +347,8 @@ class Config:
   """One run.
 
   Attributes:
-    mode: `train`, `eval` (only measures the model) or `pretrain`.
+    mode: `train`, `eval` (only measures the model), `forecast` (tells from the
+      model what training will do to variety) or `pretrain`.
     seed: of sampling, data order and initial weights.
     print: print the resolved configuration, the loss in words and one
       question as student and teacher are shown it, and stop.

@@ -61,6 +61,8 @@ def validate(config: Config) -> None:
     _validate_rollout(config, config.rollout)
   if config.train.keep_best:
     _validate_keep_best(config)
+  if config.mode == 'forecast':
+    _validate_forecast(config)
   for path, section in sections(config):
     if isinstance(section, SelfDistillation):
       _validate_self_distillation(config, section, path)
@@ -242,6 +244,48 @@ def _validate_self_distillation(
     )
   _refuse_clips(config, method, path, SelfDistillation)
   _validate_demonstrations(config, shown, f'{path}demonstrations.')
+
+
+def _validate_forecast(config: Config) -> None:
+  """Refuses what the closed forms of `sdjax.forecast` do not describe."""
+  method = config.method
+  if not isinstance(method, SelfDistillation):
+    raise ConfigError(
+      f"mode='forecast' needs method 'sd', which says what the teacher is "
+      f'shown, not {method.name!r}; RL is forecast beside it.'
+    )
+  assert config.rollout
+  for name, got, allowed in (
+    ('objective', method.objective, ('reverse_kl',)),
+    ('teacher', method.teacher, ('ema', 'current', 'frozen', 'snapshot')),
+    ('anchor_beta', method.anchor_beta, (1.0,)),
+    (
+      'demonstrations.strategy',
+      method.demonstrations.strategy,
+      ('uniform', 'first'),
+    ),
+    (
+      'demonstrations.feedback',
+      method.demonstrations.feedback,
+      ('never',),
+    ),
+  ):
+    if got not in allowed:
+      raise ConfigError(
+        f"method.{name}={got!r} has no closed form in mode='forecast'; it "
+        f'must be {" or ".join(map(repr, allowed))}.'
+      )
+  if config.rollout.temperature != config.eval.temperature:
+    raise ConfigError(
+      f'rollout.temperature={config.rollout.temperature} and '
+      f'eval.temperature={config.eval.temperature} must be equal when '
+      "mode='forecast': the law that is trained is the law that is forecast."
+    )
+  if not config.eval.temperature:
+    raise ConfigError(
+      "eval.temperature=0 has one answer a question; mode='forecast' needs a "
+      'temperature above 0.'
+    )
 
 
 def _validate_demonstrations(

@@ -33,7 +33,7 @@ def is_positive(value: Any) -> bool:
 
 
 ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
-  Config: {'mode': ('train', 'eval', 'pretrain')},
+  Config: {'mode': ('train', 'eval', 'forecast', 'pretrain')},
   Model: {
     'dtype': ('float32', 'bfloat16'),
     'param_dtype': ('float32', 'bfloat16'),

@@ -8,7 +8,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -126,6 +126,30 @@ class Evaluator:
       )
     )
 
+  def batches(self, name: str) -> Iterator[tuple[Prompts, list[Question]]]:
+    """Yields a set's questions, with the contexts they are asked in.
+
+    Args:
+      name: the set.
+
+    Yields:
+      Host arrays of `eval.batch_questions` contexts, and their questions.
+    """
+    options = self.config.eval
+    source = self.task.questions(name)
+    for start in range(0, options.num_questions, options.batch_questions):
+      stop = start + options.batch_questions
+      questions = [source[i] for i in range(start, stop)]
+      prompts = encode_prompts(
+        self.model.tokenizer,
+        [q.text for q in questions],
+        [q.question_id for q in questions],
+        options.max_context,
+        self.task.student_template,
+        thinking=bool(self.config.model and self.config.model.thinking),
+      )
+      yield prompts, questions
+
   def sample(
     self, params: Params, name: str
   ) -> tuple[Graded, dict[str, Any]]:
@@ -138,21 +162,9 @@ class Evaluator:
     Returns:
       The graded answers, and `length`, `entropy_sum` and `finished`, [Q, n].
     """
-    options = self.config.eval
-    source = self.task.questions(name)
     parts: list[Graded] = []
     stats: dict[str, list[np.ndarray]] = {}
-    for start in range(0, options.num_questions, options.batch_questions):
-      stop = start + options.batch_questions
-      questions = [source[i] for i in range(start, stop)]
-      prompts = encode_prompts(
-        self.model.tokenizer,
-        [q.text for q in questions],
-        [q.question_id for q in questions],
-        options.max_context,
-        self.task.student_template,
-        thinking=bool(self.config.model and self.config.model.thinking),
-      )
+    for prompts, questions in self.batches(name):
       graded, part = self.sample_prompts(params, prompts, questions, name)
       parts.append(graded)
       for field, values in part.items():
@@ -184,16 +196,29 @@ class Evaluator:
     Returns:
       As `sample`.
     """
-    key = rng.stream(self.config.seed, f'eval/{name}')
-    rollout: Rollout = jax.device_get(
-      self._sample(params, shard_batch(prompts, self.mesh), key)
-    )
+    rollout = self.rollout(params, prompts, name)
     graded = grade(self.task, self.model.tokenizer, questions, rollout)
     return graded, {
       'length': rollout.length,
       'entropy_sum': rollout.entropy.sum(axis=-1),
       'finished': rollout.finished,
     }
+
+  def rollout(self, params: Params, prompts: Prompts, name: str) -> Rollout:
+    """Samples contexts that are already encoded.
+
+    Args:
+      params: weights.
+      prompts: host arrays, Q contexts.
+      name: of the random stream.
+
+    Returns:
+      Host arrays, n samples a context.
+    """
+    key = rng.stream(self.config.seed, f'eval/{name}')
+    return jax.device_get(
+      self._sample(params, shard_batch(prompts, self.mesh), key)
+    )
 
   def __call__(
     self, params: Params, sets: Sequence[str]

@@ -24,11 +24,12 @@ def run(config: config_lib.Config, workdir: str) -> None:
     workdir: the run's folder.
   """
   # Imported here: they pull in what `--config.print` does not need.
-  from sdjax import pretrain, train
+  from sdjax import forecast, pretrain, train
 
   {
     'train': train.train,
     'eval': train.evaluate,
+    'forecast': forecast.forecast,
     'pretrain': pretrain.pretrain,
   }[config.mode](config, workdir)
 

@@ -66,7 +66,7 @@ class Workdir:
     file = self.path / 'config.json'
     if file.exists():
       _check_same_run(file, resolved)
-    if config.mode != 'eval' or not file.exists():
+    if config.mode not in ('eval', 'forecast') or not file.exists():
       write_json_atomic(file, resolved)
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')

@@ -34,6 +34,7 @@ FLOORS = [
     'data',
     'eval',
     'lora',
+    'forecast_law',
   },
   {
     'methods',
@@ -50,6 +51,7 @@ FLOORS = [
     'workdir',
     'in_words',
     'presets',
+    'forecast_report',
   },
   {
     'train',
@@ -59,6 +61,7 @@ FLOORS = [
     'export',
     'bench',
     'illustration',
+    'forecast',
   },
   {'main'},
 ]
@@ -68,6 +71,7 @@ MAY_COMPILE = {
   'evaluate.py',
   'pretrain.py',
   'bench.py',
+  'forecast.py',
   'language_model.py',  # the plain forward of research scripts
   'reward_model.py',  # from texts to rewards
 }

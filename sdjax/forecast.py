@@ -1,0 +1,445 @@
+"""What training will do to variety, told from the base model before it.
+
+`--config.mode=forecast` samples the evaluation sets once, with the model that
+training would start from, and scores the answers it finds with and without
+each correct one as demonstration. Closed forms then say which law over those
+answers each method leads to, and so its pass@k and its variety:
+
+  base     the model itself
+  rl       RL with the run's `loss.kl_coef`, in the limit of a small one at 0
+  sd_once  self-distillation with demonstrations of the base (Prop. 2)
+  sd_fixed likewise, demonstrations following the student, teacher fixed
+  sd       likewise, the teacher following as the run's does
+
+`sdjax.forecast_law` has the formulas. How far to trust them:
+
+* Laws are over the answers found: log-probabilities of whole answers,
+  renormalised over the set of the DISTINCT ones. `mass` is what the base
+  model gives to the set; where it is far below 1 (long answers, of which no
+  two are alike) the forecast is about little. A solution found in several
+  spellings has the probability of the one sampled most often.
+* A solution not among the n samples cannot be forecast to come back.
+* Each set is forecast as if training had been on its questions. What a
+  student learns on other questions (to take the first route, say, which
+  `harder` cuts) is not in it.
+* Truncation of the sampler (top-k, top-p, min-p) is left out.
+
+Source: arXiv 2606.26091, Props. 1 and 2 and Remark 1; the rest is ours.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import config as config_lib
+from sdjax import forecast_law, forecast_report
+from sdjax.data.context import check_thinking, encode_context, opens_thinking
+from sdjax.demonstrations import Shown, context_buckets, strip_thinking
+from sdjax.eval import law as law_lib
+from sdjax.eval.bootstrap import mean_intervals
+from sdjax.eval.pass_at_k import powers_of_two
+from sdjax.evaluate import Evaluator
+from sdjax.forecast_law import AnswerLaw, Distilling
+from sdjax.grading import grade
+from sdjax.language_model import LanguageModel, load_from_config
+from sdjax.methods import check_example, teacher_templates
+from sdjax.metrics import write_json_atomic
+from sdjax.sharding import make_mesh, shard_batch
+from sdjax.steps.score import completion_hidden, token_logp
+from sdjax.tasks import make_task
+from sdjax.tasks.base import Question, Task, Verdict
+from sdjax.types import ApplyFn, Params, Prompts, length_mask
+from sdjax.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """The distinct answers found to one question, the correct ones first.
+
+  Attributes:
+    question: the question.
+    ids: Y token sequences; of a correct solution the one sampled most often.
+    texts: their texts.
+    verdicts: what the verifier says of each.
+    num_correct: C.
+  """
+
+  question: Question
+  ids: list[tuple[int, ...]]
+  texts: list[str]
+  verdicts: list[Verdict]
+  num_correct: int
+
+
+def collect(
+  question: Question,
+  ids: Sequence[tuple[int, ...]],
+  texts: Sequence[str],
+  verdicts: Sequence[Verdict],
+) -> Answers:
+  """Leaves of a question's samples the distinct answers.
+
+  Args:
+    question: the question.
+    ids: n token sequences, without padding.
+    texts: their texts.
+    verdicts: what the verifier says of each.
+
+  Returns:
+    One answer for each solution found, those found most often first, then
+    the wrong answers, told apart by their tokens.
+  """
+  count = Counter(ids)
+  place = {sequence: g for g, sequence in enumerate(ids)}
+  ranked = [place[sequence] for sequence, _ in count.most_common()]
+  found = Counter(v.solution for v in verdicts if v.correct)
+  likeliest: dict[str, int] = {}
+  for g in ranked:
+    if verdicts[g].correct:
+      likeliest.setdefault(verdicts[g].solution, g)
+  right = [likeliest[solution] for solution, _ in found.most_common()]
+  kept = right + [g for g in ranked if not verdicts[g].correct]
+  return Answers(
+    question=question,
+    ids=[ids[g] for g in kept],
+    texts=[texts[g] for g in kept],
+    verdicts=[verdicts[g] for g in kept],
+    num_correct=len(right),
+  )
+
+
+def answer_logp(
+  apply_fn: ApplyFn,
+  params: Params,
+  context_ids_QC: jax.Array,
+  context_length_Q: jax.Array,
+  ids_QYT: jax.Array,
+  length_QY: jax.Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 16,
+) -> jax.Array:
+  """Log-probabilities of whole answers, the context read once.
+
+  Args:
+    apply_fn: the model.
+    params: its weights.
+    context_ids_QC: int32, left-padded.
+    context_length_Q: int32, real tokens.
+    ids_QYT: int32, right-padded answers.
+    length_QY: int32, tokens that count; 0 for padding.
+    temperature: divides the logits.
+    chunk: tokens whose logits exist at once.
+
+  Returns:
+    float32 [Q, Y], nats, summed over tokens.
+  """
+  hidden = completion_hidden(
+    apply_fn,
+    params,
+    context_ids_QC[:, None],
+    context_length_Q[:, None],
+    ids_QYT,
+  )
+  logp_QYT = token_logp(
+    apply_fn, params, hidden, ids_QYT, temperature=temperature, chunk=chunk
+  )
+  mask_QYT = length_mask(length_QY, ids_QYT.shape[-1])
+  return jnp.where(mask_QYT, logp_QYT, 0).sum(axis=-1)
+
+
+class Forecaster:
+  """Samples and scores evaluation sets with the base model, compiled once."""
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    model: LanguageModel,
+    task: Task,
+    mesh: Any,
+  ):
+    """Prepares sampler and scorer.
+
+    Args:
+      config: a checked config of mode `forecast`.
+      model: forward and weights, tokenizer, end-of-sequence tokens.
+      task: questions and verifier.
+      mesh: devices.
+
+    Raises:
+      ConfigError: as `Evaluator`, and where teacher and student are not
+        asked for an answer alike.
+    """
+    assert config.rollout and config.loss and config.model
+    assert isinstance(config.method, config_lib.SelfDistillation)
+    check_example(config, task, model.tokenizer)
+    self.config, self.model, self.task, self.mesh = config, model, task, mesh
+    self.evaluator = Evaluator(config, model, task, mesh)
+    self.shown = config.method.demonstrations
+    thinking = config.model.thinking
+    # Questions of a set may be longer than those of training: demonstrations
+    # get the room beside them that they have there.
+    longer = config.eval.max_context - config.rollout.max_context
+    self.width = self.shown.max_context + max(longer, 0)
+    self._encode = functools.partial(
+      encode_context,
+      model.tokenizer,
+      teacher_templates(self.shown, task).of(Shown('')),
+      max_tokens=self.width,
+      thinking=thinking,
+    )
+    self._opened = opens_thinking(
+      model.tokenizer, task.student_template, thinking
+    )
+    self._score: Callable[..., jax.Array] = jax.jit(
+      functools.partial(
+        answer_logp,
+        model.apply_fn,
+        temperature=config.rollout.temperature,
+        chunk=config.loss.chunk,
+      )
+    )
+
+  def measure(self, name: str) -> tuple[list[Answers], list[dict[str, Any]]]:
+    """Samples one set and scores what is found.
+
+    Args:
+      name: the set.
+
+    Returns:
+      The answers to each question, and of each question `logp` [Y] and
+      `logp_given` [Y, C], nats, not renormalised.
+    """
+    answers, scores = [], []
+    for prompts, questions in self.evaluator.batches(name):
+      rollout = self.evaluator.rollout(self.model.params, prompts, name)
+      graded = grade(self.task, self.model.tokenizer, questions, rollout)
+      batch = []
+      for q, question in enumerate(questions):
+        ids = [
+          tuple(row[:length].tolist())
+          for row, length in zip(
+            rollout.ids[q], rollout.length[q], strict=True
+          )
+        ]
+        batch.append(
+          collect(question, ids, graded.answers[q], graded.verdicts[q])
+        )
+      answers += batch
+      scores += self._score_batch(prompts, batch)
+    return answers, scores
+
+  def _score_batch(
+    self, prompts: Prompts, batch: Sequence[Answers]
+  ) -> list[dict[str, Any]]:
+    num_q, widest = len(batch), max(len(a.ids) for a in batch)
+    # A power of two, so that few shapes compile.
+    size = context_buckets(widest)[-1]
+    ids_QYT = np.zeros(
+      (num_q, size, self.config.eval.max_new_tokens), np.int32
+    )
+    length_QY = np.zeros((num_q, size), np.int32)
+    for q, answers in enumerate(batch):
+      for y, ids in enumerate(answers.ids):
+        ids_QYT[q, y, : len(ids)] = ids
+        length_QY[q, y] = len(ids)
+    completions = shard_batch((ids_QYT, length_QY), self.mesh)
+
+    def score(ids_QC, length_Q):
+      contexts = shard_batch((ids_QC, length_Q), self.mesh)
+      return np.asarray(
+        self._score(self.model.params, *contexts, *completions), np.float64
+      )
+
+    plain_QY = score(prompts.ids, prompts.length)
+    most = max(answers.num_correct for answers in batch)
+    # One demonstration of every question at a time bounds the memory.
+    given = [score(*self._contexts(batch, c)) for c in range(most)]
+    return [
+      {
+        'logp': plain_QY[q, : len(answers.ids)],
+        'logp_given': np.reshape(
+          [part[q, : len(answers.ids)] for part in given][
+            : answers.num_correct
+          ],
+          (answers.num_correct, len(answers.ids)),
+        ).T,
+      }
+      for q, answers in enumerate(batch)
+    ]
+
+  def _contexts(
+    self, batch: Sequence[Answers], c: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Contexts that show correct answer c, one blank token without one."""
+    ids_QC = np.zeros((len(batch), self.width), np.int32)
+    length_Q = np.ones(len(batch), np.int32)
+    for q, answers in enumerate(batch):
+      if c < answers.num_correct:
+        text = strip_thinking(answers.texts[c], self._opened)
+        ids, _ = self._encode(answers.question.text, text)
+        ids_QC[q, -len(ids) :] = ids
+        length_Q[q] = len(ids)
+    return ids_QC, length_Q
+
+
+def laws(
+  answers: AnswerLaw, config: config_lib.Config
+) -> dict[str, np.ndarray]:
+  """The law over a question's answers that each method leads to.
+
+  Args:
+    answers: the base policy.
+    config: a checked config of mode `forecast`.
+
+  Returns:
+    Name to float64 [Y]; see the module's text.
+  """
+  method = config.method
+  assert isinstance(method, config_lib.SelfDistillation)
+  assert config.rollout and config.loss
+  beta = config.loss.kl_coef
+  run = Distilling(
+    beta=beta,
+    count=method.demonstrations.count,
+    num_samples=config.rollout.num_samples,
+    pooling=method.pooling,
+  )
+  rate = {
+    'ema': method.ema_rate,
+    'snapshot': 1 / method.snapshot_every,
+    'current': 1.0,
+    'frozen': 0.0,
+  }[method.teacher]
+  steps = config.train.num_steps
+  return {
+    'base': np.exp(answers.logp),
+    'rl': forecast_law.rl_law(answers, beta),
+    'sd_once': forecast_law.sd_law(answers, run),
+    'sd_fixed': forecast_law.iterated_sd_law(answers, run, steps),
+    'sd': forecast_law.iterated_sd_law(answers, run, steps, rate),
+  }
+
+
+def describe_law(
+  law: np.ndarray, verdicts: Sequence[Verdict], num_samples: int
+) -> dict[str, float]:
+  """What a law of one question's answers lets expect.
+
+  Args:
+    law: [Y], probabilities.
+    verdicts: of the Y answers, no two correct ones of one solution.
+    num_samples: n, draws.
+
+  Returns:
+    `pass@k` for k = 1, 2, 4 .. n, `pass_gain` (the last less the first),
+    `effective_solutions`, and what n draws are expected to hold:
+    `distinct_solutions`, `concepts_correct` and `concepts`.
+  """
+  correct = np.array([v.correct for v in verdicts])
+  out = {
+    f'pass@{k}': law_lib.pass_at_k(law, correct, k)
+    for k in powers_of_two(num_samples)
+  }
+  curve = list(out.values())
+  held = {
+    'distinct_solutions': [
+      (v.solution,) if v.correct else () for v in verdicts
+    ],
+    'concepts_correct': [v.concepts if v.correct else () for v in verdicts],
+    'concepts': [v.concepts for v in verdicts],
+  }
+  return {
+    **out,
+    'pass_gain': curve[-1] - curve[0],
+    'effective_solutions': law_lib.effective_number(law, correct),
+    **{
+      name: law_lib.expected_distinct(law, items, num_samples)
+      for name, items in held.items()
+    },
+  }
+
+
+def summarize(
+  answers: Sequence[Answers],
+  scores: Sequence[dict[str, Any]],
+  config: config_lib.Config,
+) -> dict[str, float]:
+  """Reduces one set to its flat numbers.
+
+  Args:
+    answers: to each question.
+    scores: from `Forecaster.measure`.
+    config: a checked config of mode `forecast`.
+
+  Returns:
+    Means over questions, each with a 95% bootstrap interval over questions
+    as `NAME/low` and `NAME/high`: `LAW/METRIC` as in `laws` and
+    `describe_law`, and
+
+      mass          base probability of the answers found, 0..1
+      solutions     different correct solutions found
+      self_pcmi     nats, how literally a demonstration is copied
+      favourite_gap nats, how much one step favours the favourite
+
+    A name without a value in any question is left out (the last two need a
+    question with two solutions).
+  """
+  rows = []
+  for found, score in zip(answers, scores, strict=True):
+    restricted = forecast_law.restrict(**score)
+    row = {
+      'mass': float(np.exp(score['logp']).sum()),
+      'solutions': float(found.num_correct),
+      'self_pcmi': forecast_law.self_pcmi(restricted),
+      'favourite_gap': forecast_law.favourite_gap(restricted),
+    }
+    for name, law in laws(restricted, config).items():
+      measured = describe_law(law, found.verdicts, config.eval.num_samples)
+      row |= {f'{name}/{metric}': v for metric, v in measured.items()}
+    rows.append(row)
+  values_QM = np.array([list(row.values()) for row in rows])
+  flat: dict[str, float] = {}
+  for name, column, (low, high) in zip(
+    rows[0], values_QM.T, mean_intervals(values_QM).tolist(), strict=True
+  ):
+    if np.isfinite(column).any():
+      flat |= {
+        name: float(np.nanmean(column)),
+        f'{name}/low': low,
+        f'{name}/high': high,
+      }
+  return flat
+
+
+def forecast(config: config_lib.Config, path: str) -> None:
+  """Forecasts a run and writes `forecast.json`, `.md` and a picture.
+
+  Args:
+    config: a checked config of mode `forecast`.
+    path: a folder, new or of the run that is forecast.
+  """
+  assert config.model
+  workdir = Workdir(path, config)
+  mesh = make_mesh(config.mesh)
+  model = load_from_config(config.model, mesh)
+  check_thinking(model.tokenizer, config.model.thinking)
+  forecaster = Forecaster(config, model, make_task(config.task), mesh)
+  flat: dict[str, float] = {}
+  for name in config.eval.sets:
+    numbers = summarize(*forecaster.measure(name), config)
+    flat |= {f'{name}/{metric}': value for metric, value in numbers.items()}
+  text = forecast_report.table(flat)
+  write_json_atomic(workdir.path / 'forecast.json', flat)
+  (workdir.path / 'forecast.md').write_text(text + '\n', encoding='utf-8')
+  picture = workdir.path / 'plots' / 'forecast.png'
+  picture.parent.mkdir(exist_ok=True)
+  picture.write_bytes(forecast_report.figure(flat))
+  workdir.close()
+  print(f'{text}\n\nWritten to {workdir.path}.')
