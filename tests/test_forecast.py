@@ -1,0 +1,292 @@
+"""Forecasts against numbers by hand, a tabular model, and the shipped one."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import one_device
+from tabular import sequence_laws, sequence_logp, table_model
+
+from sdjax import config as c
+from sdjax import forecast, forecast_law, forecast_report, main, theory
+from sdjax.config_dict import from_config_dict, replace, to_dict
+from sdjax.eval import law as law_lib
+from sdjax.eval.pass_at_k import pass_at_k
+from sdjax.forecast_law import AnswerLaw, Distilling
+from sdjax.tasks.base import Question, Verdict
+
+ONCE = Distilling()
+SMALL = c.Config(
+  mode='forecast',
+  task=c.ConceptGraph(train_size=8, eval_size=8),
+  eval=c.Eval(
+    # Its questions are longer than those the teacher's contexts are made for.
+    sets=('larger',),
+    during=('larger',),
+    num_questions=8,
+    num_samples=16,
+    batch_questions=8,
+  ),
+)
+
+
+def two_solutions(copy, first=0.7, wrong=0.0):
+  """Correct answers of base odds `first`, shown ones multiplied by `copy`."""
+  base = np.array([first, 1 - first, wrong])[: 3 if wrong else 2]
+  boost = np.ones((len(base), 2))
+  boost[0, 0] = boost[1, 1] = copy
+  with np.errstate(divide='ignore'):
+    return forecast_law.restrict(np.log(base), np.log(base[:, None] * boost))
+
+
+# ------------------------------------------------------- a law's measures
+
+
+def test_what_a_law_gives_by_hand():
+  law = [0.5, 0.2, 0.3]
+  correct = [True, True, False]
+  assert law_lib.pass_at_k(law, correct, 1) == pytest.approx(0.7)
+  assert law_lib.pass_at_k(law, correct, 3) == pytest.approx(1 - 0.3**3)
+  items = [('a',), ('a', 'b'), ()]
+  found = law_lib.expected_distinct(law, items, 2)
+  assert found == pytest.approx((1 - 0.3**2) + (1 - 0.8**2))
+  p, q = 5 / 7, 2 / 7
+  entropy = -p * math.log(p) - q * math.log(q)
+  assert law_lib.effective_number(law, correct) == pytest.approx(
+    math.exp(entropy)
+  )
+  assert law_lib.effective_number([0.0, 1.0], [True, False]) == 0
+  assert law_lib.effective_number([1.0, 0.0], [True, True]) == 1
+
+
+def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
+  chance, n, k = 0.3, 6, 4
+  mean = sum(
+    math.comb(n, hits)
+    * chance**hits
+    * (1 - chance) ** (n - hits)
+    * pass_at_k(n, hits, k)
+    for hits in range(n + 1)
+  )
+  found = law_lib.pass_at_k([chance, 1 - chance], [True, False], k)
+  assert found == pytest.approx(mean)
+
+
+def test_no_law_is_refused():
+  for law in ([0.5, 0.4], [1.5, -0.5], [1.0]):
+    with pytest.raises(ValueError, match='law'):
+      law_lib.pass_at_k(law, [True, False], 1)
+  with pytest.raises(ValueError, match='0 draws'):
+    law_lib.pass_at_k([1.0], [True], 0)
+
+
+# ------------------------------------------------------------- the forecast
+
+
+def test_one_step_by_hand():
+  """Base .7, .3; shown itself, an answer's odds are multiplied by 4."""
+  answers = two_solutions(copy=4.0)
+  # pi0(y1|y1) = 2.8 / 3.1, pi0(y1|y2) = .7 / 1.9, and so on.
+  pcmi = [
+    [math.log(4 / 3.1), math.log(1 / 1.9)],
+    [math.log(1 / 3.1), math.log(4 / 1.9)],
+  ]
+  np.testing.assert_allclose(answers.pcmi, pcmi, rtol=1e-12)
+  # Remark 1: log odds rise by E_c[i(y1) - i(y2)] = (.7 - .3) log 4.
+  gap = 0.4 * math.log(4)
+  assert forecast_law.favourite_gap(answers) == pytest.approx(gap)
+  assert forecast_law.self_pcmi(answers) == pytest.approx(math.log(4))
+  law = forecast_law.sd_law(answers, ONCE)
+  assert law[0] / law[1] == pytest.approx(7 / 3 * math.exp(gap))
+  law = forecast_law.sd_law(answers, Distilling(beta=1.0))
+  assert law[0] / law[1] == pytest.approx(7 / 3 * math.exp(gap / 2))
+  rl = forecast_law.rl_law(two_solutions(4.0, wrong=0.4), 0.0)
+  np.testing.assert_allclose(rl, [0.7, 0.3, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.01, 1.0])
+def test_without_a_copying_bias_the_base_ratio_stays(rate):
+  law = forecast_law.iterated_sd_law(two_solutions(1.0), ONCE, 300, rate)
+  np.testing.assert_allclose(law, [0.7, 0.3], rtol=1e-9)
+
+
+def test_a_copied_favourite_is_all_that_is_left():
+  once = forecast_law.sd_law(two_solutions(8.0), ONCE)
+  assert 0.15 < once[1] < 0.3
+  fixed = forecast_law.iterated_sd_law(two_solutions(8.0), ONCE, 300)
+  assert fixed[1] < 0.1  # the feedback
+  follows = forecast_law.iterated_sd_law(two_solutions(8.0), ONCE, 300, 0.05)
+  assert follows[1] < 1e-6  # a fixed teacher holds it back, this one does not
+
+
+def test_the_iteration_ends_at_the_fixed_point():
+  """Log odds log(7/3) + (2 s - 1) log 3, s being the share of the first."""
+  law = forecast_law.iterated_sd_law(two_solutions(3.0), ONCE, 2000)
+  share = 0.9
+  for _ in range(500):
+    odds = 7 / 3 * math.exp((2 * share - 1) * math.log(3))
+    share = odds / (1 + odds)
+  np.testing.assert_allclose(law, [share, 1 - share], rtol=1e-9)
+
+
+def test_a_pull_away_from_what_is_shown_spreads():
+  law = forecast_law.iterated_sd_law(two_solutions(1 / 50), ONCE, 400)
+  assert 0.5 < law[0] < 0.7
+
+
+def test_wrong_answers_vanish_with_the_demonstrations_help():
+  answers = two_solutions(1.0, wrong=1.5)
+  base = np.exp(answers.logp)
+  helped = base[:, None] * np.array([[5.0], [5.0], [0.05]]) * np.ones((3, 2))
+  answers = forecast_law.restrict(answers.logp, np.log(helped))
+  law = forecast_law.iterated_sd_law(answers, ONCE, 100)
+  assert law[2] < 0.02
+  assert law[0] / law[1] == pytest.approx(7 / 3)
+
+
+def test_the_closed_form_is_that_of_all_answers():
+  """On a problem small enough to list, nothing is left out of the set."""
+  logp0, given, reward, demo_prob = sequence_laws(3, 3, 5)
+  order = np.argsort(-reward, kind='stable')
+  answers = forecast_law.restrict(logp0[order], given[order])
+  best = theory.sdsd_optimum(logp0, theory.pcmi(given, logp0) @ demo_prob)
+  found = forecast_law.sd_law(answers, ONCE)
+  np.testing.assert_allclose(found, best[order], rtol=1e-4)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_all_solutions_shown_together_are_shown_alike(count):
+  answers = two_solutions(6.0)
+  run = Distilling(count=count, num_samples=400)
+  law = forecast_law.sd_law(answers, run)
+  # Half and half whatever the base prefers: both i add up alike.
+  np.testing.assert_allclose(law, [0.7, 0.3], rtol=1e-9)
+  few = forecast_law.sd_law(answers, Distilling(count=count, num_samples=4))
+  assert 0.7 < few[0] < forecast_law.sd_law(answers, ONCE)[0]
+
+
+def test_a_mixture_of_both_teachers_by_hand():
+  run = Distilling(count=2, num_samples=400, pooling='mixture')
+  law = forecast_law.sd_law(two_solutions(6.0), run)
+  mixed = (0.7 * 6 / 4.5 + 0.7 / 2.5) / 2  # pi0(y1|y1), pi0(y1|y2)
+  np.testing.assert_allclose(law[0], mixed, rtol=1e-9)
+
+
+def test_a_question_without_a_correct_answer_stays_as_it_is():
+  logp = np.log([0.3, 0.1])
+  answers = forecast_law.restrict(logp, np.zeros((2, 0)))
+  for name, law in forecast.laws(answers, SMALL).items():
+    np.testing.assert_allclose(law, [0.75, 0.25], err_msg=name)
+  assert np.isnan(forecast_law.self_pcmi(answers))
+
+
+def test_improbable_answers_stay_finite():
+  """Sequences of a thousand tokens differ by thousands of nats."""
+  answers = AnswerLaw(
+    np.array([0.0, -3000.0]), np.array([[0.0, -4000.0], [-2500.0, 0.0]])
+  )
+  for law in forecast.laws(answers, SMALL).values():
+    assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+
+
+def test_bad_rates_are_named():
+  for steps, rate in ((0, 0.1), (5, 1.5)):
+    with pytest.raises(ValueError, match='rate='):
+      forecast_law.iterated_sd_law(two_solutions(2.0), ONCE, steps, rate)
+
+
+# ------------------------------------------------------------- the pipeline
+
+
+def test_scores_are_those_of_the_table():
+  """Answers of two tokens, in each of three contexts, against the table."""
+  logits = np.random.default_rng(0).normal(size=(3, 4, 3))
+  laws = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  apply_fn, params = table_model(logits)
+  answers = jnp.asarray([[[2, 1], [0, 2], [1, 0]]] * 3)
+  contexts = jnp.arange(3)[:, None]
+  length = jnp.asarray([[2, 2, 1]] * 3)
+  found = forecast.answer_logp(
+    apply_fn, params, contexts, jnp.ones(3, int), answers, length
+  )
+  whole = sequence_logp(laws, 2)
+  expected = np.stack([whole[:, 7], whole[:, 2], laws[:, 0, 1]], axis=1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_is_found_is_sorted_out():
+  """Two spellings of one solution, another solution, two wrong answers."""
+  right = [Verdict(True, 1.0, solution=s) for s in 'ab']
+  wrong = Verdict(False, 0.0, 'wrong_end')
+  kinds = {
+    (1,): right[0],
+    (1, 1): right[0],
+    (2,): right[1],
+    (3,): wrong,
+    (4,): wrong,
+  }
+  ids = [(3,), (1,), (2,), (1, 1), (4,), (4,), (1, 1), (2,)]
+  found = forecast.collect(
+    Question(0, 'x', '', None),
+    ids,
+    [str(x) for x in ids],
+    [kinds[x] for x in ids],
+  )
+  assert found.ids == [(1, 1), (2,), (4,), (3,)]
+  assert found.texts == ['(1, 1)', '(2,)', '(4,)', '(3,)']
+  assert found.num_correct == 2
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'method': c.PolicyGradient()}, "method 'sd'"),
+    ({'method__objective': 'jsd'}, 'method.objective'),
+    ({'method__teacher': 'trust_region'}, 'method.teacher'),
+    ({'method__anchor_beta': 2.0}, 'method.anchor_beta'),
+    ({'method__demonstrations__strategy': 'reference'}, 'strategy'),
+    ({'method__demonstrations__feedback': 'without_peer'}, 'feedback'),
+    ({'eval__temperature': 0.7}, 'eval.temperature=0.7'),
+  ],
+)
+def test_what_has_no_closed_form_is_refused(changes, named):
+  from_config_dict(to_dict(SMALL))
+  with pytest.raises(c.ConfigError, match=named):
+    from_config_dict(to_dict(replace(SMALL, **changes)))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('forecast')
+  config = replace(SMALL, task__cache_dir=str(folder / 'data'))
+  with one_device(forecast):
+    main.run(config, str(folder / 'run'))
+  return folder / 'run'
+
+
+def test_the_shipped_model_is_forecast_to_collapse(written):
+  flat = json.loads((written / 'forecast.json').read_text())
+  for name in SMALL.eval.sets:
+    part = {k.removeprefix(f'{name}/'): v for k, v in flat.items()}
+    assert 0.5 < part['mass'] <= 1
+    # RL keeps the base's ratios, so their entropy; SD with feedback does not.
+    laws = ('base', 'rl', 'sd_once', 'sd_fixed', 'sd')
+    found = [part[f'{law}/effective_solutions'] for law in laws]
+    assert found[0] == pytest.approx(found[1])
+    assert found[1:] == sorted(found[1:], reverse=True)
+    assert found[-1] < 1.05 < found[0]
+    assert part['sd/pass@1'] > 0.85 > part['base/pass@1']
+    assert part['self_pcmi'] > 3
+    for key in ('sd/pass@16', 'base/concepts_correct', 'mass'):
+      assert part[f'{key}/low'] <= part[key] <= part[f'{key}/high']
+
+
+def test_table_and_picture_are_written(written):
+  text = (written / 'forecast.md').read_text()
+  assert '### larger' in text and '| sd, one step | ' in text
+  assert text.count('self-PCMI ') == 1
+  assert (written / 'plots' / 'forecast.png').read_bytes()[1:4] == b'PNG'
+  flat = json.loads((written / 'forecast.json').read_text())
+  assert forecast_report.ks_of(flat, 'larger') == [1, 2, 4, 8, 16]
