@@ -1,7 +1,6 @@
 """The table and the picture of a forecast."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from sdjax import plots
 
@@ -143,21 +142,17 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
   axes[0, 0].set_ylabel('forecast pass@k')
   axes[1, 0].set_ylabel('effective correct\nsolutions')
   handles, labels = axes[0, 0].get_legend_handles_labels()
-  _legend(sheet, handles, labels, look.ink)
-  return plots.to_png(sheet)
-
-
-def _legend(sheet: Any, handles: Any, labels: Any, ink: str) -> None:
   sheet.legend(
     handles=handles,
     labels=labels,
     loc='outside upper center',
-    ncols=len(labels),
+    ncols=len(LAWS) if len(names) > 2 else 3,  # as many as there is room for
     frameon=False,
     fontsize=10,
-    labelcolor=ink,
+    labelcolor=look.ink,
     handlelength=2.4,
   )
+  return plots.to_png(sheet)
 
 
 def _cell(flat: Mapping[str, float], key: str) -> str:

@@ -16,6 +16,7 @@ from sdjax.eval import law as law_lib
 from sdjax.eval.pass_at_k import pass_at_k
 from sdjax.forecast_law import AnswerLaw, Distilling
 from sdjax.tasks.base import Question, Verdict
+from sdjax.workdir import Workdir
 
 ONCE = Distilling()
 SMALL = c.Config(
@@ -281,6 +282,13 @@ def test_the_shipped_model_is_forecast_to_collapse(written):
     assert part['self_pcmi'] > 3
     for key in ('sd/pass@16', 'base/concepts_correct', 'mass'):
       assert part[f'{key}/low'] <= part[key] <= part[f'{key}/high']
+
+
+def test_a_runs_folder_stays_that_of_the_run(tmp_path):
+  run = replace(SMALL, mode='train')
+  Workdir(str(tmp_path), run).close()
+  Workdir(str(tmp_path), SMALL).close()
+  assert json.loads((tmp_path / 'config.json').read_text())['mode'] == 'train'
 
 
 def test_table_and_picture_are_written(written):
