@@ -10,7 +10,14 @@ from models import one_device
 from tabular import sequence_laws, sequence_logp, table_model
 
 from sdjax import config as c
-from sdjax import forecast, forecast_law, forecast_report, main, theory
+from sdjax import (
+  forecast,
+  forecast_law,
+  forecast_report,
+  forecast_summary,
+  main,
+  theory,
+)
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.eval import law as law_lib
 from sdjax.eval.pass_at_k import pass_at_k
@@ -178,7 +185,7 @@ def test_a_mixture_of_both_teachers_by_hand():
 def test_a_question_without_a_correct_answer_stays_as_it_is():
   logp = np.log([0.3, 0.1])
   answers = forecast_law.restrict(logp, np.zeros((2, 0)))
-  for name, law in forecast.laws(answers, SMALL).items():
+  for name, law in forecast_summary.laws(answers, SMALL).items():
     np.testing.assert_allclose(law, [0.75, 0.25], err_msg=name)
   assert np.isnan(forecast_law.self_pcmi(answers))
 
@@ -188,7 +195,7 @@ def test_improbable_answers_stay_finite():
   answers = AnswerLaw(
     np.array([0.0, -3000.0]), np.array([[0.0, -4000.0], [-2500.0, 0.0]])
   )
-  for law in forecast.laws(answers, SMALL).values():
+  for law in forecast_summary.laws(answers, SMALL).values():
     assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
 
 
@@ -229,7 +236,7 @@ def test_what_is_found_is_sorted_out():
     (4,): wrong,
   }
   ids = [(3,), (1,), (2,), (1, 1), (4,), (4,), (1, 1), (2,)]
-  found = forecast.collect(
+  found = forecast_summary.collect(
     Question(0, 'x', '', None),
     ids,
     [str(x) for x in ids],

@@ -52,6 +52,7 @@ FLOORS = [
     'in_words',
     'presets',
     'forecast_report',
+    'forecast_summary',
   },
   {
     'train',
