@@ -25,7 +25,7 @@ from sdjax.metrics import write_json_atomic
 from sdjax.models import hf
 from sdjax.models.families import FAMILIES
 from sdjax.sharding import with_sharding
-from sdjax.train import Trainer
+from sdjax.trainer import Trainer
 from sdjax.types import Params
 
 WEIGHTS = ('student', 'teacher')

@@ -16,6 +16,7 @@ from sdjax import config as c
 from sdjax import evaluate as evaluate_lib
 from sdjax import export
 from sdjax import train as train_lib
+from sdjax import trainer as trainer_lib
 from sdjax.best import FOLDER, BestCheckpoint
 from sdjax.checkpoint import Checkpoints
 from sdjax.config_check import validate
@@ -131,7 +132,7 @@ def test_killed_while_saving_a_better_one_the_old_one_is_left(tmp_path):
 @pytest.fixture(scope='module', autouse=True)
 def on_one_device():
   """Sharding is tested elsewhere, and so are the plots."""
-  with one_device(train_lib), pytest.MonkeyPatch.context() as patch:
+  with one_device(trainer_lib), pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_lib, 'plot_run', lambda path: None)
     yield
 
@@ -236,7 +237,7 @@ def test_a_run_stopped_by_its_alarm_says_so_and_goes_on_when_told(
   assert logged(tmp_path) == logged(folder)
   assert alarms(tmp_path) == alarms(folder)
   assert steps(tmp_path) == steps(folder)
-  trainer = train_lib.Trainer(config)
+  trainer = trainer_lib.Trainer(config)
   jax.tree.map(
     np.testing.assert_array_equal,
     *(last_state(trainer, one) for one in (tmp_path, folder)),

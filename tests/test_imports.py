@@ -56,6 +56,7 @@ FLOORS = [
   },
   {
     'train',
+    'trainer',
     'evaluate',
     'pretrain',
     'report',
@@ -68,7 +69,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MAY_COMPILE = {
-  'train.py',
+  'trainer.py',
   'evaluate.py',
   'pretrain.py',
   'bench.py',

@@ -10,7 +10,7 @@ from chats import FAMILIES, family_tokenizer
 
 from sdjax import config as c
 from sdjax import main
-from sdjax import train as train_lib
+from sdjax import trainer as trainer_lib
 from sdjax.config_dict import replace
 from sdjax.grading import Graded
 from sdjax.in_words import contexts_in_words
@@ -111,12 +111,12 @@ def test_no_run_starts_with_contexts_that_end_differently(sd):
   make(chat(sd), lambda: None, task, family_tokenizer('chatml'))
   wrong = '{question} {demonstration} Go on:'
   with pytest.raises(c.ConfigError, match='same tokens'):
-    train_lib.Trainer(replace(sd, method__demonstrations__template=wrong))
+    trainer_lib.Trainer(replace(sd, method__demonstrations__template=wrong))
 
 
 def test_no_run_starts_with_thinking_that_nothing_listens_to(sd):
   with pytest.raises(c.ConfigError, match='model.thinking=True does nothing'):
-    train_lib.Trainer(replace(sd, model__thinking=True))
+    trainer_lib.Trainer(replace(sd, model__thinking=True))
 
 
 @pytest.mark.parametrize('thinking', [False, True])
@@ -142,8 +142,8 @@ def test_a_chat_model_is_asked_in_the_mode_of_the_config(
       max_context=400,
     ),
   )
-  with models.one_device(train_lib):
-    trainer = train_lib.Trainer(config)
+  with models.one_device(trainer_lib):
+    trainer = trainer_lib.Trainer(config)
   questions = [trainer.task.questions('train')[i] for i in range(2)]
   answers = [[trainer.task.example(question)] * 2 for question in questions]
   right = [[Verdict(correct=True, reward=1.0)] * 2] * 2

@@ -12,7 +12,7 @@ from models import one_device
 
 import sdjax
 from sdjax import config as c
-from sdjax import methods, train
+from sdjax import methods, train, trainer
 from sdjax.config_dict import replace
 from sdjax.models.cache import KV
 
@@ -57,7 +57,7 @@ def test_a_method_of_ones_own_runs(monkeypatch, tmp_path):
 
       return dataclasses.replace(ours, signal=signal)
 
-    with one_device(train):
+    with one_device(trainer):
       plain(config, str(tmp_path), spied)
     jax.effects_barrier()
 

@@ -16,6 +16,7 @@ from models import one_device
 
 from sdjax import config as c
 from sdjax import train as train_lib
+from sdjax import trainer as trainer_lib
 from sdjax.checkpoint import Checkpoints
 from sdjax.config_check import validate
 from sdjax.config_dict import from_config_dict, replace, to_dict
@@ -43,7 +44,7 @@ METHODS = {
 @pytest.fixture(scope='module', autouse=True)
 def on_one_device():
   """Sharding is tested elsewhere."""
-  with one_device(train_lib):
+  with one_device(trainer_lib):
     yield
 
 
@@ -70,7 +71,7 @@ def logged(folder: Path):
 
 
 def final_state(folder: Path, config: c.Config) -> TrainState:
-  trainer = train_lib.Trainer(config)
+  trainer = trainer_lib.Trainer(config)
   checkpoints = Checkpoints(folder / 'checkpoints')
   state, _ = checkpoints.restore(config.train.num_steps, trainer.state)
   checkpoints.close()
@@ -132,7 +133,7 @@ def test_a_run_leaves_what_it_promises(unbroken):
 
 def test_training_moves_the_weights(unbroken):
   config, folder = unbroken
-  before = jax.device_get(train_lib.Trainer(config).state.params)
+  before = jax.device_get(trainer_lib.Trainer(config).state.params)
   after = final_state(folder, config).params
   moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
   assert all(m > 0 for m in jax.tree.leaves(moved))
@@ -213,7 +214,7 @@ def test_a_run_of_many_parts_goes_on_exactly(cache, tmp_path):
 
 def test_idle_questions_are_replaced(cache):
   """A method that only learns from some questions ends with more of those."""
-  trainer = train_lib.Trainer(small('rl', cache, rollout__resample=3))
+  trainer = trainer_lib.Trainer(small('rl', cache, rollout__resample=3))
   source = trainer.task.questions('train')
   drawn = iter(range(4, 100))
   asked = []
@@ -298,9 +299,9 @@ def test_unusable_workdir(tmp_path):
 
 def test_sets_that_do_not_exist(cache):
   with pytest.raises(c.ConfigError, match="'hardest'.*not a split.*harder"):
-    train_lib.Trainer(small('rl', cache, eval__sets=('hardest',)))
+    trainer_lib.Trainer(small('rl', cache, eval__sets=('hardest',)))
   with pytest.raises(c.ConfigError, match='eval.num_questions=400'):
-    train_lib.Trainer(
+    trainer_lib.Trainer(
       small('rl', cache, eval__num_questions=400, eval__batch_questions=4)
     )
 
@@ -313,7 +314,7 @@ def test_evaluation_mode_measures_start_and_checkpoint(unbroken):
 
 
 def test_no_two_leaves_of_the_state_share_a_buffer(cache):
-  trainer = train_lib.Trainer(small('sd', cache))
+  trainer = trainer_lib.Trainer(small('sd', cache))
   state = trainer.state
   pointers = [
     shard.data.unsafe_buffer_pointer()
