@@ -270,3 +270,79 @@ def test_sc_sdpo_weighs_questions_and_its_end_is_pure_sd():
 def test_an_unknown_rule_is_named():
   with pytest.raises(ValueError, match="rule='grpo' is not one of"):
     run(mix, options(rule='grpo'))
+
+
+def test_distil_without_its_credit_is_the_forward_kl():
+  (_, want), (_, got) = (
+    run(sd, (), options(objective=name))
+    for name in ('forward_kl', 'cross_entropy')
+  )
+  assert_close(got, want)
+  _, other = run(
+    sd, (), options(objective='cross_entropy', credit_discount=1.0)
+  )
+  assert differ(other, want) > 1e-3
+
+
+def test_the_ends_of_an_anchored_target():
+  """A share of 1 is the teacher itself, a share of 0 the reference."""
+  apply_fn, params = model()
+  teacher, reference = model(seed=1)[1], model(seed=2)[1]
+  prompts, rollout, _ = batch()
+  evidence = evidence_of()
+
+  def loss(teacher, ref_params, anchor, share, context):
+    shown = evidence
+    if context is not None:
+      shown = replace(
+        evidence, context_ids=context[0], context_length=context[1]
+      )
+    signal = sd.signal_step(
+      apply_fn,
+      params,
+      teacher,
+      ref_params,
+      prompts,
+      rollout,
+      shown,
+      anchor=anchor,
+      teacher_share=share,
+      with_ref_kl=False,
+    )
+    weight = token_weights(
+      counted_tokens(rollout, signal), signal.sample_mask, 'token_mean'
+    )
+    return sd.loss(
+      apply_fn,
+      params,
+      teacher,
+      ref_params,
+      prompts,
+      rollout,
+      signal,
+      weight,
+    )[0]
+
+  plain = loss(teacher, None, 'none', 1.0, None)
+  for anchor in ('student', 'teacher'):
+    got = loss(teacher, reference, anchor, 1.0, None)
+    np.testing.assert_allclose(got, plain, rtol=1e-5)
+    assert abs(loss(teacher, reference, anchor, 0.5, None) - plain) > 1e-3
+  # The reference shown what the teacher is shown.
+  np.testing.assert_allclose(
+    loss(teacher, reference, 'teacher', 0.0, None),
+    loss(reference, None, 'none', 1.0, None),
+    rtol=1e-5,
+  )
+  # The reference asked the plain question, in both contexts' places.
+  width = evidence.context_ids.shape[-1] - prompts.ids.shape[-1]
+  ids = jnp.pad(jnp.asarray(prompts.ids), ((0, 0), (width, 0)))
+  question = (
+    jnp.repeat(ids[:, None], 2, axis=1),
+    jnp.repeat(jnp.asarray(prompts.length)[:, None], 2, axis=1),
+  )
+  np.testing.assert_allclose(
+    loss(teacher, reference, 'student', 0.0, None),
+    loss(reference, None, 'none', 1.0, question),
+    rtol=1e-5,
+  )
