@@ -164,7 +164,7 @@ def train(
   weight_B1 = np.array(betas)[:, None]
   logits = np.tile(log_base, (len(betas), 1))
   for _ in range(steps):
-    policy = _softmax(logits)
+    policy = theory.softmax(logits)
     # The derivative of the loss by the policy, but for a constant. The
     # teachers share the factor pi, which cancels in log pi - log q.
     if variant.objective == 'grpo':
@@ -183,12 +183,7 @@ def train(
     slope = slope + weight_B1 * (logits - log_base)
     slope -= np.sum(policy * slope, axis=1, keepdims=True)
     logits -= 0.01 * slope if variant.natural else policy * slope
-  return _softmax(logits)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-  policy = np.exp(logits - logits.max(axis=1, keepdims=True))
-  return policy / policy.sum(axis=1, keepdims=True)
+  return theory.softmax(logits)
 
 
 def _closed_form(

@@ -81,10 +81,8 @@ def self_distillation(
     signal=functools.partial(
       sd.signal_step,
       apply_fn,
-      objective=method.objective,
-      pooling=method.pooling,
-      success_exponent=method.success_exponent,
       with_ref_kl=config.loss.kl_coef > 0,
+      **_pick(method, 'objective', 'pooling', 'success_exponent'),
       **anchor,
       **_masks(config, method.importance_clip > 0),
     ),
@@ -109,8 +107,7 @@ def policy_gradient(
     signal=functools.partial(
       rl.signal_step,
       apply_fn,
-      advantage=method.advantage,
-      pass_k=method.pass_k,
+      **_pick(method, 'advantage', 'pass_k'),
       **_masks(config, method.policy_loss != 'reinforce'),
     ),
     loss=functools.partial(rl.loss, apply_fn, **_push(method), **_kl(config)),
@@ -158,29 +155,30 @@ def mixed(
     signal=functools.partial(
       mix.signal_step,
       apply_fn,
-      rule=method.rule,
-      advantage=method.rl.advantage,
-      pass_k=method.rl.pass_k,
-      pooling=method.sd.pooling,
-      success_exponent=method.sd.success_exponent,
-      ratio_clip=method.ratio_clip,
-      entropy_floor=method.entropy_floor,
-      entropy_exponent=method.entropy_exponent,
       num_contrast=method.sd.demonstrations.contrast,
-      contrast_temperature=method.contrast_temperature,
-      contrast_clip=method.contrast_clip,
-      contrast_threshold=method.contrast_threshold,
-      touched_weight=method.touched_weight,
       aggregation=config.loss.aggregation,
       with_ref_kl=config.loss.kl_coef > 0,
+      **_pick(
+        method,
+        'rule',
+        'ratio_clip',
+        'entropy_floor',
+        'entropy_exponent',
+        'contrast_temperature',
+        'contrast_clip',
+        'contrast_threshold',
+        'touched_weight',
+      ),
+      **_pick(method.rl, 'advantage', 'pass_k'),
+      **_pick(method.sd, 'pooling', 'success_exponent'),
       **anchor,
       **_masks(config, True),
     ),
     loss=functools.partial(
       mix.loss,
       apply_fn,
-      **_distance(method.sd),
-      **_push(method.rl),
+      distance=_distance(method.sd),
+      push=_push(method.rl),
       **_kl(config),
     )
     if on_loss
@@ -202,21 +200,16 @@ METHODS: dict[str, Callable[..., Method]] = {
 """Method name to a function from (config, apply_fn, task, tokenizer)."""
 
 
+def _pick(section: Any, *names: str) -> dict[str, Any]:
+  return {name: getattr(section, name) for name in names}
+
+
 def _view(config: config_lib.Config) -> dict[str, Any]:
-  assert config.loss and config.rollout
-  return {
-    'temperature': config.rollout.temperature,
-    'chunk': config.loss.chunk,
-  }
+  return _pick(config.rollout, 'temperature') | _pick(config.loss, 'chunk')
 
 
 def _kl(config: config_lib.Config) -> dict[str, Any]:
-  assert config.loss
-  return {
-    'kl_coef': config.loss.kl_coef,
-    'kl_estimator': config.loss.kl_estimator,
-    **_view(config),
-  }
+  return _pick(config.loss, 'kl_coef', 'kl_estimator') | _view(config)
 
 
 def _masks(config: config_lib.Config, needs_old_logp: bool) -> dict[str, Any]:
@@ -225,41 +218,40 @@ def _masks(config: config_lib.Config, needs_old_logp: bool) -> dict[str, Any]:
   A truncating sampler's log-probabilities are those of another law than the
   model's; where old ones are needed they are then computed anew.
   """
-  assert config.loss and config.rollout
   sampling = config.rollout
+  assert sampling
   truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
   return {
     'recompute': truncated and needs_old_logp,
-    'kl_estimator': config.loss.kl_estimator,
-    'skip_tokens': config.loss.skip_tokens,
-    'mask_truncated': config.loss.mask_truncated,
-    'sampler_clip': config.loss.sampler_clip,
+    **_pick(
+      config.loss,
+      'kl_estimator',
+      'skip_tokens',
+      'mask_truncated',
+      'sampler_clip',
+    ),
     **_view(config),
   }
 
 
 def _distance(method: config_lib.SelfDistillation) -> dict[str, Any]:
-  return {
-    'objective': method.objective,
-    'jsd_alpha': method.jsd_alpha,
-    'jsd_normalised': method.jsd_normalised,
-    'pointwise_clip': method.pointwise_clip,
-    'support': method.support,
-    'top_k': method.top_k,
-    'tail': method.tail,
-    'pooling': method.pooling,
-    'importance_clip': method.importance_clip,
-    'credit_discount': method.credit_discount,
-  }
+  return _pick(
+    method,
+    'objective',
+    'jsd_alpha',
+    'jsd_normalised',
+    'pointwise_clip',
+    'support',
+    'top_k',
+    'tail',
+    'pooling',
+    'importance_clip',
+    'credit_discount',
+  )
 
 
 def _push(method: config_lib.PolicyGradient) -> dict[str, Any]:
-  return {
-    'policy_loss': method.policy_loss,
-    'clip_low': method.clip_low,
-    'clip_high': method.clip_high,
-    'dual_clip': method.dual_clip,
-  }
+  return _pick(method, 'policy_loss', 'clip_low', 'clip_high', 'dual_clip')
 
 
 def _refresh(
@@ -295,14 +287,17 @@ def _reward(
   assert config.rollout
   return functools.partial(
     rewards.gather,
-    advantage=method.advantage,
-    pass_k=method.pass_k,
-    diversity_weight=method.diversity_weight,
-    diversity_how=method.diversity_how,
-    diversity_by=method.diversity_by,
-    diversity_for=method.diversity_for,
-    overlong_share=method.overlong_share,
     max_new_tokens=config.rollout.max_new_tokens,
+    **_pick(
+      method,
+      'advantage',
+      'pass_k',
+      'diversity_weight',
+      'diversity_how',
+      'diversity_by',
+      'diversity_for',
+      'overlong_share',
+    ),
   )
 
 
@@ -321,18 +316,21 @@ def _show(
     demonstrations.gather,
     tokenizer=tokenizer,
     templates=teacher_templates(shown, task),
-    max_context=shown.max_context,
-    strategy=shown.strategy,
-    count=shown.count,
-    exclude_self=shown.exclude_self,
-    contrast=shown.contrast,
-    feedback=shown.feedback,
     seed=config.seed,
     given=given,
     thinking=thinking,
     # Answers from elsewhere did not begin in this model's context.
     opened=given is None
     and opens_thinking(tokenizer, task.student_template, thinking),
+    **_pick(
+      shown,
+      'max_context',
+      'strategy',
+      'count',
+      'exclude_self',
+      'contrast',
+      'feedback',
+    ),
   )
   if method.anchor_beta == 1:
     return gather

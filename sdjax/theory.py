@@ -98,10 +98,10 @@ def sdsd_optimum(
   if not 0 <= beta < math.inf:
     raise ValueError(f'beta={beta} must be at least 0 and finite.')
   if anchor == 'reverse_kl' or beta == 0:
-    return _softmax(logp0 + tilt / (1 + beta))
+    return softmax(logp0 + tilt / (1 + beta))
   # Stationarity, with pooled teacher q and u = beta pi0 / pi:
   # log u + u = log(beta pi0 / q) + nu, and nu normalises pi.
-  log_q = np.log(_softmax(logp0 + tilt))
+  log_q = np.log(softmax(logp0 + tilt))
   bias = np.log(beta) + logp0 - log_q
 
   def policy(nu):
@@ -173,7 +173,7 @@ def kl_rl_optimum(
       'on the best answers is optimal.'
     )
   if anchor == 'reverse_kl':
-    return _softmax(logp0 + reward / beta)
+    return softmax(logp0 + reward / beta)
   # gap = lambda - max R stays apart from R, or a small beta would drown.
   below = np.max(reward, axis=-1, keepdims=True) - reward
   prior = beta * np.exp(logp0)
@@ -287,7 +287,8 @@ def _normalised(
   return policy((low + high) / 2)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """The law of some logits [..., Y], in their dtype."""
   shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return shifted / shifted.sum(axis=-1, keepdims=True)
 

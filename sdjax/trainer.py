@@ -312,10 +312,11 @@ class Trainer:
       that teach nothing stay where no better one was found.
     """
     assert self.config.rollout
-    batch, num_q = self._sample(questions, number), len(questions)
-    drawn = num_q
+    first, num_q = self._sample(questions, number), len(questions)
+    graded, host, counts = first.graded, first.host, dict(first.counts)
+    useful_Q, drawn = first.gathered.useful, num_q
     for attempt in range(1, self.config.rollout.resample + 1):
-      idle = np.flatnonzero(~batch.gathered.useful)
+      idle = np.flatnonzero(~useful_Q)
       if not idle.size:
         break
       other = self._sample(more(), number, attempt)
@@ -323,20 +324,24 @@ class Trainer:
       better = np.flatnonzero(other.gathered.useful)[: idle.size]
       take = np.arange(num_q)
       take[idle[: better.size]] = num_q + better
-      graded = join(batch.graded, other.graded, take)
-      host = jax.tree.map(
-        lambda a, b, take=take: np.concatenate([a, b])[take],
-        batch.host,
-        other.host,
-      )
-      batch = Sampled(
-        self.encode(graded.questions),
-        shard_batch(host, self.mesh),
-        host,
-        graded,
-        self.method.gather(graded, number),
-        {k: batch.counts[k] + other.counts[k] for k in batch.counts},
-      )
+
+      def chosen(a, b, take=take):
+        return np.concatenate([a, b])[take]
+
+      graded = join(graded, other.graded, take)
+      host = jax.tree.map(chosen, host, other.host)
+      useful_Q = chosen(useful_Q, other.gathered.useful)
+      counts = {name: counts[name] + other.counts[name] for name in counts}
+    if drawn == num_q:
+      return first, drawn
+    batch = Sampled(
+      self.encode(graded.questions),
+      shard_batch(host, self.mesh),
+      host,
+      graded,
+      self.method.gather(graded, number),
+      counts,
+    )
     return batch, drawn
 
   def step(

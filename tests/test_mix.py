@@ -50,9 +50,11 @@ def step(module, signal_options, loss_options, aggregation='token_mean'):
     )
 
     def loss(params):
-      how = mix if signal.sd_weight is not None and module is mix else module
+      how, options = module, dict(loss_options)
       if module is mix and signal.sd_weight is None:
         how = rl  # a rule on the advantage ends in the policy loss
+      elif module is mix:
+        options = {'distance': options}
       return how.loss(
         apply_fn,
         params,
@@ -62,7 +64,7 @@ def step(module, signal_options, loss_options, aggregation='token_mean'):
         rollout,
         signal,
         weight,
-        **dict(loss_options),
+        **options,
       )[0]
 
     return jax.value_and_grad(loss)(params)

@@ -6,7 +6,10 @@ policy loss of `rl`; rules that act on the LOSS (`LOSS_RULES`) add the losses
 of `rl` and `sd`, each token with its own weight of either.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +18,11 @@ from sdjax.objectives import credit
 from sdjax.objectives.pooling import arithmetic_mixture
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import rl, sd
-from sdjax.steps.teacher import (
-  comparison,
-  mean_over_teachers,
-  teacher_inputs,
-  teacher_tokens,
-)
+from sdjax.steps.teacher import mean_over_teachers, teacher_tokens
 from sdjax.steps.view import (
   add_reference_kl,
   counted_tokens,
   importance_base,
-  student_view,
 )
 from sdjax.types import (
   ApplyFn,
@@ -39,6 +36,8 @@ from sdjax.types import (
 ADVANTAGE_RULES = ('advantage', 'rlsd', 'antisd', 'rlcsd')
 LOSS_RULES = ('loss', 'srpo', 'sdpg')
 RULES = (*ADVANTAGE_RULES, *LOSS_RULES)
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def signal_step(
@@ -181,85 +180,86 @@ def signal_step(
     strength = jnp.full(rollout.ids.shape[0], weight, jnp.float32)
   w_Q11 = strength[:, None, None]
   mask_QGT = counted_tokens(rollout, rewarded)
-  logp_QGTK, entropy_QGTK, found_QGTK = teacher_tokens(
-    apply_fn,
-    teacher_params,
-    ref_params,
-    taught,
-    rollout.ids,
-    pooling='loss' if num_contrast else pooling,
-    **view,
-  )
-  a_QGT = rewarded.advantage
 
-  if rule in ADVANTAGE_RULES:
-    signal = rewarded
-    if rule == 'rlcsd':
-      e_QGT = _contrast(logp_QGTK, found_QGTK, num_contrast)
-      new_QGT, touched_QGT = credit.rlcsd(
-        a_QGT,
-        e_QGT,
-        w_Q11,
-        temperature=contrast_temperature,
-        largest=contrast_clip,
-        threshold=contrast_threshold,
-      )
-      signal = _weigh_touched(
-        signal, mask_QGT, touched_QGT, touched_weight, aggregation
-      )
+  def tokens():
+    """The teacher's word on each token; not every rule asks for it."""
+    return teacher_tokens(
+      apply_fn,
+      teacher_params,
+      ref_params,
+      taught,
+      rollout.ids,
+      pooling='loss' if num_contrast else pooling,
+      **view,
+    )
+
+  if rule == 'rlcsd':
+    logp_QGTK, _, found_QGTK = tokens()
+    new_QGT, touched_QGT = credit.rlcsd(
+      rewarded.advantage,
+      _contrast(logp_QGTK, found_QGTK, num_contrast),
+      w_Q11,
+      temperature=contrast_temperature,
+      largest=contrast_clip,
+      threshold=contrast_threshold,
+    )
+    signal = _weigh_touched(
+      rewarded, mask_QGT, touched_QGT, touched_weight, aggregation
+    )
+    signal = replace(signal, advantage=new_QGT)
+  elif rule in ADVANTAGE_RULES:
+    logp_QGTK, entropy_QGTK, found_QGTK = tokens()
+    base_QGT1 = importance_base(rollout, rewarded)[..., None]
+    u_QGT = mean_over_teachers(logp_QGTK - base_QGT1, found_QGTK)
+    if rule == 'advantage':
+      new_QGT = credit.mixed(rewarded.advantage, u_QGT, w_Q11)
+    elif rule == 'rlsd':
+      new_QGT = credit.rlsd(rewarded.advantage, u_QGT, w_Q11, clip=ratio_clip)
     else:
-      base_QGT1 = importance_base(rollout, rewarded)[..., None]
-      u_QGT = mean_over_teachers(logp_QGTK - base_QGT1, found_QGTK)
-      if rule == 'advantage':
-        new_QGT = credit.mixed(a_QGT, u_QGT, w_Q11)
-      elif rule == 'rlsd':
-        new_QGT = credit.rlsd(a_QGT, u_QGT, w_Q11, clip=ratio_clip)
-      else:
-        seen = found_QGTK & mask_QGT[..., None]
-        level = jnp.nanmedian(jnp.where(seen, entropy_QGTK, jnp.nan))
-        on = jnp.where(level >= entropy_floor, 1.0, 0.0)
-        new_QGT = credit.antisd(a_QGT, u_QGT, w_Q11 * on)
-    return jax.lax.stop_gradient(replace(signal, advantage=new_QGT))
-
-  has_QG = taught.sample_mask
-  some_QGT = jnp.ones(mask_QGT.shape, jnp.float32)
-  sd_QGT = some_QGT if taught.sd_weight is None else taught.sd_weight
-  sd_QGT = jnp.where(has_QG[..., None], sd_QGT, 0)
-  rl_QGT = some_QGT
-  sample_mask_QG = rewarded.sample_mask
-  if rule == 'loss':
-    both = token_weights(mask_QGT, sample_mask_QG, aggregation)
-    own = token_weights(mask_QGT, sample_mask_QG & has_QG, aggregation)
-    sd_QGT = (1 - w_Q11) * sd_QGT * _ratio(own, both)
-    rl_QGT = w_Q11 * rl_QGT
-  elif rule == 'sdpg':
-    sd_QGT = w_Q11 * sd_QGT * (a_QGT > 0)
+      seen = found_QGTK & mask_QGT[..., None]
+      level = jnp.nanmedian(jnp.where(seen, entropy_QGTK, jnp.nan))
+      on = jnp.where(level >= entropy_floor, 1.0, 0.0)
+      new_QGT = credit.antisd(rewarded.advantage, u_QGT, w_Q11 * on)
+    signal = replace(rewarded, advantage=new_QGT)
   else:
-    correct_QG = jnp.asarray(evidence.correct)
-    failed_QG = ~correct_QG & has_QG
-    sample_mask_QG = sample_mask_QG & (correct_QG | failed_QG)
-    calm_QGT = jnp.exp(
-      -entropy_exponent * mean_over_teachers(entropy_QGTK, found_QGTK)
+    has_QG, samples_QG = taught.sample_mask, rewarded.sample_mask
+    rl_QGT = jnp.ones(mask_QGT.shape, jnp.float32)
+    sd_QGT = rl_QGT if taught.sd_weight is None else taught.sd_weight
+    sd_QGT = jnp.where(has_QG[..., None], sd_QGT, 0)
+    if rule == 'loss':
+      both = token_weights(mask_QGT, samples_QG, aggregation)
+      own = token_weights(mask_QGT, samples_QG & has_QG, aggregation)
+      sd_QGT = (1 - w_Q11) * sd_QGT * _ratio(own, both)
+      rl_QGT = w_Q11 * rl_QGT
+    elif rule == 'sdpg':
+      sd_QGT = w_Q11 * sd_QGT * (rewarded.advantage > 0)
+    else:
+      correct_QG = jnp.asarray(evidence.correct)
+      failed_QG = ~correct_QG & has_QG
+      samples_QG = samples_QG & (correct_QG | failed_QG)
+      _, entropy_QGTK, found_QGTK = tokens()
+      calm_QGT = jnp.exp(
+        -entropy_exponent * mean_over_teachers(entropy_QGTK, found_QGTK)
+      )
+      routed_QGT = mask_QGT & (failed_QG & samples_QG)[..., None]
+      mean = jnp.where(routed_QGT, calm_QGT, 0).sum() / jnp.maximum(
+        routed_QGT.sum(), 1
+      )
+      calm_QGT = calm_QGT / jnp.where(mean > 0, mean, 1)
+      sd_QGT = jnp.where(failed_QG[..., None], sd_QGT * calm_QGT, 0)
+      rl_QGT = jnp.where(correct_QG[..., None], rl_QGT, 0)
+    if rewarded.rl_weight is not None:  # the sampler's correction
+      rl_QGT, sd_QGT = (x * rewarded.rl_weight for x in (rl_QGT, sd_QGT))
+    signal = replace(
+      rewarded,
+      sample_mask=samples_QG,
+      teacher_hidden=taught.teacher_hidden,
+      teacher_mask=taught.teacher_mask,
+      anchor_hidden=taught.anchor_hidden,
+      anchor_weight=taught.anchor_weight,
+      rl_weight=rl_QGT,
+      sd_weight=sd_QGT,
     )
-    routed_QGT = mask_QGT & (failed_QG & sample_mask_QG)[..., None]
-    mean = jnp.where(routed_QGT, calm_QGT, 0).sum() / jnp.maximum(
-      routed_QGT.sum(), 1
-    )
-    calm_QGT = calm_QGT / jnp.where(mean > 0, mean, 1)
-    sd_QGT = jnp.where(failed_QG[..., None], sd_QGT * calm_QGT, 0)
-    rl_QGT = jnp.where(correct_QG[..., None], rl_QGT, 0)
-  if rewarded.rl_weight is not None:  # the sampler's correction
-    rl_QGT, sd_QGT = (x * rewarded.rl_weight for x in (rl_QGT, sd_QGT))
-  signal = replace(
-    rewarded,
-    sample_mask=sample_mask_QG,
-    teacher_hidden=taught.teacher_hidden,
-    teacher_mask=taught.teacher_mask,
-    anchor_hidden=taught.anchor_hidden,
-    anchor_weight=taught.anchor_weight,
-    rl_weight=rl_QGT,
-    sd_weight=sd_QGT,
-  )
   return jax.lax.stop_gradient(signal)
 
 
@@ -273,20 +273,8 @@ def loss(
   signal: Signal,
   weight_QGT: jax.Array,
   *,
-  objective: str = 'reverse_kl',
-  jsd_alpha: float = 0.5,
-  jsd_normalised: bool = False,
-  pointwise_clip: float = 0.0,
-  support: str = 'full',
-  top_k: int = 100,
-  tail: bool = True,
-  pooling: str = 'loss',
-  importance_clip: float = 2.0,
-  credit_discount: float = 0.0,
-  policy_loss: str = 'clip',
-  clip_low: float = 0.2,
-  clip_high: float = 0.2,
-  dual_clip: float = 0.0,
+  distance: Mapping[str, Any] = NOTHING,
+  push: Mapping[str, Any] = NOTHING,
   kl_coef: float = 0.0,
   kl_estimator: str = 'k3',
   temperature: float = 1.0,
@@ -305,20 +293,8 @@ def loss(
     rollout: the sampled completions.
     signal: from `signal_step`, of a rule on the loss.
     weight_QGT: float32, from `token_weights`.
-    objective: see `sd.loss`; so the following.
-    jsd_alpha: see `sd.loss`.
-    jsd_normalised: see `sd.loss`.
-    pointwise_clip: see `sd.loss`.
-    support: see `sd.loss`.
-    top_k: see `sd.loss`.
-    tail: see `sd.loss`.
-    pooling: see `sd.loss`.
-    importance_clip: see `sd.loss`.
-    credit_discount: see `sd.loss`.
-    policy_loss: see `rl.loss`; so the following.
-    clip_low: see `rl.loss`.
-    clip_high: see `rl.loss`.
-    dual_clip: see `rl.loss`.
+    distance: options of `sd.loss`, those below aside.
+    push: options of `rl.loss`, those below aside.
     kl_coef: weight of the KL to the reference.
     kl_estimator: `k1`, `k2`, `k3` or `full`.
     temperature: divides all logits.
@@ -327,49 +303,19 @@ def loss(
   Returns:
     The weighted sum, and weighted sums of what is worth logging.
   """
-  view = student_view(
+  view, distilled_QGT = sd.distilled(
     apply_fn,
     params,
+    teacher_params,
     ref_params,
     prompts,
     rollout,
     signal,
-    compare=comparison(
-      apply_fn,
-      teacher_params,
-      ref_params,
-      objective=objective,
-      jsd_alpha=jsd_alpha,
-      jsd_normalised=jsd_normalised,
-      pointwise_clip=pointwise_clip,
-      support=support,
-      top_k=top_k,
-      tail=tail,
-      pooling=pooling,
-      temperature=temperature,
-    ),
-    inputs=(teacher_inputs(signal),),
     temperature=temperature,
     chunk=chunk,
+    **distance,
   )
-  distilled_QGT = sd.token_loss(
-    view,
-    rollout,
-    signal,
-    objective=objective,
-    support=support,
-    importance_clip=importance_clip,
-    credit_discount=credit_discount,
-  )
-  pushed_QGT = rl.token_loss(
-    view,
-    rollout,
-    signal,
-    policy_loss=policy_loss,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    dual_clip=dual_clip,
-  )
+  pushed_QGT = rl.token_loss(view, rollout, signal, **push)
   metrics = {
     'policy': jnp.sum(weight_QGT * pushed_QGT),
     'divergence': jnp.sum(weight_QGT * distilled_QGT),

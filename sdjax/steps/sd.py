@@ -5,6 +5,7 @@ the same arguments.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +37,6 @@ from sdjax.types import (
 )
 
 SCORE_WEIGHTED = 'score_weighted'
-OBJECTIVES = (
-  'reverse_kl',
-  'forward_kl',
-  'jsd',
-  'cross_entropy',
-  SCORE_WEIGHTED,
-)
 
 
 def signal_step(
@@ -317,6 +311,80 @@ def loss(
     (future credit). The mixture is ours; `score_weighted` is how summaries
     describe 2606.26091, not what it minimises.
   """
+  view, each_QGT = distilled(
+    apply_fn,
+    params,
+    teacher_params,
+    ref_params,
+    prompts,
+    rollout,
+    signal,
+    objective=objective,
+    jsd_alpha=jsd_alpha,
+    jsd_normalised=jsd_normalised,
+    pointwise_clip=pointwise_clip,
+    support=support,
+    top_k=top_k,
+    tail=tail,
+    pooling=pooling,
+    importance_clip=importance_clip,
+    credit_discount=credit_discount,
+    temperature=temperature,
+    chunk=chunk,
+  )
+  metrics = {'divergence': jnp.sum(weight_QGT * each_QGT)}
+  if view.extra is not None:
+    metrics['teacher_log_ratio'] = jnp.sum(weight_QGT * view.extra.log_ratio)
+  return add_reference_kl(
+    metrics['divergence'],
+    metrics,
+    view,
+    signal,
+    weight_QGT,
+    kl_coef,
+    kl_estimator,
+  )
+
+
+def distilled(
+  apply_fn: ApplyFn,
+  params: Params,
+  teacher_params: Params,
+  ref_params: Params | None,
+  prompts: Prompts,
+  rollout: Rollout,
+  signal: Signal,
+  *,
+  objective: str = 'reverse_kl',
+  support: str = 'full',
+  importance_clip: float = 2.0,
+  credit_discount: float = 0.0,
+  temperature: float = 1.0,
+  chunk: int = 16,
+  **distance: Any,
+) -> tuple[View, jax.Array]:
+  """Runs the student beside its teacher.
+
+  Args:
+    apply_fn: as in `loss`; so all that follow.
+    params: likewise.
+    teacher_params: likewise.
+    ref_params: likewise.
+    prompts: likewise.
+    rollout: likewise.
+    signal: likewise.
+    objective: likewise.
+    support: likewise.
+    importance_clip: likewise.
+    credit_discount: likewise.
+    temperature: likewise.
+    chunk: likewise.
+    **distance: what else `comparison` takes.
+
+  Returns:
+    The student's view, and float32 [Q, G, T], the distillation loss of each
+    token.
+  """
   compare, inputs = None, ()
   if objective != SCORE_WEIGHTED:
     inputs = (teacher_inputs(signal),)
@@ -325,14 +393,9 @@ def loss(
       teacher_params,
       ref_params,
       objective=objective,
-      jsd_alpha=jsd_alpha,
-      jsd_normalised=jsd_normalised,
-      pointwise_clip=pointwise_clip,
       support=support,
-      top_k=top_k,
-      tail=tail,
-      pooling=pooling,
       temperature=temperature,
+      **distance,
     )
   view = student_view(
     apply_fn,
@@ -355,18 +418,7 @@ def loss(
     importance_clip=importance_clip,
     credit_discount=credit_discount,
   )
-  metrics = {'divergence': jnp.sum(weight_QGT * each_QGT)}
-  if view.extra is not None:
-    metrics['teacher_log_ratio'] = jnp.sum(weight_QGT * view.extra.log_ratio)
-  return add_reference_kl(
-    metrics['divergence'],
-    metrics,
-    view,
-    signal,
-    weight_QGT,
-    kl_coef,
-    kl_estimator,
-  )
+  return view, each_QGT
 
 
 def _weighted(signal: Signal, weight: jax.Array) -> Signal:
