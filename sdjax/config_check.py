@@ -20,6 +20,7 @@ from sdjax.config import (
   Rollout,
   SelfDistillation,
 )
+from sdjax.config_method import PEER_STRATEGIES
 from sdjax.config_rules import (
   ALLOWED,
   AT_LEAST,
@@ -318,7 +319,7 @@ def _validate_demonstrations(
         f'{path}both_template is for both.'
       )
   assert config.rollout
-  peers = shown.strategy in ('uniform', 'first', 'most_different')
+  peers = shown.strategy in PEER_STRATEGIES
   most = config.rollout.num_samples - shown.exclude_self
   if shown.strategy == 'reference':
     most = 1

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+PEER_STRATEGIES = ('uniform', 'first', 'most_different', 'balanced')
+"""Ways to choose demonstrations among the correct rollouts of a question."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:
@@ -10,7 +13,9 @@ class Demonstrations:
   Attributes:
     strategy: `uniform` (a random correct peer), `first` (the first correct
       peer in the group), `most_different` (the correct peer that shares the
-      fewest words with the rollout), `external` (from `file`), `reference`
+      fewest words with the rollout), `balanced` (a random solution among
+      those the correct peers found, however many found it), `external` (from
+      `file`), `reference`
       (the task's own answer, whether or not a peer is correct) or `none`
       (feedback alone).
     count: K, demonstrations a rollout, each its own teacher.

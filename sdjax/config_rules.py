@@ -25,6 +25,7 @@ from sdjax.config import (
   SelfDistillation,
   Train,
 )
+from sdjax.config_method import PEER_STRATEGIES
 
 
 def is_positive(value: Any) -> bool:
@@ -53,9 +54,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
   },
   Demonstrations: {
     'strategy': (
-      'uniform',
-      'first',
-      'most_different',
+      *PEER_STRATEGIES,
       'external',
       'reference',
       'none',
@@ -210,7 +209,7 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
   },
   Demonstrations: {
     'file': ('strategy', ('external',)),
-    'exclude_self': ('strategy', ('uniform', 'first', 'most_different')),
+    'exclude_self': ('strategy', PEER_STRATEGIES),
     'template': ('strategy', lambda strategy: strategy != 'none'),
     'count': ('strategy', lambda strategy: strategy != 'none'),
     'feedback_template': ('feedback', ('without_peer', 'always')),

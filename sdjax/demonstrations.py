@@ -3,6 +3,7 @@
 Mirror image of `sdjax.rewards`.
 """
 
+import collections
 import dataclasses
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.config_method import PEER_STRATEGIES
 from sdjax.data.context import encode_context
 from sdjax.data.tokenizer import THINKING
 from sdjax.grading import Graded
@@ -48,6 +50,7 @@ def choose(
   count: int,
   rng: np.random.Generator,
   exclude_self: bool = True,
+  solutions: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
   """Chooses the correct peers that one rollout is shown.
 
@@ -57,12 +60,16 @@ def choose(
     own: which of them is the rollout itself.
     strategy: `uniform`: each correct peer is equally likely; `first`: the
       first ones in the group; `most_different`: those that share the smallest
-      part of their words with the rollout, ties at random.
+      part of their words with the rollout, ties at random; `balanced`: each
+      solution among the correct peers is equally likely, however many peers
+      found it, and all are shown before one is shown twice.
     count: K; fewer are returned when the correct peers have fewer distinct
       texts.
     rng: for the strategies that draw.
     exclude_self: a rollout is never shown itself (a peer with the same text
       may be).
+    solutions: G identities of what the answers solve the question by, for
+      `balanced`; None: each text is a solution of its own.
 
   Returns:
     At most K distinct texts; empty when no rollout that may be shown is
@@ -71,21 +78,32 @@ def choose(
   Raises:
     ValueError: for another strategy.
   """
+  if strategy not in PEER_STRATEGIES:
+    raise ValueError(
+      f'strategy={strategy!r} is not one of {", ".join(PEER_STRATEGIES)}.'
+    )
   peers = [
-    text
-    for g, (text, right) in enumerate(zip(answers, correct, strict=True))
+    g
+    for g, right in enumerate(correct)
     if right and not (exclude_self and g == own)
   ]
-  if strategy not in ('uniform', 'first', 'most_different'):
-    raise ValueError(
-      f'strategy={strategy!r} is not one of uniform, first, most_different.'
-    )
   if strategy != 'first':
     peers = [peers[i] for i in rng.permutation(len(peers))]
+  texts = list(dict.fromkeys(answers[g] for g in peers))
   if strategy == 'most_different':
     words = set(answers[own].split())
-    peers.sort(key=lambda text: _overlap(words, set(text.split())))
-  return tuple(dict.fromkeys(peers))[:count]
+    texts.sort(key=lambda text: _overlap(words, set(text.split())))
+  elif strategy == 'balanced':
+    of = dict(zip(answers, solutions or answers, strict=True))
+    turn, rounds = {}, collections.Counter()
+    for text in texts:
+      turn[text] = rounds[of[text]]
+      rounds[of[text]] += 1
+    # Which solution comes first must not follow how many peers found it.
+    order = sorted(rounds)
+    lot = dict(zip(order, rng.permutation(len(order)), strict=True))
+    texts.sort(key=lambda text: (turn[text], lot[of[text]]))
+  return tuple(texts[:count])
 
 
 def _overlap(a: set[str], b: set[str]) -> float:
@@ -231,9 +249,9 @@ def assign(
   ):
     said = [strip_thinking(answer, opened) for answer in answers]
     right = [bool(v.correct and x) for v, x in zip(verdicts, said, strict=True)]
-    wrong = [bool(x) and not v.correct for v, x in zip(
-      verdicts, said, strict=True
-    )]
+    wrong = [
+      bool(x) and not v.correct for v, x in zip(verdicts, said, strict=True)
+    ]
     row = []
     for g, verdict in enumerate(verdicts):
       rng = np.random.default_rng([seed, step, question.question_id, g])
@@ -251,6 +269,9 @@ def assign(
           count=count,
           rng=rng,
           exclude_self=exclude_self,
+          solutions=[
+            v.solution or x for v, x in zip(verdicts, said, strict=True)
+          ],
         )
       told = verdict.feedback or None
       if feedback == 'never' or feedback == 'without_peer' and texts:
@@ -335,9 +356,9 @@ def gather(
 
   success_Q = graded.correct.any(axis=1)
   taught_QG = mask_QGK[..., :count].any(axis=-1)
-  number = len([
-    x for row in distinct for x in row if x.demonstration and not x.wrong
-  ])
+  number = len(
+    [x for row in distinct for x in row if x.demonstration and not x.wrong]
+  )
   told = sum(x.feedback is not None for row in cells for c in row for x in c)
   metrics = {
     'success_groups': float(success_Q.mean()),

@@ -31,6 +31,7 @@ SOURCES = {
   'uniform': 'drawn uniformly from the correct rollouts',
   'first': 'the first of the correct rollouts',
   'most_different': 'the correct rollouts least like it',
+  'balanced': 'drawn uniformly from the solutions that rollouts found',
   'reference': "the task's own",
   'external': 'from a file',
 }

@@ -44,7 +44,7 @@ def graded(rows, concepts=None):
   )
 
 
-def choose(answers, own, strategy='uniform', count=1, seed=0):
+def choose(answers, own, strategy='uniform', count=1, seed=0, **more):
   return demonstrations.choose(
     answers,
     [a.startswith('+') for a in answers],
@@ -52,6 +52,7 @@ def choose(answers, own, strategy='uniform', count=1, seed=0):
     strategy=strategy,
     count=count,
     rng=np.random.default_rng(seed),
+    **more,
   )
 
 
@@ -92,6 +93,29 @@ def test_first_and_most_different():
   peers = ['+p', '+q', '+r']
   tied = {choose(peers, 0, 'most_different', 1, s) for s in range(9)}
   assert tied == {('+q',), ('+r',)}
+
+
+def test_balanced_counts_solutions_not_rollouts():
+  answers = ['x', *['+a'] * 6, '+a again', '+b']
+  solutions = ['', *['A'] * 7, 'B']
+  first = [
+    choose(answers, 0, 'balanced', seed=s, solutions=solutions)[0]
+    for s in range(400)
+  ]
+  assert 0.43 < first.count('+b') / 400 < 0.57
+  for seed in range(20):
+    # Two are of two solutions; a third repeats one of them in other words.
+    two = choose(answers, 0, 'balanced', 2, seed, solutions=solutions)
+    assert '+b' in two
+    assert len(two) == 2
+    three = choose(answers, 0, 'balanced', 3, seed, solutions=solutions)
+    assert sorted(three) == ['+a', '+a again', '+b']
+    assert '+b' in three[:2]
+  assert choose(answers, 8, 'balanced', 1, 0, solutions=solutions) != ('+b',)
+  mine = choose(
+    answers, 8, 'balanced', 2, 0, solutions=solutions, exclude_self=False
+  )
+  assert '+b' in mine
 
 
 def test_unknown_strategy_is_named():
