@@ -401,8 +401,7 @@ def _validate_policy_gradient(
 
 
 def _validate_mix(method: Mix, path: str) -> None:
-  on_advantage = method.rule in ('advantage', 'rlsd', 'antisd', 'rlcsd')
-  if on_advantage:
+  if method.rule in ('advantage', 'debiased', 'rlsd', 'antisd', 'rlcsd'):
     _refuse(
       method.sd,
       f'{path}sd.',
@@ -415,7 +414,8 @@ def _validate_mix(method: Mix, path: str) -> None:
       f"{path}sd.objective='score_weighted' is not a loss per token that "
       'could be mixed; choose a divergence.'
     )
-  if method.rule in ('advantage', 'loss', 'rlsd') and method.weight > 1:
+  shares = method.rule in ('advantage', 'debiased', 'loss', 'rlsd')
+  if shares and method.weight > 1:
     raise ConfigError(f'{path}weight={method.weight} must be in 0..1.')
   shown = method.sd.demonstrations
   if method.rule == 'rlcsd':

@@ -180,10 +180,10 @@ class Mix:
 
   Attributes:
     name: selects this method.
-    rule: on the advantage: `advantage`, `rlsd`, `antisd`, `rlcsd`; on the
-      loss: `loss`, `srpo`, `sdpg`.
-    weight: of rewards in `advantage` and `loss`, in 0..1; elsewhere of the
-      teacher, 0 being rewards alone.
+    rule: on the advantage: `advantage`, `debiased`, `rlsd`, `antisd`,
+      `rlcsd`; on the loss: `loss`, `srpo`, `sdpg`.
+    weight: of rewards in `advantage`, `debiased` and `loss`, in 0..1;
+      elsewhere of the teacher, 0 being rewards alone.
     schedule: what the weight is multiplied by over the steps.
     ratio_clip: of `rlsd`: how far from 1 its factor may be.
     entropy_floor: of `antisd`: nats of the teacher's median entropy below

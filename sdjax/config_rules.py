@@ -78,6 +78,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
   Mix: {
     'rule': (
       'advantage',
+      'debiased',
       'rlsd',
       'antisd',
       'rlcsd',

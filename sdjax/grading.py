@@ -74,6 +74,30 @@ def grade(
   )
 
 
+def strategies(graded: Graded) -> np.ndarray:
+  """Numbers the strategies behind each question's correct answers.
+
+  Two correct answers take one strategy if they name the same concepts; where
+  an answer names none, its solution is its strategy.
+
+  Args:
+    graded: a batch of graded rollouts.
+
+  Returns:
+    int32 [Q, G], counted from 0 within a question; -1 for wrong answers.
+  """
+  rows = []
+  for row in graded.verdicts:
+    numbers: dict[Any, int] = {}
+    rows.append([
+      numbers.setdefault(v.concepts or v.solution, len(numbers))
+      if v.correct
+      else -1
+      for v in row
+    ])
+  return np.asarray(rows, np.int32)
+
+
 def join(first: Graded, second: Graded, take: np.ndarray) -> Graded:
   """Puts together a batch from two.
 

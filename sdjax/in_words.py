@@ -39,6 +39,7 @@ SOURCES = {
 RULES = {
   'advantage': 'w A + (1 - w) u',
   'rlsd': 'A ((1 - w) + w clip(exp(sign(A) u)))',
+  'debiased': "w A + (1 - w) (u - its strategy's own liking)",
   'antisd': 'A - w (softplus(u) - log 2) / 2',
   'rlcsd': 'A + w tanh(contrast / temperature), clipped, its sign kept',
   'loss': 'w L_rl + (1 - w) L_sd',

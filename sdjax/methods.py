@@ -22,7 +22,7 @@ import numpy as np
 from sdjax import config as config_lib
 from sdjax import demonstrations, rewards, schedule
 from sdjax.data.context import check_endings, opens_thinking
-from sdjax.grading import Graded
+from sdjax.grading import Graded, strategies
 from sdjax.steps import mix, rl, sd
 from sdjax.tasks.base import Question, Task
 from sdjax.types import ApplyFn, Gathered
@@ -143,6 +143,7 @@ def mixed(
         shown.evidence,
         reward=rewarded.evidence.reward,
         set_reward=rewarded.evidence.set_reward,
+        strategy=strategies(graded) if method.rule == 'debiased' else None,
         strength=np.full(len(graded.questions), weight, np.float32),
       ),
       shown=shown.shown,

@@ -88,6 +88,8 @@ class Evidence:
     correct: bool [Q, G], the verifier's word, or None.
     set_reward: float32 [Q, G, S], each rollout's reward if only the s-th of
       the group's concepts counted, or None.
+    strategy: int32 [Q, G], the same for correct rollouts of a question that
+      take one strategy, -1 for wrong ones, or None.
     strength: float32 [Q], the method's scheduled weight at this step (the
       same for every question), or None where nothing is scheduled.
     teacher_share: float32 [Q], likewise the teacher's share where its law is
@@ -103,6 +105,7 @@ class Evidence:
   reward: Array = None
   correct: Array = None
   set_reward: Array = None
+  strategy: Array = None
   strength: Array = None
   teacher_share: Array = None
   context_ids: Array = None

@@ -16,6 +16,35 @@ def test_mixed_by_hand():
   np.testing.assert_array_equal(credit.mixed(A, U, 0.0), U)
 
 
+def test_debiased_by_hand():
+  # One question: strategy 0 twice (sums 1.5 and 0.5, mean 1), strategy 1 once
+  # (sum -3), one wrong rollout. The mean of 1 and -3 is -1.
+  u = jnp.array([[[0.5, 1.0], [1.0, -0.5], [-1.0, -2.0], [-4.0, 1.0]]])
+  mask = jnp.ones(u.shape, bool)
+  got = credit.debiased(u, mask, jnp.array([[0, 0, 1, -1]]))
+  want = [
+    [0.5 - 2 / 3, 1.0 - 4 / 3],  # -2, of which |u| says 1 : 2
+    [1.0 - 4 / 3, -0.5 - 2 / 3],
+    [-1.0 + 2 / 3, -2.0 + 4 / 3],
+    [-4.0, 1.0],
+  ]
+  np.testing.assert_allclose(got[0], want, rtol=1e-5)
+  # Every strategy now has the mean, and within one the order is as before.
+  totals = got.sum(-1)[0]
+  np.testing.assert_allclose(totals[:3], [-0.5, -1.5, -1.0], rtol=1e-5)
+
+
+def test_debiased_leaves_alone_what_it_cannot_compare():
+  u = jnp.array([[[0.5, 1.0], [1.0, -0.5]], [[0.0, 0.0], [2.0, 9.0]]])
+  mask = jnp.array([[[True, True]] * 2, [[True, True], [True, False]]])
+  for strategy in ([[0, 0], [-1, 0]], [[0, -1], [-1, -1]]):
+    got = credit.debiased(u, mask, jnp.array(strategy))
+    np.testing.assert_array_equal(got, u)
+  # A rollout of nothing but zeros has no token to blame; padding has none.
+  got = credit.debiased(u, mask, jnp.array([[-1, -1], [0, 1]]))
+  np.testing.assert_allclose(got[1], [[0, 0], [1, 9]], rtol=1e-6)
+
+
 def test_rlsd_by_hand():
   # Factors: 1.1, 1/1.1, 4 -> 1.2, 1/4 -> 0.8; half of each.
   got = credit.rlsd(A, U, 0.5, clip=0.2)

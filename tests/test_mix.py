@@ -94,6 +94,7 @@ def differ(a, b):
   'rule, weight',
   [
     ('advantage', 1.0),
+    ('debiased', 1.0),
     ('rlsd', 0.0),
     ('antisd', 0.0),
     ('loss', 1.0),
@@ -102,11 +103,25 @@ def differ(a, b):
 )
 def test_one_end_is_pure_rl(rule, weight):
   want = run(rl)
-  got = run(mix, options(rule=rule, weight=weight))
+  evidence = evidence_of(strategy=jnp.where(jnp.asarray(CORRECT), 0, -1))
+  got = run(mix, options(rule=rule, weight=weight), (), evidence)
   assert_close(got, want)
   # At another weight it is not.
-  other = run(mix, options(rule=rule, weight=0.4))
+  other = run(mix, options(rule=rule, weight=0.4), (), evidence)
   assert differ(other[1], want[1]) > 1e-3
+
+
+def test_debiased_differs_only_where_there_are_two_strategies():
+  correct = jnp.asarray(CORRECT)
+  plain = run(mix, options(rule='advantage', weight=0.3))
+  how = options(rule='debiased', weight=0.3)
+  one = evidence_of(strategy=jnp.where(correct, 3, -1))
+  assert_close(run(mix, how, (), one), plain)
+  each = jnp.broadcast_to(jnp.arange(correct.shape[1]), correct.shape)
+  several = evidence_of(strategy=jnp.where(correct, each, -1))
+  assert differ(run(mix, how, (), several)[1], plain[1]) > 1e-3
+  with pytest.raises(ValueError, match=r'needs evidence\.strategy'):
+    run(mix, how)
 
 
 def test_one_end_of_rlcsd_is_pure_rl():

@@ -252,6 +252,7 @@ def variants() -> dict[str, c.Config]:
     {'rule': 'advantage', 'schedule__hold': 2, 'schedule__fall': 4},
     {'rule': 'antisd', 'schedule__delay': 1, 'schedule__rise': 1},
     {'rule': 'rlsd', 'ratio_clip': 0.4},
+    {'rule': 'debiased', 'weight': 0.1},
     {'rule': 'antisd', 'entropy_floor': 0.1},
     {
       'rule': 'rlcsd',

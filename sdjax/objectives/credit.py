@@ -30,6 +30,51 @@ def mixed(
   return weight * advantage + (1 - weight) * log_ratio
 
 
+def debiased(
+  log_ratio: jax.Array, mask: jax.Array, strategy: jax.Array
+) -> jax.Array:
+  """The log-ratio without its liking for one strategy over another.
+
+  The sum of u over a rollout's tokens is its PCMI with what the teacher was
+  shown, and that is what tilts the optimum among correct answers. Its mean
+  over the group's correct rollouts of one strategy is the tilt of that
+  strategy; here every strategy gets the mean of them all. Within a strategy,
+  and for wrong rollouts, nothing changes. What is added to a rollout is
+  spread over its tokens in proportion to |u|: it is taken away where it came
+  in, at the token that decides.
+
+  Args:
+    log_ratio: float32 [Q, G, T], nats, u; 0 where there is no teacher.
+    mask: bool [Q, G, T], the tokens that count.
+    strategy: int [Q, G], the same for correct rollouts of one strategy, -1
+      for rollouts that are wrong or have no teacher.
+
+  Returns:
+    float32 [Q, G, T]; u itself in a group with at most one strategy.
+
+  Source: ours, after the ratio in Remark 1 of arXiv 2606.26091.
+  """
+  u_QGT = jnp.where(mask, log_ratio, 0)
+  some_QG = strategy >= 0
+  alike_QGG = (strategy[:, :, None] == strategy[:, None, :]) & (
+    some_QG[:, :, None] & some_QG[:, None, :]
+  )
+  count_QG = alike_QGG.sum(axis=-1)
+  tilt_QG = jnp.einsum('qgh,qh->qg', alike_QGG, u_QGT.sum(-1)) / jnp.maximum(
+    count_QG, 1
+  )
+  # Each strategy once, however many rollouts it has.
+  once_QG = jnp.where(some_QG, 1 / jnp.maximum(count_QG, 1), 0)
+  mean_Q1 = jnp.sum(once_QG * tilt_QG, axis=-1, keepdims=True) / jnp.maximum(
+    jnp.sum(once_QG, axis=-1, keepdims=True), 1
+  )
+  change_QG = jnp.where(some_QG, mean_Q1 - tilt_QG, 0)
+  size_QGT = jnp.abs(u_QGT)
+  total_QG1 = size_QGT.sum(axis=-1, keepdims=True)
+  share_QGT = size_QGT / jnp.where(total_QG1 > 0, total_QG1, 1)
+  return log_ratio + change_QG[..., None] * share_QGT
+
+
 def rlsd(
   advantage: jax.Array,
   log_ratio: jax.Array,

@@ -33,7 +33,7 @@ from sdjax.types import (
   Signal,
 )
 
-ADVANTAGE_RULES = ('advantage', 'rlsd', 'antisd', 'rlcsd')
+ADVANTAGE_RULES = ('advantage', 'debiased', 'rlsd', 'antisd', 'rlcsd')
 LOSS_RULES = ('loss', 'srpo', 'sdpg')
 RULES = (*ADVANTAGE_RULES, *LOSS_RULES)
 
@@ -81,6 +81,8 @@ def signal_step(
   where a rollout has no teacher) and w the weight:
 
     advantage  w A + (1 - w) u                       (SDPO eq. 3)
+    debiased   w A + (1 - w) u', u' being u without its liking for one
+               strategy over another, see `credit.debiased` (ours)
     rlsd       A [(1 - w) + w clip(exp(sign(A) u))]  (arXiv 2604.03128)
     antisd     A - w (softplus(u) - log 2) / 2       (2605.11609)
     rlcsd      A plus a bounded contrast             (2606.11709)
@@ -136,10 +138,15 @@ def signal_step(
     each token's weight of either loss.
 
   Raises:
-    ValueError: for another rule.
+    ValueError: for another rule, or without what it needs of the evidence.
   """
   if rule not in RULES:
     raise ValueError(f'rule={rule!r} is not one of {RULES}.')
+  if rule == 'debiased' and evidence.strategy is None:
+    raise ValueError(
+      "rule='debiased' needs evidence.strategy, int32 [Q, G]: which strategy "
+      'each correct rollout takes, -1 for the others.'
+    )
   masks = {'skip_tokens': skip_tokens, 'mask_truncated': mask_truncated}
   view = {'temperature': temperature, 'chunk': chunk}
   # The reference and the old weights are looked at once, for both.
@@ -213,6 +220,10 @@ def signal_step(
     u_QGT = mean_over_teachers(logp_QGTK - base_QGT1, found_QGTK)
     if rule == 'advantage':
       new_QGT = credit.mixed(rewarded.advantage, u_QGT, w_Q11)
+    elif rule == 'debiased':
+      strategy_QG = jnp.where(taught.sample_mask, evidence.strategy, -1)
+      even_QGT = credit.debiased(u_QGT, mask_QGT, strategy_QG)
+      new_QGT = credit.mixed(rewarded.advantage, even_QGT, w_Q11)
     elif rule == 'rlsd':
       new_QGT = credit.rlsd(rewarded.advantage, u_QGT, w_Q11, clip=ratio_clip)
     else:
