@@ -274,6 +274,8 @@ class Eval:
     max_new_tokens: where a sample is cut off.
     temperature: of the samples.
     top_p: of the samples.
+    save_samples: whether the answers before and after training are written,
+      to `samples_base.jsonl` and `samples_final.jsonl`.
   """
 
   sets: tuple[str, ...] = ('in_distribution', 'larger', 'harder')
@@ -285,6 +287,7 @@ class Eval:
   max_new_tokens: int = 9
   temperature: float = 1.0
   top_p: float = 1.0
+  save_samples: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

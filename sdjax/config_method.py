@@ -32,7 +32,9 @@ class Demonstrations:
     max_context: widest teacher context in tokens; when a context is longer,
       feedback and demonstration are cut, never the question or the
       instruction.
-    file: JSONL with `question_id` and `answer`, for `external`.
+    file: JSONL with `question_id` and `answer`, for `external`; lines that
+      say `"correct": false` are left out, so the `samples_final.jsonl` of
+      `eval.save_samples` will do.
   """
 
   strategy: str = 'uniform'

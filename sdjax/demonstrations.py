@@ -116,7 +116,7 @@ def read_external(path: str) -> dict[int, list[str]]:
 
   Args:
     path: JSONL, `{"question_id": int, "answer": str}` a line; several lines
-      may share a question.
+      may share a question, and those with `"correct": false` are left out.
 
   Returns:
     The answers to each question, without thinking blocks.
@@ -140,6 +140,8 @@ def read_external(path: str) -> dict[int, list[str]]:
       question_id, answer = int(record['question_id']), record['answer']
       if not isinstance(answer, str):
         raise TypeError('answer is not a string')
+      if record.get('correct', True) is False:
+        continue
       answer = strip_thinking(answer)
       if not answer:
         raise ValueError('answer is empty, or nothing but thinking')

@@ -221,13 +221,17 @@ class Evaluator:
     )
 
   def __call__(
-    self, params: Params, sets: Sequence[str]
+    self,
+    params: Params,
+    sets: Sequence[str],
+    keep: Callable[[str, Graded], None] | None = None,
   ) -> tuple[dict[str, float], dict[str, Any]]:
     """Measures some sets.
 
     Args:
       params: weights.
       sets: which.
+      keep: is given the name and the graded answers of each set.
 
     Returns:
       `SET/METRIC` to number, and set to values per question; see
@@ -237,6 +241,8 @@ class Evaluator:
     questions: dict[str, Any] = {}
     for name in sets:
       graded, stats = self.sample(params, name)
+      if keep:
+        keep(name, graded)
       numbers, questions[name] = summarize(
         SampleSet(
           correct=graded.correct,

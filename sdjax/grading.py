@@ -1,7 +1,7 @@
 """From sampled tokens to graded answers, on the host."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,41 @@ def strategies(graded: Graded) -> np.ndarray:
   rows = []
   for row in graded.verdicts:
     numbers: dict[Any, int] = {}
-    rows.append([
-      numbers.setdefault(v.concepts or v.solution, len(numbers))
-      if v.correct
-      else -1
-      for v in row
-    ])
+    rows.append(
+      [
+        numbers.setdefault(v.concepts or v.solution, len(numbers))
+        if v.correct
+        else -1
+        for v in row
+      ]
+    )
   return np.asarray(rows, np.int32)
+
+
+def records(graded: Graded) -> Iterator[dict[str, Any]]:
+  """Yields each answer as a line of JSON that `sdjax.evaluate` can read.
+
+  Args:
+    graded: a batch of graded rollouts.
+
+  Yields:
+    One record an answer, questions in order, then samples.
+  """
+  for question, answers, verdicts in zip(
+    graded.questions, graded.answers, graded.verdicts, strict=True
+  ):
+    for g, (answer, verdict) in enumerate(zip(answers, verdicts, strict=True)):
+      yield {
+        'question_id': question.question_id,
+        'sample': g,
+        'question': question.text,
+        'answer': answer,
+        'correct': verdict.correct,
+        'reason': verdict.reason,
+        'reward': verdict.reward,
+        'concepts': list(verdict.concepts),
+        'solution': verdict.solution,
+      }
 
 
 def join(first: Graded, second: Graded, take: np.ndarray) -> Graded:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -155,16 +155,37 @@ def write_json_atomic(
     ValueError: for a NaN or an infinity; the old file stays.
     TypeError: for a value that JSON does not have; the old file stays.
   """
-  path = Path(path)
-  text = json.dumps(
-    value, indent=indent, allow_nan=False, ensure_ascii=False
+  text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+  _write_atomic(Path(path), [text])
+
+
+def write_json_lines_atomic(
+  path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]
+) -> None:
+  """Writes JSON lines so that a reader sees the old file or all of the new.
+
+  Args:
+    path: the file; its folder is made if need be.
+    records: JSON-serialisable, NaN and infinities excluded.
+
+  Raises:
+    ValueError: for a NaN or an infinity; the old file stays.
+    TypeError: for a value that JSON does not have; the old file stays.
+  """
+  lines = (
+    json.dumps(dict(record), allow_nan=False, ensure_ascii=False)
+    for record in records
   )
+  _write_atomic(Path(path), lines)
+
+
+def _write_atomic(path: Path, lines: Iterable[str]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   # In the same folder: a rename is atomic only within one file system.
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(text + '\n')
+      file.writelines(line + '\n' for line in lines)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sdjax import config as config_lib
+from sdjax import grading
 from sdjax.alarm import Alert, Watch
 from sdjax.best import FOLDER as BEST_FOLDER
 from sdjax.best import BestCheckpoint
@@ -18,7 +19,7 @@ from sdjax.eval.runs import read_json_lines
 from sdjax.evaluate import check_keep_best
 from sdjax.grading import Graded
 from sdjax.methods import Method
-from sdjax.metrics import Progress
+from sdjax.metrics import Progress, write_json_lines_atomic
 from sdjax.plots import plot_run
 from sdjax.sharding import (
   with_sharding,
@@ -42,21 +43,9 @@ def records(
   Yields:
     One record a rollout.
   """
-  for q, question in enumerate(graded.questions[:num_questions]):
-    for g, verdict in enumerate(graded.verdicts[q]):
-      yield {
-        'step': step,
-        'question_id': question.question_id,
-        'sample': g,
-        'question': question.text,
-        'answer': graded.answers[q][g],
-        'correct': verdict.correct,
-        'reason': verdict.reason,
-        'reward': verdict.reward,
-        'concepts': list(verdict.concepts),
-        'solution': verdict.solution,
-        'demonstrations': list(gathered.shown[q][g]),
-      }
+  shown = [cell for row in gathered.shown[:num_questions] for cell in row]
+  for record, cell in zip(grading.records(graded), shown, strict=False):
+    yield {'step': step, **record, 'demonstrations': list(cell)}
 
 
 def train(
@@ -101,9 +90,7 @@ def train(
   if start is None:
     workdir.rewind(None)
     progress.note('evaluating the model before training')
-    workdir.add_eval(
-      'base', *trainer.evaluator(trainer.student(), config.eval.sets)
-    )
+    measure(workdir, trainer, 'base')
     start = 0
     save(start)
   else:
@@ -179,9 +166,7 @@ def train(
     progress.note(f'{path} is complete: {total} steps')
   if start < done or not workdir.has_eval('final'):
     progress.note('evaluating the trained model')
-    workdir.add_eval(
-      'final', *trainer.evaluator(trainer.student(), config.eval.sets)
-    )
+    measure(workdir, trainer, 'final')
   watch.add(workdir.final_record(done))
   if best:
     best.forget(done)
@@ -236,10 +221,36 @@ def add_best(workdir: Workdir, trainer: Trainer, best: BestCheckpoint) -> None:
     best: not empty.
   """
   trainer.state = best.restore(with_sharding(trainer.state, trainer.mesh))
+  measure(workdir, trainer, 'best', best.step)
+
+
+def measure(
+  workdir: Workdir, trainer: Trainer, when: str, step: int | None = None
+) -> None:
+  """Measures the trainer's state, and leaves the numbers in the folder.
+
+  Args:
+    workdir: of the run; with `eval.save_samples` the answers go to
+      `samples_WHEN.jsonl`.
+    trainer: of the run.
+    when: `base`, `final` or `best`; the latter also by the sets that are
+      measured during training, by one of which it was chosen.
+    step: of the best.
+  """
   options = trainer.config.eval
-  sets = tuple(dict.fromkeys(options.sets + options.during))
-  flat, questions = trainer.evaluator(trainer.student(), sets)
-  workdir.add_eval('best', flat, questions, step=best.step)
+  sets = options.sets
+  if when == 'best':
+    sets = tuple(dict.fromkeys(sets + options.during))
+  lines: list[dict[str, Any]] | None = [] if options.save_samples else None
+
+  def keep(name: str, graded: Graded) -> None:
+    if lines is not None:
+      lines.extend({'set': name, **line} for line in grading.records(graded))
+
+  flat, questions = trainer.evaluator(trainer.student(), sets, keep)
+  if lines is not None:
+    write_json_lines_atomic(workdir.path / f'samples_{when}.jsonl', lines)
+  workdir.add_eval(when, flat, questions, step)
 
 
 def evaluate(config: config_lib.Config, path: str) -> None:
@@ -253,8 +264,7 @@ def evaluate(config: config_lib.Config, path: str) -> None:
   """
   workdir = Workdir(path, config)
   trainer = Trainer(config)
-  sets = config.eval.sets
-  workdir.add_eval('base', *trainer.evaluator(trainer.student(), sets))
+  measure(workdir, trainer, 'base')
   folder = workdir.path / 'checkpoints'
   if folder.is_dir():
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
@@ -264,7 +274,7 @@ def evaluate(config: config_lib.Config, path: str) -> None:
         step, with_sharding(trainer.state, trainer.mesh)
       )
       trainer.state = state
-      workdir.add_eval('final', *trainer.evaluator(trainer.student(), sets))
+      measure(workdir, trainer, 'final')
     checkpoints.close()
   if config.train.keep_best and (workdir.path / BEST_FOLDER).is_dir():
     best = BestCheckpoint(workdir.path, config.train.keep_best)

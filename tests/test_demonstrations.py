@@ -193,7 +193,8 @@ def test_external_demonstrations(tmp_path):
   lines = [
     {'question_id': 7, 'answer': '+a'},
     {'question_id': 7, 'answer': '+b'},
-    {'question_id': 8, 'answer': '+c'},
+    {'question_id': 8, 'answer': '+c', 'correct': True},
+    {'question_id': 8, 'answer': 'd', 'correct': False},
   ]
   file.write_text('\n'.join(map(json.dumps, lines)) + '\n')
   external = demonstrations.read_external(str(file))

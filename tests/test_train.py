@@ -20,7 +20,9 @@ from sdjax import trainer as trainer_lib
 from sdjax.checkpoint import Checkpoints
 from sdjax.config_check import validate
 from sdjax.config_dict import from_config_dict, replace, to_dict
+from sdjax.demonstrations import read_external
 from sdjax.eval.runs import read_json_lines
+from sdjax.eval.score_file import score_file
 from sdjax.types import TrainState
 from sdjax.workdir import Workdir, WorkdirError
 
@@ -311,6 +313,27 @@ def test_evaluation_mode_measures_start_and_checkpoint(unbroken):
   before = json.loads((folder / 'eval.json').read_text())
   train_lib.evaluate(replace(config, mode='eval'), str(folder))
   assert json.loads((folder / 'eval.json').read_text()) == before
+
+
+def test_the_answers_of_an_evaluation_can_be_scored_and_shown(unbroken):
+  config, folder = unbroken
+  before = json.loads((folder / 'eval.json').read_text())
+  train_lib.evaluate(
+    replace(config, mode='eval', eval__save_samples=True), str(folder)
+  )
+  assert json.loads((folder / 'eval.json').read_text()) == before
+  for when in ('base', 'final'):
+    file = folder / f'samples_{when}.jsonl'
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    sets = config.eval.sets
+    each = config.eval.num_questions * config.eval.num_samples
+    assert [x['set'] for x in lines] == [s for s in sets for _ in range(each)]
+    scores = score_file(str(file))
+    want = np.mean([before[f'{when}/{name}/pass@1'] for name in sets])
+    np.testing.assert_allclose(scores['pass@1'], want, rtol=1e-6)
+    # As demonstrations, only the right ones.
+    shown = read_external(str(file))
+    assert sum(map(len, shown.values())) == sum(x['correct'] for x in lines)
 
 
 def test_no_two_leaves_of_the_state_share_a_buffer(cache):
