@@ -238,10 +238,15 @@ def _validate_self_distillation(
       f'{path}success_exponent={method.success_exponent} leaves every question '
       'without weight when rollout.num_samples=1: its pass rate is 0 or 1.'
     )
-  if method.pooling == 'mixture' and shown.count == 1:
+  if method.pooling != 'loss' and shown.count == 1:
     raise ConfigError(
-      f"{path}pooling='mixture' does nothing when "
+      f'{path}pooling={method.pooling!r} does nothing when '
       f'{path}demonstrations.count=1; a mixture needs at least 2.'
+    )
+  if not method.teacher_temperature > 0:
+    raise ConfigError(
+      f'{path}teacher_temperature={method.teacher_temperature} must be above '
+      "0; 1 leaves the teacher's law as it is."
     )
   _refuse_clips(config, method, path, SelfDistillation)
   _validate_demonstrations(config, shown, f'{path}demonstrations.')
@@ -260,6 +265,7 @@ def _validate_forecast(config: Config) -> None:
     ('objective', method.objective, ('reverse_kl',)),
     ('teacher', method.teacher, ('ema', 'current', 'frozen', 'snapshot')),
     ('anchor_beta', method.anchor_beta, (1.0,)),
+    ('teacher_temperature', method.teacher_temperature, (1.0,)),
     (
       'demonstrations.strategy',
       method.demonstrations.strategy,

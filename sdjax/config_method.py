@@ -70,7 +70,10 @@ class SelfDistillation:
     pointwise_clip: no token of the vocabulary adds more nats than this to the
       divergence; 0: no clip.
     pooling: with several demonstrations, average the `loss` under each
-      teacher, or distil from the `mixture` of the teachers.
+      teacher, or distil from the `mixture` of their next-token laws, or from
+      the `sequence_mixture` of their laws of whole answers.
+    teacher_temperature: the target is the teachers' law, pooled, to the power
+      of 1 over this; below 1 it is sharper than the teachers are.
     importance_clip: cap of each token's importance weight, its ratio to the
       policy that sampled it; 0: no weight.
     credit_discount: each token also bears the losses behind it, discounted by
@@ -99,6 +102,7 @@ class SelfDistillation:
   tail: bool = True
   pointwise_clip: float = 0.0
   pooling: str = 'loss'
+  teacher_temperature: float = 1.0
   importance_clip: float = 2.0
   credit_discount: float = 0.0
   success_exponent: float = 0.0

@@ -49,7 +49,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
       'score_weighted',
     ),
     'support': ('full', 'student_top_k', 'teacher_top_k', 'sampled'),
-    'pooling': ('loss', 'mixture'),
+    'pooling': ('loss', 'mixture', 'sequence_mixture'),
     'teacher': ('ema', 'current', 'frozen', 'snapshot', 'trust_region'),
   },
   Demonstrations: {

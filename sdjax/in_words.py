@@ -139,10 +139,16 @@ def _teacher(method: config_lib.SelfDistillation) -> str:
     )
     if method.anchor_steps:
       words.append(f'which goes to 1 in {method.anchor_steps} steps')
+  if method.teacher_temperature != 1:
+    words.append(f'to the power 1/{method.teacher_temperature:g}')
   if shown.strategy != 'none':
     others = 'other ' if shown.exclude_self else ''
     source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
-    pooled = {'loss': 'the losses averaged', 'mixture': 'the teachers mixed'}
+    pooled = {
+      'loss': 'the losses averaged',
+      'mixture': 'the teachers mixed token by token',
+      'sequence_mixture': 'the mixture of the laws of whole answers',
+    }
     words.append(
       f'shown {shown.count} correct answer(s) to the question, {source}, '
       f'{pooled[method.pooling]}'

@@ -82,7 +82,13 @@ def self_distillation(
       sd.signal_step,
       apply_fn,
       with_ref_kl=config.loss.kl_coef > 0,
-      **_pick(method, 'objective', 'pooling', 'success_exponent'),
+      **_pick(
+        method,
+        'objective',
+        'pooling',
+        'teacher_temperature',
+        'success_exponent',
+      ),
       **anchor,
       **_masks(config, method.importance_clip > 0),
     ),
@@ -171,7 +177,9 @@ def mixed(
         'touched_weight',
       ),
       **_pick(method.rl, 'advantage', 'pass_k'),
-      **_pick(method.sd, 'pooling', 'success_exponent'),
+      **_pick(
+        method.sd, 'pooling', 'teacher_temperature', 'success_exponent'
+      ),
       **anchor,
       **_masks(config, True),
     ),
@@ -246,6 +254,7 @@ def _distance(method: config_lib.SelfDistillation) -> dict[str, Any]:
     'top_k',
     'tail',
     'pooling',
+    'teacher_temperature',
     'importance_clip',
     'credit_discount',
   )

@@ -150,6 +150,8 @@ class Signal:
       hidden states that predict each completion token under each of its K
       demonstrations, or None (self-distillation).
     teacher_mask: bool [Q, G, K], or None.
+    teacher_log_weight: float32 [Q, G, T, K], nats, how much each teacher
+      counts in their mixture at each token, up to a constant; or None: alike.
     anchor_hidden: [Q, G, T, K or 1, D], the reference's, where the teacher's
       law is mixed with the reference's; or None.
     anchor_weight: float32 [Q], the reference's share in that mixture.
@@ -169,6 +171,7 @@ class Signal:
   clip_width: Array = None
   teacher_hidden: Array = None
   teacher_mask: Array = None
+  teacher_log_weight: Array = None
   anchor_hidden: Array = None
   anchor_weight: Array = None
   sd_weight: Array = None

@@ -195,6 +195,8 @@ def variants() -> dict[str, c.Config]:
     {'demonstrations__strategy': 'reference'},
     {'demonstrations__count': 3},
     {'demonstrations__count': 3, 'pooling': 'mixture'},
+    {'demonstrations__count': 3, 'pooling': 'sequence_mixture'},
+    {'teacher_temperature': 0.5},
     {'demonstrations__exclude_self': False},
     {'demonstrations__feedback': 'without_peer'},
     {

@@ -18,6 +18,7 @@ from models import (
 )
 
 from sdjax.steps import sd
+from sdjax.steps.teacher import teacher_tokens
 from sdjax.types import Evidence, Prompts, Rollout
 
 STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
@@ -94,6 +95,20 @@ def test_temperature_applies_to_both_sides():
   loss, _ = by_hand({'temperature': 0.5})
   p, q = (x**2 / (x**2).sum(-1, keepdims=True) for x in (STUDENT, TEACHER))
   want = (kl(p[1], q[1]) + kl(p[2], q[2])) / 2
+  np.testing.assert_allclose(loss, want, rtol=1e-5)
+
+
+def test_the_temperature_of_the_teacher_is_its_own():
+  loss, _ = by_hand({'teacher_temperature': 0.5})
+  q = TEACHER**2 / (TEACHER**2).sum(-1, keepdims=True)
+  want = (kl(STUDENT[1], q[1]) + kl(STUDENT[2], q[2])) / 2
+  np.testing.assert_allclose(loss, want, rtol=1e-5)
+  # Of several teachers it is the pooled law that is sharpened.
+  options = {'teacher_temperature': 0.5, 'pooling': 'mixture'}
+  loss, _ = by_hand(options, index=((0, 1),))
+  pooled = (TEACHER[1] + TEACHER[0]) ** 2
+  first = kl(STUDENT[1], pooled / pooled.sum())
+  want = (first + kl(STUDENT[2], q[2])) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
@@ -195,6 +210,24 @@ def test_losses_of_several_teachers_are_averaged():
 
   mean = jax.tree.map(lambda *x: sum(x) / 2, alone(0), alone(1))
   assert_close(run(signal), mean)
+
+
+def test_teachers_of_whole_answers_count_by_how_they_began_them():
+  apply_fn, params = model(seed=1)
+  prompts, rollout, evidence = batch()
+  signal = jit(
+    functools.partial(sd.signal_step, apply_fn, pooling='sequence_mixture')
+  )(params, params, None, prompts, rollout, evidence)
+  logp, _, found = teacher_tokens(apply_fn, params, None, signal, rollout.ids)
+  want = np.cumsum(logp, axis=2) - logp
+  np.testing.assert_allclose(signal.teacher_log_weight, want, atol=1e-5)
+  # With one teacher there is nothing to weigh.
+  only = replace(signal, teacher_mask=signal.teacher_mask.at[..., 1].set(False))
+  assert_close(run(only, pooling='sequence_mixture'), run(only))
+  assert bool(found.all(axis=-1).any())
+  mixed = run(signal, pooling='mixture')[0]
+  plain = run(replace(signal, teacher_log_weight=None), pooling='mixture')[0]
+  assert abs(float(mixed - plain)) > 1e-4
 
 
 def test_a_teacher_that_is_masked_says_nothing():

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from sdjax.objectives.divergence import DIVERGENCES
-from sdjax.objectives.pooling import arithmetic_mixture, geometric_mixture
+from sdjax.objectives.pooling import (
+  arithmetic_mixture,
+  geometric_mixture,
+  sequence_log_weight,
+)
 from sdjax.objectives.support import on_support
 
 STUDENT = np.array([0.4, 0.1, 0.3, 0.2])
@@ -122,6 +126,31 @@ def test_the_mixture_keeps_what_any_teacher_says():
   np.testing.assert_allclose(
     np.exp(arithmetic_mixture(logp[:2], ~mask[:2])), got, rtol=1e-5
   )
+
+
+def test_a_weighted_mixture_by_hand():
+  logp = jnp.log(jnp.array([[0.99, 0.01], [0.2, 0.8], [0.5, 0.5]]))
+  weight = jnp.log(jnp.array([3.0, 1.0, 100.0]))  # 3/4, 1/4, not there
+  got = arithmetic_mixture(logp, jnp.array([True, True, False]), weight)
+  want = [0.75 * 0.99 + 0.25 * 0.2, 0.75 * 0.01 + 0.25 * 0.8]
+  np.testing.assert_allclose(np.exp(got), want, rtol=1e-5)
+
+
+def test_a_mixture_of_answers_is_the_mean_of_their_laws():
+  """Next-token laws so weighted multiply to the mean of the products."""
+  logp = jax.nn.log_softmax(
+    2 * jax.random.normal(jax.random.key(0), (4, 6, 3, 5)), axis=-1
+  )  # [N, T, K, V]: four answers of six tokens under three laws
+  ids = jax.random.randint(jax.random.key(1), (4, 6), 0, 5)
+  taken = jnp.take_along_axis(logp, ids[..., None, None], axis=-1)[..., 0]
+  mask = jnp.array([[1, 1, 1], [1, 1, 1], [1, 0, 1], [0, 1, 0]], bool)
+  mask = jnp.broadcast_to(mask[:, None], taken.shape)
+  next_token = arithmetic_mixture(logp, mask, sequence_log_weight(taken))
+  np.testing.assert_allclose(jnp.exp(next_token).sum(-1), 1, rtol=1e-5)
+  got = jnp.take_along_axis(next_token, ids[..., None], axis=-1).sum((1, 2))
+  answers = np.exp(taken.sum(axis=1))
+  want = np.log((answers * mask[:, 0]).sum(-1) / mask[:, 0].sum(-1))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_the_geometric_mixture_by_hand():

@@ -54,6 +54,7 @@ def signal_step(
   advantage: str = 'grpo',
   pass_k: int = 4,
   pooling: str = 'loss',
+  teacher_temperature: float = 1.0,
   anchor: str = 'none',
   teacher_share: float = 1.0,
   success_exponent: float = 0.0,
@@ -104,6 +105,7 @@ def signal_step(
     advantage: see `rl.signal_step`.
     pass_k: see `rl.signal_step`.
     pooling: see `sd.loss`.
+    teacher_temperature: see `sd.loss`.
     anchor: see `sd.signal_step`.
     teacher_share: see `sd.signal_step`.
     success_exponent: see `sd.signal_step`; for rules on the loss.
@@ -175,6 +177,7 @@ def signal_step(
     rollout,
     evidence,
     pooling=pooling,
+    teacher_temperature=teacher_temperature,
     anchor=anchor,
     teacher_share=teacher_share,
     success_exponent=success_exponent,
@@ -197,6 +200,7 @@ def signal_step(
       taught,
       rollout.ids,
       pooling='loss' if num_contrast else pooling,
+      teacher_temperature=teacher_temperature,
       **view,
     )
 
@@ -266,6 +270,7 @@ def signal_step(
       sample_mask=samples_QG,
       teacher_hidden=taught.teacher_hidden,
       teacher_mask=taught.teacher_mask,
+      teacher_log_weight=taught.teacher_log_weight,
       anchor_hidden=taught.anchor_hidden,
       anchor_weight=taught.anchor_weight,
       rl_weight=rl_QGT,

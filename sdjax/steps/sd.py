@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sdjax.objectives.credit import future_sum
 from sdjax.objectives.policy_gradient import truncated_ratio
+from sdjax.objectives.pooling import sequence_log_weight
 from sdjax.steps.score import completion_hidden
 from sdjax.steps.teacher import (
   comparison,
@@ -50,6 +51,7 @@ def signal_step(
   *,
   objective: str = 'reverse_kl',
   pooling: str = 'loss',
+  teacher_temperature: float = 1.0,
   anchor: str = 'none',
   teacher_share: float = 1.0,
   success_exponent: float = 0.0,
@@ -77,7 +79,8 @@ def signal_step(
     evidence: the teacher's contexts and who is scored under which.
     objective: as in `loss`; `score_weighted` is made here, from the mean
       log-probability of each rollout under its teachers.
-    pooling: as in `loss`; used by `score_weighted` alone.
+    pooling: as in `loss`.
+    teacher_temperature: as in `loss`; used by `score_weighted` alone.
     anchor: `none`; or the reference model whose law the teacher's is mixed
       with, geometrically: shown what the teacher is shown (`teacher`: the
       trust region of SDPO) or what the student is (`student`: beta-OPSD).
@@ -158,6 +161,19 @@ def signal_step(
     signal = replace(
       signal, anchor_hidden=anchor_hidden, anchor_weight=1 - share
     )
+  if pooling == 'sequence_mixture':
+    taken_QGTK, *_ = teacher_tokens(
+      apply_fn,
+      teacher_params,
+      ref_params,
+      signal,
+      rollout.ids,
+      temperature=temperature,
+      chunk=chunk,
+    )
+    signal = replace(
+      signal, teacher_log_weight=sequence_log_weight(taken_QGTK)
+    )
   if success_exponent:
     share_Q = jnp.mean(evidence.correct, axis=1)
     weight_Q = (share_Q * (1 - share_Q)) ** success_exponent
@@ -171,6 +187,7 @@ def signal_step(
       signal,
       rollout.ids,
       pooling=pooling,
+      teacher_temperature=teacher_temperature,
       temperature=temperature,
       chunk=chunk,
     )
@@ -252,6 +269,7 @@ def loss(
   top_k: int = 100,
   tail: bool = True,
   pooling: str = 'loss',
+  teacher_temperature: float = 1.0,
   importance_clip: float = 2.0,
   credit_discount: float = 0.0,
   kl_coef: float = 0.0,
@@ -289,7 +307,12 @@ def loss(
     tail: whether all other tokens are one more event of the two; else the k
       probabilities are scaled to sum to 1.
     pooling: `loss`: the losses under K teachers are averaged; `mixture`: the
-      teacher is their arithmetic mean.
+      teacher is the arithmetic mean of their next-token laws;
+      `sequence_mixture`: the next-token law of the mean of their laws of
+      whole answers (ours), see `pooling.sequence_log_weight`.
+    teacher_temperature: the target is that law to the power 1 over this,
+      normalised. Below 1 its slips fade, while solutions to which it gives
+      the same probability keep the same (ours).
     importance_clip: each token's loss is multiplied by min(p / p_old, this),
       a constant; 1 while the rollouts are the student's own. 0: no factor.
     credit_discount: each token also bears, in the policy-gradient form, the
@@ -327,6 +350,7 @@ def loss(
     top_k=top_k,
     tail=tail,
     pooling=pooling,
+    teacher_temperature=teacher_temperature,
     importance_clip=importance_clip,
     credit_discount=credit_discount,
     temperature=temperature,

@@ -16,7 +16,7 @@ from sdjax.objectives.support import SUPPORTS, on_support
 from sdjax.steps.score import log_softmax, over_token_chunks, take_token
 from sdjax.types import ApplyFn, Array, Params, Signal
 
-POOLINGS = ('loss', 'mixture')
+POOLINGS = ('loss', 'mixture', 'sequence_mixture')
 
 
 class TeacherInputs(NamedTuple):
@@ -25,12 +25,14 @@ class TeacherInputs(NamedTuple):
   Attributes:
     hidden: [Q, G, T, K, D].
     mask: bool [Q, G, T, K].
+    log_weight: float32 [Q, G, T, K], of each teacher, or None.
     anchor_hidden: [Q, G, T, K or 1, D], or None.
     anchor_weight: float32 [Q, G, T], or None.
   """
 
   hidden: Array
   mask: Array
+  log_weight: Array
   anchor_hidden: Array
   anchor_weight: Array
 
@@ -67,6 +69,7 @@ def teacher_inputs(signal: Signal) -> TeacherInputs:
   return TeacherInputs(
     hidden=signal.teacher_hidden,
     mask=jnp.broadcast_to(signal.teacher_mask[:, :, None], shape_QGTK),
+    log_weight=signal.teacher_log_weight,
     anchor_hidden=signal.anchor_hidden,
     anchor_weight=weight_QGT,
   )
@@ -79,6 +82,7 @@ def teacher_law(
   inputs: TeacherInputs,
   temperature: float,
   pooling: str,
+  teacher_temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
   """The teachers' log-probabilities, anchored and pooled as asked.
 
@@ -89,7 +93,10 @@ def teacher_law(
     inputs: a chunk of them.
     temperature: divides the logits.
     pooling: `loss`: K laws, whose losses are averaged; `mixture`: one law,
-      their arithmetic mean.
+      their arithmetic mean; `sequence_mixture`: one law, their mean with the
+      weights of the inputs.
+    teacher_temperature: each pooled law is raised to 1 over this. What is
+      rare becomes rarer, while modes of equal weight stay equal.
 
   Returns:
     float32 [Q, G, c, K, V], nats, constant, and bool [Q, G, c, K], which of
@@ -109,11 +116,13 @@ def teacher_law(
       anchor.astype(wide),
       inputs.anchor_weight[..., None],
     )
-  logp = jax.lax.stop_gradient(log_softmax(logits, temperature))
-  if pooling == 'loss':
-    return logp, inputs.mask
-  mixture = arithmetic_mixture(logp, inputs.mask)
-  return mixture[..., None, :], inputs.mask.any(axis=-1, keepdims=True)
+  logp, mask = log_softmax(logits, temperature), inputs.mask
+  if pooling != 'loss':
+    logp = arithmetic_mixture(logp, mask, inputs.log_weight)[..., None, :]
+    mask = mask.any(axis=-1, keepdims=True)
+  if teacher_temperature != 1:
+    logp = log_softmax(logp, teacher_temperature)
+  return jax.lax.stop_gradient(logp), mask
 
 
 def comparison(
@@ -129,6 +138,7 @@ def comparison(
   top_k: int = 100,
   tail: bool = True,
   pooling: str = 'loss',
+  teacher_temperature: float = 1.0,
   temperature: float = 1.0,
 ) -> Callable[..., Comparison]:
   """Makes the function that compares a chunk of the student with the teacher.
@@ -145,6 +155,7 @@ def comparison(
     top_k: likewise.
     tail: likewise.
     pooling: likewise.
+    teacher_temperature: likewise.
     temperature: divides both sides' logits.
 
   Returns:
@@ -167,7 +178,13 @@ def comparison(
 
   def compare(student, ids_QGT, inputs: TeacherInputs):
     teacher, mask_QGTK = teacher_law(
-      apply_fn, teacher_params, ref_params, inputs, temperature, pooling
+      apply_fn,
+      teacher_params,
+      ref_params,
+      inputs,
+      temperature,
+      pooling,
+      teacher_temperature,
     )
     logp_QGT1 = take_token(student, ids_QGT)[..., None]
     teacher_logp_QGTK = take_token(teacher, ids_QGT[..., None])
@@ -207,6 +224,7 @@ def teacher_tokens(
   ids_QGT: jax.Array,
   *,
   pooling: str = 'loss',
+  teacher_temperature: float = 1.0,
   temperature: float = 1.0,
   chunk: int = 16,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -219,6 +237,7 @@ def teacher_tokens(
     signal: from `sdjax.steps.sd.signal_step`.
     ids_QGT: int32, the tokens.
     pooling: see `teacher_law`.
+    teacher_temperature: see `teacher_law`.
     temperature: divides the logits.
     chunk: tokens whose logits exist at once.
 
@@ -230,7 +249,13 @@ def teacher_tokens(
 
   def part(inputs: Any, ids: Any) -> Any:
     logp, mask = teacher_law(
-      apply_fn, teacher_params, ref_params, inputs, temperature, pooling
+      apply_fn,
+      teacher_params,
+      ref_params,
+      inputs,
+      temperature,
+      pooling,
+      teacher_temperature,
     )
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
     return take_token(logp, ids[..., None]), entropy, mask

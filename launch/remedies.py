@@ -1,0 +1,100 @@
+"""Which remedy keeps variety, and at what price?
+
+  python launch/remedies.py --out=runs/remedies
+
+trains the shipped model by every method of `configs/concept_graph_remedies.py`
+with three seeds, and writes a report that ranks them by accuracy and variety.
+A run that is complete is not repeated, an interrupted one goes on; a run that
+fails does not stop the others, and is named at the end. `--only=NAME,NAME`
+and `--seeds=0` do a part; `--workers=2` runs two at once.
+"""
+
+import argparse
+import concurrent.futures
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIG = Path(__file__).parents[1] / 'configs' / 'concept_graph_remedies.py'
+
+
+def names() -> list[str]:
+  """Returns the methods of the config file, in its order."""
+  spec = importlib.util.spec_from_file_location('remedies', CONFIG)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return list(module.METHODS)
+
+
+def is_complete(folder: Path, steps: int | None) -> bool:
+  """Tells whether a run has nothing left to do."""
+  try:
+    config = json.loads((folder / 'config.json').read_text())
+    results = json.loads((folder / 'eval.json').read_text())
+  except (OSError, ValueError):
+    return False
+  same = steps is None or config['train']['num_steps'] == steps
+  return same and any(name.startswith('final/') for name in results)
+
+
+def train(folder: Path, name: str, seed: int, steps: int | None) -> bool:
+  """Trains one method with one seed, its output going to a file beside it."""
+  if is_complete(folder, steps):
+    return True
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  command = [
+    sys.executable,
+    *('-m', 'sdjax.main', f'--config={CONFIG}:{name}'),
+    *(f'--workdir={folder}', f'--config.seed={seed}'),
+  ]
+  if steps is not None:
+    command.append(f'--config.train.num_steps={steps}')
+  with open(folder.with_name(f'{folder.name}.log'), 'w') as log:
+    done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+  print(f'{folder}: {"done" if done.returncode == 0 else "FAILED"}', flush=True)
+  return done.returncode == 0
+
+
+def main() -> int:
+  """Runs what is missing of the grid, then reports on all of it."""
+  known = names()
+  parser = argparse.ArgumentParser(description='A grid of remedies.')
+  parser.add_argument('--out', type=Path, required=True, help='folder')
+  parser.add_argument('--only', default=','.join(known), help='of the methods')
+  parser.add_argument('--seeds', default='0,1,2', help='comma-separated')
+  parser.add_argument('--steps', type=int, help="default: the config's")
+  parser.add_argument('--workers', type=int, default=1, help='runs at once')
+  options = parser.parse_args()
+  chosen = options.only.split(',')
+  if unknown := set(chosen) - set(known):
+    parser.error(f'no method is named {unknown}; choose of {", ".join(known)}.')
+  runs = [
+    (options.out / f'{name}_s{seed}', name, int(seed))
+    for seed in options.seeds.split(',')
+    for name in chosen
+  ]
+  with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+    done = list(
+      pool.map(lambda run: train(*run, options.steps), runs, chunksize=1)
+    )
+  folders = [str(run[0]) for run, ok in zip(runs, done, strict=True) if ok]
+  if folders:
+    subprocess.run(
+      [
+        sys.executable,
+        *('-m', 'sdjax.report', *folders),
+        f'--out={options.out / "report"}',
+        '--title=Remedies for the loss of variety',
+      ],
+      check=True,
+    )
+  if failed := [str(r[0]) for r, ok in zip(runs, done, strict=True) if not ok]:
+    print(f'failed, see the .log beside each: {", ".join(failed)}')
+  return bool(failed)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
