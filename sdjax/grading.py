@@ -126,6 +126,32 @@ def records(graded: Graded) -> Iterator[dict[str, Any]]:
       }
 
 
+def group_size(
+  questions: Sequence[Question], answers: Sequence[Sequence[str]]
+) -> int:
+  """Returns G, once it is sure that answers and questions fit.
+
+  Args:
+    questions: Q questions.
+    answers: Q lists of G texts.
+
+  Returns:
+    Answers a question; 0 without a question.
+
+  Raises:
+    ValueError: when there are not as many lists as questions, or lists
+      differ in length.
+  """
+  widths = {len(row) for row in answers}
+  if len(questions) != len(answers) or len(widths) > 1:
+    raise ValueError(
+      f'{len(questions)} questions came with {len(answers)} lists of '
+      f'{sorted(widths)} answers; give each question one list, all of the '
+      'same length.'
+    )
+  return max(widths, default=0)
+
+
 def join(first: Graded, second: Graded, take: np.ndarray) -> Graded:
   """Puts together a batch from two.
 

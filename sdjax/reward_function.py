@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import reward_worker
+from sdjax.grading import group_size
 from sdjax.reward_worker import RewardError, load_function
 from sdjax.tasks.base import Question
 
@@ -213,16 +214,10 @@ class RewardPool:
     """
     if not self._end.alive:
       raise ValueError('this RewardPool is closed; make a new one.')
-    widths = {len(row) for row in answers}
-    if len(questions) != len(answers) or len(widths) > 1:
-      raise ValueError(
-        f'{len(questions)} questions came with {len(answers)} lists of '
-        f'{sorted(widths)} answers; give each question one list, all of the '
-        'same length.'
-      )
+    num_samples = group_size(questions, answers)
     places: dict[tuple[int, str, str], int] = {}
     messages = []
-    index_QG = np.zeros((len(answers), max(widths, default=0)), int)
+    index_QG = np.zeros((len(answers), num_samples), int)
     for q, (question, row) in enumerate(zip(questions, answers, strict=True)):
       for g, answer in enumerate(row):
         key = (question.question_id, question.text, answer)

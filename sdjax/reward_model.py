@@ -17,6 +17,7 @@ import numpy as np
 
 from sdjax.data.context import encode_answered
 from sdjax.data.tokenizer import load_tokenizer
+from sdjax.grading import group_size
 from sdjax.models import hf
 from sdjax.models.families import CheckpointError, Fields, find_family
 from sdjax.models.transformer import (
@@ -219,13 +220,7 @@ class RewardModel:
       ValueError: answers and questions do not fit, a text is too long or
         empty, or the chat template does not take a question and an answer.
     """
-    widths = {len(row) for row in answers}
-    if len(questions) != len(answers) or len(widths) > 1:
-      raise ValueError(
-        f'{len(questions)} questions came with {len(answers)} lists of '
-        f'{sorted(widths)} answers; give each question one list, all of the '
-        'same length.'
-      )
+    num_samples = group_size(questions, answers)
     pairs = [
       (question.text, answer)
       for question, row in zip(questions, answers, strict=True)
@@ -234,7 +229,7 @@ class RewardModel:
     rows = {pair: self._encode(*pair) for pair in dict.fromkeys(pairs)}
     reward = dict(zip(rows, self._rewards(list(rows.values())), strict=True))
     flat = np.array([reward[pair] for pair in pairs], np.float32)
-    return flat.reshape(len(answers), max(widths, default=0))
+    return flat.reshape(len(answers), num_samples)
 
   def _encode(self, question: str, answer: str) -> list[int]:
     """Returns the tokens up to the one whose state is read."""
