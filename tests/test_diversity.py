@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sdjax.eval import diversity
+from sdjax.eval.bootstrap import bootstrap_interval
 
 # Two questions, three samples each. Question 0: two right answers by two
 # paths through one concept, one wrong. Question 1: all wrong.
@@ -209,9 +210,9 @@ def test_shapes_that_disagree_are_errors():
 def test_bootstrap_interval_by_hand():
   # Two questions, values 0 and 1: a resample's mean is 0, 1/2 or 1 with
   # chances 1/4, 1/2, 1/4.
-  low, high = diversity.bootstrap_interval([0.0, 1.0], num=2000)
+  low, high = bootstrap_interval([0.0, 1.0], num=2000)
   assert (low, high) == (0.0, 1.0)
-  low, high = diversity.bootstrap_interval([0.0, 1.0], num=2000, level=0.4)
+  low, high = bootstrap_interval([0.0, 1.0], num=2000, level=0.4)
   assert (low, high) == (0.5, 0.5)
 
 
@@ -219,24 +220,22 @@ def test_bootstrap_interval_matches_the_normal_one():
   # Deviations of a mean of 400 values of deviation 1 are 0.05: the interval
   # is 0 -+ 1.96 * 0.05; 0.01 is four times the error of 2000 resamples' ends.
   values = np.repeat([-1.0, 1.0], 200)
-  low, high = diversity.bootstrap_interval(values, num=2000)
+  low, high = bootstrap_interval(values, num=2000)
   assert low == pytest.approx(-0.098, abs=0.01)
   assert high == pytest.approx(0.098, abs=0.01)
 
 
 def test_bootstrap_is_seeded_and_takes_any_statistic():
   values = np.arange(10.0)
-  interval = diversity.bootstrap_interval(values, seed=1)
-  assert interval == diversity.bootstrap_interval(values, seed=1)
-  assert interval != diversity.bootstrap_interval(values, seed=2)
+  interval = bootstrap_interval(values, seed=1)
+  assert interval == bootstrap_interval(values, seed=1)
+  assert interval != bootstrap_interval(values, seed=2)
   assert interval == pytest.approx(
-    diversity.bootstrap_interval(values, lambda v: float(v.mean()), seed=1)
+    bootstrap_interval(values, lambda v: float(v.mean()), seed=1)
   )
   # Rows stay together: the ratio of the columns is 2 in every resample.
   pairs = np.stack([2 * values + 2, values + 1], axis=-1)
-  ratio = diversity.bootstrap_interval(
-    pairs, lambda v: v[:, 0].sum() / v[:, 1].sum()
-  )
+  ratio = bootstrap_interval(pairs, lambda v: v[:, 0].sum() / v[:, 1].sum())
   assert ratio == (2.0, 2.0)
 
 
@@ -245,4 +244,4 @@ def test_bootstrap_is_seeded_and_takes_any_statistic():
 )
 def test_bootstrap_refuses_what_has_no_interval(options):
   with pytest.raises(ValueError):
-    diversity.bootstrap_interval(**{'values': [1.0], **options})
+    bootstrap_interval(**{'values': [1.0], **options})

@@ -9,6 +9,7 @@ import pytest
 
 from sdjax import metrics, plots, report
 from sdjax.eval import diversity, runs, tables
+from sdjax.eval.bootstrap import bootstrap_interval
 
 EVIL = '<script>alert("x")</script> & co'
 SETS = ('in_distribution', 'harder')
@@ -180,9 +181,7 @@ def test_intervals_resample_questions(tmp_path):
     found = tables.estimate(one, 'final', 'harder', metric)
     assert found is not None
     assert found.value == pytest.approx(np.mean(per_question))
-    assert found.interval == pytest.approx(
-      diversity.bootstrap_interval(per_question)
-    )
+    assert found.interval == pytest.approx(bootstrap_interval(per_question))
     assert found.seeds is None
   entropy = tables.estimate(one, 'final', 'harder', 'token_entropy')
   assert entropy is not None and entropy.interval == (0.5, 0.5)

@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sdjax.eval.bootstrap import mean_intervals
-from sdjax.eval.diversity import bootstrap_interval
+from sdjax.eval.bootstrap import bootstrap_interval, mean_intervals
 from sdjax.eval.pass_at_k import pass_slope
 from sdjax.eval.solutions import variety
 
@@ -23,7 +22,7 @@ def test_variety_by_hand():
 
 @pytest.mark.parametrize('name', ['', None])
 def test_a_correct_answer_needs_an_identity(name):
-  with pytest.raises(ValueError, match='answer 1 of question 0'):
+  with pytest.raises(ValueError, match='sample 1 of question 0'):
     variety([['p', name]], [[True, True]])
 
 

@@ -1,4 +1,9 @@
-"""Percentile bootstrap intervals of many means at once."""
+"""Percentile bootstrap intervals, resampling questions.
+
+Of any statistic of the questions, and of many means at once.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -7,13 +12,52 @@ BLOCK = 2_000_000
 """Draws held at once, about: it bounds the memory, not the result."""
 
 
+def bootstrap_interval(
+  values: ArrayLike,
+  statistic: Callable[[np.ndarray], float] | None = None,
+  seed: int = 0,
+  num: int = 1000,
+  level: float = 0.95,
+) -> tuple[float, float]:
+  """Percentile bootstrap interval of a statistic, resampling questions.
+
+  It covers which questions happened to be asked. It does not cover the
+  training seed: compare runs of several seeds for that.
+
+  Args:
+    values: float [Q, ...], one row a question.
+    statistic: maps resampled rows [Q, ...] to a float; None: their mean.
+    seed: of the resampling; the same seed resamples the same questions.
+    num: resamples.
+    level: share of the resamples inside the interval, in (0, 1).
+
+  Returns:
+    The lower and the upper end.
+
+  Raises:
+    ValueError: without a question, or for a level or num out of range.
+
+  Source: Efron 1979, the percentile interval.
+  """
+  values_Q = np.asarray(values, np.float64)
+  shares = _checked_shares(values_Q, num, level)
+  size = len(values_Q)
+  draws = np.random.default_rng(seed).integers(size, size=(num, size))
+  if statistic is None:
+    results = values_Q[draws].reshape(num, -1).mean(axis=1)
+  else:
+    results = np.asarray([statistic(values_Q[draw]) for draw in draws])
+  low, high = np.quantile(results, shares)
+  return float(low), float(high)
+
+
 def mean_intervals(
   values: ArrayLike, seed: int = 0, num: int = 1000, level: float = 0.95
 ) -> np.ndarray:
   """Returns an interval of the mean of each column, resampling questions.
 
   Every column is resampled by the same questions, those of
-  `diversity.bootstrap_interval` with the same seed. A question that has no
+  `bootstrap_interval` with the same seed. A question that has no
   value in a column (NaN) is drawn like any other and left out of its mean.
 
   Args:
@@ -31,15 +75,9 @@ def mean_intervals(
   Source: Efron 1979, the percentile interval.
   """
   values_QM = np.asarray(values, np.float64)
-  if values_QM.ndim != 2 or not len(values_QM):
-    raise ValueError(
-      f'values has shape {values_QM.shape}; it must be [Q, M] with Q >= 1.'
-    )
-  if not 0 < level < 1 or num < 1:
-    raise ValueError(
-      f'level is {level} and num is {num}; level must lie in (0, 1) and num '
-      'must be at least 1.'
-    )
+  shares = _checked_shares(values_QM, num, level)
+  if values_QM.ndim != 2:
+    raise ValueError(f'values has shape {values_QM.shape}; it must be [Q, M].')
   size, width = values_QM.shape
   has_QM = np.isfinite(values_QM)
   both = np.concatenate([np.where(has_QM, values_QM, 0.0), has_QM], axis=1)
@@ -58,9 +96,26 @@ def mean_intervals(
     np.divide(
       totals, weights, out=means[start : start + rows], where=weights > 0
     )
-  tail = (1 - level) / 2
   ends = np.full((width, 2), np.nan)
   for m in np.flatnonzero(has_QM.any(axis=0)):
     # By chance a resample may hold none of the few questions with a value.
-    ends[m] = np.nanquantile(means[:, m], [tail, 1 - tail])
+    ends[m] = np.nanquantile(means[:, m], shares)
   return ends
+
+
+def _checked_shares(
+  values_Q: np.ndarray, num: int, level: float
+) -> tuple[float, float]:
+  """The shares of resamples below either end of the interval."""
+  if not values_Q.ndim or not len(values_Q):
+    raise ValueError(
+      f'values has shape {values_Q.shape} and holds no question; give at '
+      'least one row.'
+    )
+  if not 0 < level < 1 or num < 1:
+    raise ValueError(
+      f'level is {level} and num is {num}; level must lie in (0, 1) and num '
+      'must be at least 1.'
+    )
+  tail = (1 - level) / 2
+  return tail, 1 - tail

@@ -10,7 +10,7 @@ of `eval.json` and the per-question numbers of `eval_questions.json`.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,9 @@ def distinct_solutions(
 
   Source: ours; solutions are compared by identity, not by their text.
   """
-  return _mean(_solution_counts(solutions, np.asarray(correct, bool)))
+  correct_QG = np.asarray(correct, bool)
+  _check_rows('solutions', solutions, correct_QG.shape)
+  return _mean(variety(solutions, correct_QG).distinct)
 
 
 def token_entropy(
@@ -257,9 +259,8 @@ def summarize(samples: SampleSet) -> tuple[dict[str, float], PerQuestion]:
   tokens_Q = np.where(mask_QG, samples.length, 0).sum(axis=1)[kept_Q]
   concepts_Q = distinct_counts(samples.concepts, mask_QG)[kept_Q]
   found_Q = distinct_counts(samples.concepts, correct_QG)[kept_Q]
-  paths_Q = _solution_counts(samples.solutions, correct_QG)[kept_Q]
-
   spread = variety(samples.solutions, correct_QG)
+  paths_Q = spread.distinct[kept_Q]
 
   ks = pass_at_k.powers_of_two(int(num_Q.min()))
   flat = {
@@ -307,66 +308,6 @@ def summarize(samples: SampleSet) -> tuple[dict[str, float], PerQuestion]:
     'num_tokens': tokens_Q.tolist(),
   }
   return flat, per_question
-
-
-def bootstrap_interval(
-  values: ArrayLike,
-  statistic: Callable[[np.ndarray], float] | None = None,
-  seed: int = 0,
-  num: int = 1000,
-  level: float = 0.95,
-) -> tuple[float, float]:
-  """Percentile bootstrap interval of a statistic, resampling questions.
-
-  It covers which questions happened to be asked. It does not cover the
-  training seed: compare runs of several seeds for that.
-
-  Args:
-    values: float [Q, ...], one row a question.
-    statistic: maps resampled rows [Q, ...] to a float; None: their mean.
-    seed: of the resampling; the same seed resamples the same questions.
-    num: resamples.
-    level: share of the resamples inside the interval, in (0, 1).
-
-  Returns:
-    The lower and the upper end.
-
-  Raises:
-    ValueError: without a question, or for a level or num out of range.
-
-  Source: Efron 1979, the percentile interval.
-  """
-  values_Q = np.asarray(values, np.float64)
-  if not values_Q.ndim or not len(values_Q):
-    raise ValueError('values holds no question; give at least one row.')
-  if not 0 < level < 1 or num < 1:
-    raise ValueError(
-      f'level is {level} and num is {num}; level must lie in (0, 1) and num '
-      'must be at least 1.'
-    )
-  size = len(values_Q)
-  draws = np.random.default_rng(seed).integers(size, size=(num, size))
-  if statistic is None:
-    results = values_Q[draws].reshape(num, -1).mean(axis=1)
-  else:
-    results = np.asarray([statistic(values_Q[draw]) for draw in draws])
-  tail = (1 - level) / 2
-  low, high = np.quantile(results, [tail, 1 - tail])
-  return float(low), float(high)
-
-
-def _solution_counts(
-  solutions: Sequence[Sequence[str]], correct_QG: np.ndarray
-) -> np.ndarray:
-  _check_rows('solutions', solutions, correct_QG.shape)
-  for q, g in np.argwhere(correct_QG).tolist():
-    if not solutions[q][g]:
-      raise ValueError(
-        f'sample {g} of question {q} is correct but its solution is empty; '
-        'the task must name what tells two correct answers apart.'
-      )
-  # A one-element tuple, so that a solution is one item and not its letters.
-  return distinct_counts([[(s,) for s in row] for row in solutions], correct_QG)
 
 
 def _check_rows(

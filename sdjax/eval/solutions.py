@@ -60,7 +60,7 @@ def variety(
     for g, (name, counted) in enumerate(zip(row, right, strict=True)):
       if counted and (name is None or name == ''):
         raise ValueError(
-          f'answer {g} of question {q} is correct but its solution is empty; '
+          f'sample {g} of question {q} is correct but its solution is empty; '
           'name what tells two correct answers apart.'
         )
       if counted:

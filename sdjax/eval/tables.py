@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.eval import diversity, pass_at_k, runs
+from sdjax.eval import pass_at_k, runs
+from sdjax.eval.bootstrap import bootstrap_interval
 
 BASE = 'base'
 """Label of the model before training, in every table and picture."""
@@ -90,7 +91,7 @@ def estimate(
     # over seeds is what is resampled. Otherwise every run's questions count.
     same = len({row.shape for row in rows}) == 1
     pooled = np.mean(rows, axis=0) if same else np.concatenate(rows)
-    interval = diversity.bootstrap_interval(pooled, _ratio, num=num)
+    interval = bootstrap_interval(pooled, _ratio, num=num)
   seeds = None
   if values.size > 1:
     seeds = (float(values.min()), float(values.max()))
