@@ -107,6 +107,43 @@ def test_wrong_answers_without_a_key_cannot_vote(tmp_path):
   assert not [name for name in flat if name.startswith('maj')]
 
 
+def best_of(flat):
+  return {k: v for k, v in flat.items() if 'best_of' in k and '/' not in k}
+
+
+@pytest.mark.parametrize('field', ['score', 'reward'])
+def test_best_of_k_by_hand(tmp_path, field):
+  given = [(0, 2, 1), (0, 2, 0), (1, 0, 0), (0, 1, 1), (1, -1.5, 1)]
+  lines = [line(q, 'a', bool(c), **{field: s}) for q, s, c in given]
+  flat = score_file(write(tmp_path / 'a.jsonl', lines))
+  # Question 0: the tie of a pair 1/2, then right, then wrong. Question 1
+  # scores its wrong answer highest.
+  expected = {'best_of@1': (2 / 3 + 1 / 2) / 2, 'best_of@2': (1 / 2 + 0) / 2}
+  assert best_of(flat) == pytest.approx(expected)
+  assert flat['best_of@2/low'] == 0.0 and flat['best_of@2/high'] == 0.5
+  flat = score_file(tmp_path / 'a.jsonl', ks=[2])
+  assert list(best_of(flat)) == ['best_of@2']
+  with pytest.raises(ValueError, match='k is 3; it must lie in 1..2'):
+    score_file(tmp_path / 'a.jsonl', ks=[3])
+
+
+def test_a_score_goes_before_a_reward(tmp_path):
+  lines = [
+    line(0, 'a', True, score=2, reward=0),
+    line(0, 'b', False, score=1, reward=1),
+  ]
+  flat = score_file(write(tmp_path / 'a.jsonl', lines))
+  assert flat['best_of@2'] == 1.0
+  del lines[0]['score']
+  with pytest.raises(RolloutError, match='line 1: the answer has no score, th'):
+    score_file(write(tmp_path / 'b.jsonl', lines))
+  lines[1]['score'] = None  # null is none
+  assert score_file(write(tmp_path / 'c.jsonl', lines))['best_of@2'] == 0.0
+  del lines[1]['reward']
+  with pytest.raises(RolloutError, match='line 2: the answer has no reward'):
+    score_file(write(tmp_path / 'd.jsonl', lines))
+
+
 def test_the_order_of_lines_changes_nothing(tmp_path):
   first = score_file(write(tmp_path / 'a.jsonl', LINES))
   # The questions keep their places, so the resamples are the same.
@@ -157,6 +194,10 @@ def test_rollouts_of_a_run_by_step(tmp_path):
     (json.dumps(line(1, '', True, strategy=[[1]])), r'strategy is \[\[1\]\]'),
     (json.dumps(line(1, '', True, demonstration=4)), 'demonstration is 4'),
     (json.dumps(line(1, '', True, demonstrations='a')), 'list of strings'),
+    (json.dumps(line(1, '', False, score='9')), 'score is "9"; it must be a'),
+    (json.dumps(line(1, '', False, score=math.nan)), 'score is NaN'),
+    (json.dumps(line(1, '', False, reward=10**400)), 'reward is 1000'),
+    (json.dumps(line(1, '', False, reward=[1])), r'reward is \[1\]'),
     (json.dumps(line(1, '', True)), 'line 3: .*correct but has no solution'),
   ],
 )

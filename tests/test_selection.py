@@ -101,7 +101,7 @@ def test_impossible_k_is_an_error(k):
 
 def test_best_of_k_equals_the_enumeration_of_all_subsets():
   rng = random.Random(1)
-  for n in range(1, 8):
+  for n in range(1, 9):
     reward = [rng.randrange(4) for _ in range(n)]
     value = [rng.random() for _ in range(n)]
     for k in range(1, n + 1):
@@ -112,6 +112,25 @@ def test_best_of_k_equals_the_enumeration_of_all_subsets():
       assert best_of_k([reward], [value], k) == pytest.approx(
         np.mean(means), abs=1e-12
       )
+
+
+def test_best_of_k_by_hand():
+  # Pairs: the tie of 2 and 2 counts half, then right, then wrong.
+  reward, right = [2.0, 2.0, 1.0], [True, False, True]
+  assert best_of_k([reward], [right], 1) == pytest.approx(2 / 3)
+  assert best_of_k([reward], [right], 2) == pytest.approx(0.5)
+  assert best_of_k([reward], [right], 3) == pytest.approx(0.5)
+
+
+def test_best_of_k_of_rows_of_differing_length_is_that_of_each_alone():
+  rng = random.Random(2)
+  rows = [[rng.randrange(3) for _ in range(n)] for n in (3, 8, 5)]
+  rights = [[rng.random() < 0.5 for _ in row] for row in rows]
+  alone = [
+    best_of_k([row], [right], 3)[0]
+    for row, right in zip(rows, rights, strict=True)
+  ]
+  np.testing.assert_allclose(best_of_k(rows, rights, 3), alone, atol=1e-15)
 
 
 def test_best_of_k_by_a_perfect_reward_is_pass_at_k():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ class Answers:
       line has one. Every correct answer has one, or none has.
     strategies: rows of tuples of names; None when no line names any.
     demonstrations: rows of tuples of texts; None when no line shows any.
+    score: rows of numbers, what a judge gave each answer; None when no line
+      has one.
   """
 
   question_ids: list[Name]
@@ -34,6 +37,7 @@ class Answers:
   solution: list[list[Name | None]] | None
   strategies: list[list[tuple[Name, ...]]] | None
   demonstrations: list[list[tuple[str, ...]]] | None
+  score: list[list[float]] | None
 
 
 def read_answers(
@@ -51,6 +55,8 @@ def read_answers(
     strategy        optional str or int, or a list of them; `concepts`, a
                     list, where there is no strategy
     demonstration   optional str; `demonstrations`, a list, likewise
+    score           optional number, higher is better, in every line or in
+                    none; `reward` where no line has a score
 
   and whatever else, which is not read. That is also what a run leaves in
   `rollouts.jsonl`. Empty lines are skipped.
@@ -64,7 +70,7 @@ def read_answers(
 
   Raises:
     RolloutError: for a line that is not as above, or when some correct
-      answers have a solution and others have not.
+      answers have a solution and others have not, or some answers a score.
     OSError: when the file cannot be read.
   """
   place: dict[Name, int] = {}
@@ -73,6 +79,8 @@ def read_answers(
   solution: list[list[Name | None]] = []
   strategies: list[list[tuple[Name, ...]]] = []
   demonstrations: list[list[tuple[str, ...]]] = []
+  scores: dict[str, list[list[float | None]]] = {'score': [], 'reward': []}
+  unscored: dict[str, int] = {}  # The first line without that field.
   known: dict[tuple, tuple] = {}  # Equal tuples are kept once.
   unnamed = 0  # The first line with a correct answer without a solution.
   has_strategy = False
@@ -90,11 +98,14 @@ def read_answers(
         used = _names(record, 'concepts')
         has_strategy |= used is not None
       shown = _texts(record)
+      given = {field: _number(record, field) for field in scores}
     except ValueError as error:
       raise RolloutError(f'{path}, line {number}: {error}') from None
     q = place.setdefault(name, len(place))
     if q == len(answer):
       for rows in (answer, correct, solution, strategies, demonstrations):
+        rows.append([])
+      for rows in scores.values():
         rows.append([])
     if right and identity is None:
       unnamed = unnamed or number
@@ -104,6 +115,10 @@ def read_answers(
     used = used or ()
     strategies[q].append(known.setdefault(used, used))
     demonstrations[q].append(known.setdefault(shown, shown))
+    for field, value in given.items():
+      scores[field][q].append(value)
+      if value is None:
+        unscored.setdefault(field, number)
   if not answer:
     at = '' if step is None else f' of step {step}'
     raise RolloutError(f'{path} holds no answer{at}; give at least one line.')
@@ -128,7 +143,26 @@ def read_answers(
     solution=solution if some_solution and not unnamed else None,
     strategies=strategies if has_strategy else None,
     demonstrations=demonstrations if any(_flat(demonstrations)) else None,
+    score=_of_every_line(path, scores, unscored),
   )
+
+
+def _of_every_line(
+  path: str | os.PathLike[str],
+  fields: dict[str, list[list[Any]]],
+  lacking: dict[str, int],
+) -> list[list[Any]] | None:
+  """The rows of the first field that is there: two are never mixed."""
+  for field, rows in fields.items():
+    count = sum(value is not None for value in _flat(rows))
+    if count and field in lacking:
+      raise RolloutError(
+        f'{path}, line {lacking[field]}: the answer has no {field}, though '
+        f'{count} answers have one; give one to every answer, or to none.'
+      )
+    if count:
+      return rows
+  return None
 
 
 def _flat(rows: list[list[Any]]) -> list[Any]:
@@ -207,6 +241,19 @@ def _names(record: dict[str, Any], key: str) -> tuple[Name, ...] | None:
       f'{key} is {_shown(value)}; a list of it must hold strings or integers.'
     )
   return tuple(value)
+
+
+def _number(record: dict[str, Any], key: str) -> float | None:
+  value = record.get(key)
+  if value is None:
+    return None
+  # The bound leaves out NaN, infinities and integers no float can hold.
+  largest = sys.float_info.max
+  if not isinstance(value, (int, float)) or not -largest <= value <= largest:
+    raise ValueError(
+      f'{key} is {_shown(value)}; it must be a finite number or null.'
+    )
+  return float(value)
 
 
 def _texts(record: dict[str, Any]) -> tuple[str, ...]:

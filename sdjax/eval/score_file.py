@@ -13,7 +13,7 @@ from sdjax.eval.bootstrap import mean_intervals
 from sdjax.eval.diversity import distinct_counts
 from sdjax.eval.pass_at_k import pass_at_k, pass_slope, powers_of_two
 from sdjax.eval.rollout_file import Answers, Name, read_answers
-from sdjax.eval.selection import maj_at_k
+from sdjax.eval.selection import best_of_k, maj_at_k
 from sdjax.eval.self_bleu import self_bleu
 from sdjax.eval.solutions import variety
 from sdjax.eval.text import copy_overlap, distinct_n
@@ -29,7 +29,8 @@ def score_file(
 
   Args:
     path: JSON lines, one answer a line.
-    ks: the k of pass@k and maj@k; None: 1, 2, 4, ... as far as they go.
+    ks: the k of pass@k, maj@k and best_of@k; None: 1, 2, 4, ... as far as
+      they go.
     step: only lines whose `step` is this; None: all lines.
 
   Returns:
@@ -55,6 +56,8 @@ def score(
     maj@k               chance that a vote by `solution` elects a correct one;
                         left out where only correct answers have a solution:
                         then the wrong ones cannot vote
+    best_of@k           chance that of k answers the one with the highest
+                        `score` is correct, ties shared equally
     pass_gain           pass@k at the largest k minus that at 1
     pass_slope          rise of pass@k each time k doubles, by least squares;
                         left out with a single k
@@ -69,13 +72,14 @@ def score(
     copy_overlap        longest run of words shared with the demonstration,
                         over the answer's words; of answers that have one
 
-  and `num_questions` and `num_answers`. The solution, strategy and
-  demonstration measures are left out where no line has that field.
+  and `num_questions` and `num_answers`. The solution, strategy,
+  demonstration and score measures are left out where no line has that field.
 
   Args:
     answers: of at least one question.
-    ks: the k of pass@k and maj@k; None: powers of two up to the answers of
-      the question that has the fewest, so that every question counts.
+    ks: the k of pass@k, maj@k and best_of@k; None: powers of two up to the
+      answers of the question that has the fewest, so that every question
+      counts.
 
   Returns:
     The flat numbers.
@@ -150,6 +154,10 @@ def _columns(answers: Answers, ks: Sequence[int]) -> dict[str, np.ndarray]:
       'distinct_solutions': found.distinct.astype(np.float64),
       'effective_solutions': found.effective,
       'solution_entropy': found.entropy,
+    }
+  if answers.score is not None:
+    columns |= {
+      f'best_of@{k}': best_of_k(answers.score, answers.correct, k) for k in ks
     }
   if answers.strategies is not None:
     used = [
