@@ -7,7 +7,7 @@ decoders of `sdjax.models.families` without `lm_head`, and `score.weight`
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.data.context import encode_answered
+from sdjax.data.padding import padded_batches
 from sdjax.data.tokenizer import load_tokenizer
 from sdjax.grading import group_size
 from sdjax.models import hf
@@ -32,8 +33,6 @@ from sdjax.types import ApplyFn, Params
 
 SCORE = 'score.weight'
 ARCHITECTURE = 'ForSequenceClassification'
-SHORTEST = 32
-"""Tokens in the smallest batch's rows."""
 
 
 def reward_step(
@@ -250,41 +249,12 @@ class RewardModel:
   def _rewards(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
     """Float32, one for each row of tokens."""
     reward = np.zeros(len(rows), np.float32)
-    for indices, ids_BT, length_B in self._batches(rows):
+    data = 1 if self._mesh is None else self._mesh.shape['data']
+    batches = padded_batches(rows, self._batch_tokens, data)
+    for indices, ids_BT, length_B in batches:
       batch = (ids_BT, length_B)
       if self._mesh is not None:
         batch = shard_batch(batch, self._mesh)
       out_B = self._step(self.params, self.score_head, *batch)
       reward[indices] = np.asarray(out_B)[: len(indices)]
     return reward
-
-  def _batches(
-    self, rows: Sequence[Sequence[int]]
-  ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yields which rows, their ids [B, T] and lengths [B].
-
-    B and T are powers of two (B a multiple of the mesh's `data` axis), so
-    that few programs are compiled.
-    """
-    by_width: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-      width = max(SHORTEST, _power_of_two(len(row)))
-      by_width.setdefault(width, []).append(i)
-    data = 1 if self._mesh is None else self._mesh.shape['data']
-    for width, members in sorted(by_width.items()):
-      most = max(1, self._batch_tokens // width)
-      for start in range(0, len(members), most):
-        part = members[start : start + most]
-        count = min(most, _power_of_two(len(part)))
-        count = -(-count // data) * data
-        ids_BT = np.zeros((count, width), np.int32)
-        length_B = np.ones(count, np.int32)
-        for b, i in enumerate(part):
-          ids_BT[b, : len(rows[i])] = rows[i]
-          length_B[b] = len(rows[i])
-        yield part, ids_BT, length_B
-
-
-def _power_of_two(size: int) -> int:
-  """Returns the smallest power of two that is not below a size above 0."""
-  return 1 << (size - 1).bit_length()

@@ -13,6 +13,7 @@ from chats import FAMILIES, family_tokenizer, make_tokenizer
 from jax.sharding import PartitionSpec
 
 from sdjax import config, reward_model
+from sdjax.data.padding import padded_batches
 from sdjax.models import hf
 from sdjax.models.families import CheckpointError
 from sdjax.models.transformer import make_apply_fn
@@ -181,13 +182,12 @@ def test_texts_are_scored_as_transformers_does(judge):
   assert ours.score([], []).shape == (0, 0)
 
 
-def test_batches_have_few_shapes_and_miss_no_row(judge):
-  ours = RewardModel(str(judge), batch_tokens=256)
+def test_batches_have_few_shapes_and_miss_no_row():
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, 400, 60)
   rows = [[int(n)] * n for n in lengths]
   shapes, seen = set(), []
-  for indices, ids, length in ours._batches(rows):
+  for indices, ids, length in padded_batches(rows, 256):
     shapes.add(ids.shape)
     assert ids.size <= 256 or ids.shape[0] == 1
     for i, row, n in zip(indices, ids, length, strict=False):
