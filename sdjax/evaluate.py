@@ -23,6 +23,7 @@ from sdjax.eval.score_file import describe, score_file
 from sdjax.grading import Graded, grade
 from sdjax.language_model import LanguageModel
 from sdjax.metrics import write_json_atomic
+from sdjax.sentence_encoder import PACKAGES, SentenceEncoder
 from sdjax.sharding import shard_batch
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
@@ -272,14 +273,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--step', type=int, help='only lines of this training step'
   )
+  parser.add_argument(
+    '--embedder',
+    help='sentence encoder for embedding_diversity, e.g. '
+    f'{", ".join(PACKAGES)}, a folder, or owner/model; by default none',
+  )
   options = parser.parse_args(argv)
   try:
     ks = None if options.k is None else [int(k) for k in options.k.split(',')]
   except ValueError:
     parser.error(f'--k is {options.k!r}; give whole numbers, e.g. 1,8,64.')
   try:
-    flat = score_file(options.rollouts, ks, options.step)
-    write_json_atomic(options.out, flat)
+    embed, named = None, {}
+    if options.embedder is not None:
+      embed = SentenceEncoder(options.embedder)
+      named = {'embedder': embed.name}
+    flat = score_file(options.rollouts, ks, options.step, embed)
+    write_json_atomic(options.out, flat | named)
   except (ValueError, OSError) as error:
     if os.environ.get('SDJAX_TRACEBACK'):
       raise

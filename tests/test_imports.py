@@ -47,6 +47,7 @@ FLOORS = [
     'plots',
     'language_model',
     'reward_model',
+    'sentence_encoder',
     'reward_source',
     'workdir',
     'in_words',
@@ -76,6 +77,7 @@ MAY_COMPILE = {
   'forecast.py',
   'language_model.py',  # the plain forward of research scripts
   'reward_model.py',  # from texts to rewards
+  'sentence_encoder.py',  # and to vectors
 }
 
 FILES = sorted(

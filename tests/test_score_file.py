@@ -127,6 +127,19 @@ def test_best_of_k_by_hand(tmp_path, field):
     score_file(tmp_path / 'a.jsonl', ks=[3])
 
 
+def test_embedding_diversity_by_hand(tmp_path):
+  vectors = {'a': [1, 0], 'b': [0, 2], 'c': [-3, 0], 'd': [0, 0]}
+  # Question 0: a b c, pairs 1, 2, 1. Question 1: a b a, pairs 1, 0, 1.
+  # Question 2 has no pair; its answer is not even embedded.
+  given = [(0, 'a'), (1, 'a'), (0, 'b'), (2, 'd'), (1, 'b'), (0, 'c'), (1, 'a')]
+  path = write(tmp_path / 'a.jsonl', [line(q, a, True) for q, a in given])
+  flat = score_file(path, embed=lambda texts: [vectors[t] for t in texts])
+  assert flat['embedding_diversity'] == pytest.approx((4 / 3 + 2 / 3) / 2)
+  assert flat['embedding_diversity/low'] == pytest.approx(2 / 3)
+  assert flat['embedding_diversity/high'] == pytest.approx(4 / 3)
+  assert 'embedding_diversity' not in score_file(path)
+
+
 def test_a_score_goes_before_a_reward(tmp_path):
   lines = [
     line(0, 'a', True, score=2, reward=0),

@@ -181,16 +181,22 @@ def test_embedding_diversity_by_hand():
     embedding_diversity([[0, 0], [1, 1]])
 
 
-def test_embedding_diversity_embeds_each_text_of_a_question_once():
+def test_embedding_diversity_embeds_each_text_once():
   asked = []
 
   def embed(texts):
     asked.append(texts)
     return [[1.0, 0.0] if text == 'a' else [0.0, 1.0] for text in texts]
 
-  values = embedding_diversities([['a', 'b', 'a'], ['a'], []], embed)
-  np.testing.assert_allclose(values, [2 / 3, np.nan, np.nan])
+  rows = [['a', 'b', 'a'], ['x'], [], ['b', 'a'], ['b', 'b']]
+  values = embedding_diversities(rows, embed)
+  np.testing.assert_allclose(values, [2 / 3, np.nan, np.nan, 1, 0], atol=1e-15)
+  # 'x' has nothing to be compared with.
   assert asked == [['a', 'b']]
+  assert np.isnan(embedding_diversities([['a'], []], embed)).all()
+  assert len(asked) == 1
+  with pytest.raises(ValueError, match=r'shape \(1, 2\) for 2 texts'):
+    embedding_diversities(rows, lambda texts: [[1.0, 0.0]])
 
 
 @pytest.mark.parametrize(

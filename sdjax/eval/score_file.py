@@ -5,9 +5,10 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sdjax.eval.bootstrap import mean_intervals
 from sdjax.eval.diversity import distinct_counts
@@ -17,13 +18,17 @@ from sdjax.eval.selection import best_of_k, maj_at_k
 from sdjax.eval.self_bleu import self_bleu
 from sdjax.eval.solutions import variety
 from sdjax.eval.text import copy_overlap, distinct_n
-from sdjax.eval.vendi import vendi_scores
+from sdjax.eval.vendi import embedding_diversities, vendi_scores
+
+Embed = Callable[[list[str]], ArrayLike]
+"""n texts to float [n, D]; cosines say how much alike they are."""
 
 
 def score_file(
   path: str | os.PathLike[str],
   ks: Sequence[int] | None = None,
   step: int | None = None,
+  embed: Embed | None = None,
 ) -> dict[str, float]:
   """Scores a file of answers, see `rollout_file.read_answers` and `score`.
 
@@ -32,6 +37,7 @@ def score_file(
     ks: the k of pass@k, maj@k and best_of@k; None: 1, 2, 4, ... as far as
       they go.
     step: only lines whose `step` is this; None: all lines.
+    embed: as `score` takes it.
 
   Returns:
     What `score` returns.
@@ -40,11 +46,13 @@ def score_file(
     RolloutError: for a line that cannot be read, or a k that is too large.
     OSError: when the file cannot be read.
   """
-  return score(read_answers(path, step), ks)
+  return score(read_answers(path, step), ks, embed)
 
 
 def score(
-  answers: Answers, ks: Sequence[int] | None = None
+  answers: Answers,
+  ks: Sequence[int] | None = None,
+  embed: Embed | None = None,
 ) -> dict[str, float]:
   """Reduces judged answers to their numbers.
 
@@ -69,6 +77,9 @@ def score(
     self_bleu           0..100, BLEU-4 against the question's other answers;
                         a question with one answer has none
     vendi               Vendi score, in answers, of word 1- and 2-grams
+    embedding_diversity mean of 1 - cos over the pairs of a question's answers;
+                        a question with one answer has none; left out without
+                        `embed`
     copy_overlap        longest run of words shared with the demonstration,
                         over the answer's words; of answers that have one
 
@@ -80,6 +91,8 @@ def score(
     ks: the k of pass@k, maj@k and best_of@k; None: powers of two up to the
       answers of the question that has the fewest, so that every question
       counts.
+    embed: a sentence encoder, called once with each different text once; its
+      name belongs beside the number. None: none.
 
   Returns:
     The flat numbers.
@@ -87,7 +100,7 @@ def score(
   Raises:
     ValueError: for a k below 1 or above the answers of a question.
   """
-  columns = _columns(answers, _checked(ks, answers))
+  columns = _columns(answers, _checked(ks, answers), embed)
   values_QM = np.stack(list(columns.values()), axis=1)
   intervals = mean_intervals(values_QM)
   flat: dict[str, float] = {}
@@ -135,7 +148,9 @@ def _checked(ks: Sequence[int] | None, answers: Answers) -> list[int]:
   return sorted(set(ks))
 
 
-def _columns(answers: Answers, ks: Sequence[int]) -> dict[str, np.ndarray]:
+def _columns(
+  answers: Answers, ks: Sequence[int], embed: Embed | None
+) -> dict[str, np.ndarray]:
   """Each measure's value of each question, float64 [Q], NaN where none."""
   num_Q = np.asarray([len(row) for row in answers.answer])
   right_Q = np.asarray([sum(row) for row in answers.correct])
@@ -169,6 +184,10 @@ def _columns(answers: Answers, ks: Sequence[int]) -> dict[str, np.ndarray]:
     columns[f'distinct_{n}'] = value
   columns['self_bleu'] = self_bleu(answers.answer)
   columns['vendi'] = vendi_scores(answers.answer)
+  if embed is not None:
+    columns['embedding_diversity'] = embedding_diversities(
+      answers.answer, embed
+    )
   if answers.demonstrations is not None:
     columns['copy_overlap'] = copy_overlap(
       answers.answer, answers.demonstrations

@@ -4,6 +4,7 @@ Both compare answers in pairs, right or wrong. The score reads as a number of
 answers: that many entirely different ones would be as diverse.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -151,20 +152,31 @@ def embedding_diversities(
 
   Args:
     rows: Q rows of answers; rows may differ in length.
-    embed: n texts to float [n, D]; sdjax has no encoder of its own. It is
-      called once a question, with each different text once.
+    embed: n texts to float [n, D], e.g. a `SentenceEncoder`. It is called
+      once, with each different text once.
 
   Returns:
     float64 [Q]; NaN where a question has fewer than two answers.
+
+  Raises:
+    ValueError: when the vectors are not one a text, or as in
+      `embedding_diversity`.
   """
-  values = []
-  for row in rows:
-    place = {text: i for i, text in enumerate(dict.fromkeys(row))}
-    if len(row) < 2:
-      values.append(np.nan)
-      continue
-    vectors = np.asarray(embed(list(place)))
-    values.append(embedding_diversity(vectors[[place[text] for text in row]]))
+  several = [row for row in rows if len(row) > 1]
+  texts = list(dict.fromkeys(itertools.chain.from_iterable(several)))
+  place = {text: i for i, text in enumerate(texts)}
+  vectors = np.asarray(embed(texts)) if texts else np.zeros((0, 1))
+  if len(vectors) != len(texts):
+    raise ValueError(
+      f'embed gave vectors of shape {vectors.shape} for {len(texts)} texts; '
+      'it must give [n, D], a row for each.'
+    )
+  values = [
+    embedding_diversity(vectors[[place[text] for text in row]])
+    if len(row) > 1
+    else np.nan
+    for row in rows
+  ]
   return np.asarray(values, np.float64)
 
 

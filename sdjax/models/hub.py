@@ -16,6 +16,9 @@ SMALL_FILES = (
   'merges.txt',
   'tokenizer.model',
   'chat_template.jinja',
+  'modules.json',
+  'sentence_bert_config.json',
+  '1_Pooling/config.json',
 )
 """All that is needed of a model but its weights."""
 

@@ -21,7 +21,8 @@ from sdjax.types import Params
 
 WEIGHTS = 'model.safetensors'
 INDEX = WEIGHTS + '.index.json'
-IGNORED = 'rotary_emb.inv_freq'  # a buffer, not a weight
+# Buffers, not weights.
+BUFFERS = ('rotary_emb.inv_freq', 'embeddings.position_ids')
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
@@ -87,7 +88,7 @@ class Safetensors:
       with safetensors.safe_open(path, 'np') as file:
         for name in file.keys():
           entry = file.get_slice(name)
-          if entry.get_dtype() not in FLOATS and IGNORED not in name:
+          if entry.get_dtype() not in FLOATS and not is_buffer(name):
             raise CheckpointError(
               f'{path}: {name} has dtype {entry.get_dtype()}; allowed: '
               f'{", ".join(FLOATS)}. Quantised weights are not read.'
@@ -147,6 +148,11 @@ def plan(
     names = [family.names[path].format(i) for i in range(count)]
     transposed = path.endswith(('kernel', 'unembedding'))
     yield path, names, transposed, leaf
+
+
+def is_buffer(name: str) -> bool:
+  """Returns whether a tensor is no weight: it follows from the sizes."""
+  return name.endswith(BUFFERS)
 
 
 def is_stacked(path: str) -> bool:
@@ -249,7 +255,7 @@ def _check_names(
 ) -> None:
   """Refuses missing and surplus tensors, but for a tied head stored twice."""
   expected = {name for _, names, *_ in wanted for name in names}
-  present = {name for name in tensors.names if IGNORED not in name}
+  present = {name for name in tensors.names if not is_buffer(name)}
   missing = sorted(expected - present)
   if missing:
     where = tensors.path(min(tensors.names)).parent if tensors.names else ''
