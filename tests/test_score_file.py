@@ -128,7 +128,7 @@ def test_best_of_k_by_hand(tmp_path, field):
 
 
 def test_embedding_diversity_by_hand(tmp_path):
-  vectors = {'a': [1, 0], 'b': [0, 2], 'c': [-3, 0], 'd': [0, 0]}
+  vectors = {'a': [1, 0], 'b': [0, 2], 'c': [-3, 0]}
   # Question 0: a b c, pairs 1, 2, 1. Question 1: a b a, pairs 1, 0, 1.
   # Question 2 has no pair; its answer is not even embedded.
   given = [(0, 'a'), (1, 'a'), (0, 'b'), (2, 'd'), (1, 'b'), (0, 'c'), (1, 'a')]
