@@ -37,6 +37,7 @@ def published(name: str) -> c.Config:
 BALANCED = sd(
   objective='forward_kl',
   pooling='sequence_mixture',
+  teacher_temperature=0.5,
   demonstrations=c.Demonstrations(strategy='balanced', count=4),
 )
 """One teacher for each solution that the group found, all counting alike."""
