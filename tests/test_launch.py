@@ -1,0 +1,122 @@
+"""The experiments of `launch/`: what is run, skipped, and told of."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdjax.config import Mix
+from sdjax.config_check import validate
+from sdjax.config_dict import from_config_dict
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+remedies = load(ROOT / 'launch' / 'remedies.py')
+configs = load(ROOT / 'configs' / 'concept_graph_remedies.py')
+
+
+@pytest.mark.parametrize('name', configs.METHODS)
+def test_every_remedy_is_a_run_that_differs_in_the_method_alone(name):
+  config = from_config_dict(configs.get_config(name))
+  validate(config)
+  twin = from_config_dict(configs.get_config('sd'))
+  for part in ('model', 'optimizer', 'train', 'eval', 'rollout', 'task'):
+    assert getattr(config, part) == getattr(twin, part), part
+  method = config.method
+  teacher = method.sd if isinstance(method, Mix) else method
+  if getattr(teacher, 'teacher', '') == 'ema':
+    assert teacher.ema_rate == 0.01
+
+
+class Runs:
+  """Stands for `subprocess.run`: trains nothing, fails where told to."""
+
+  def __init__(self, failing=()):
+    self.failing, self.commands = failing, []
+
+  def __call__(self, command, check=False, stdout=None, stderr=None):
+    self.commands.append(command)
+    name = command[3].rpartition(':')[2]
+    if name in self.failing:
+      return subprocess.CompletedProcess(command, 1)
+    if 'sdjax.main' in command:
+      folder = Path(command[4].removeprefix('--workdir='))
+      folder.mkdir(exist_ok=True)
+      (folder / 'config.json').write_text('{"train": {"num_steps": 5}}')
+      (folder / 'eval.json').write_text('{"final/s/pass@1": 1}')
+    return subprocess.CompletedProcess(command, 0)
+
+  def trained(self):
+    return [
+      Path(c[4].removeprefix('--workdir=')).name
+      for c in self.commands
+      if 'sdjax.main' in c
+    ]
+
+
+def launch(monkeypatch, out, *options, failing=()):
+  runs = Runs(failing)
+  monkeypatch.setattr(remedies.subprocess, 'run', runs)
+  monkeypatch.setattr(
+    sys, 'argv', ['remedies.py', f'--out={out}', '--steps=5', *options]
+  )
+  return remedies.main(), runs
+
+
+def test_the_grid_goes_on_where_it_was(monkeypatch, tmp_path):
+  code, runs = launch(monkeypatch, tmp_path, '--only=sd,rl', '--seeds=0')
+  assert code == 0 and runs.trained() == ['sd_s0', 'rl_s0']
+  assert '--config.seed=0' in runs.commands[0]
+  # One more seed, and a run that was interrupted.
+  (tmp_path / 'rl_s0' / 'eval.json').write_text('{"base/s/pass@1": 1}')
+  code, runs = launch(monkeypatch, tmp_path, '--only=sd,rl', '--seeds=0,1')
+  assert code == 0 and runs.trained() == ['rl_s0', 'sd_s1', 'rl_s1']
+  report = runs.commands[-1]
+  assert 'sdjax.report' in report
+  for folder in ('sd_s0', 'rl_s0', 'sd_s1', 'rl_s1'):
+    assert str(tmp_path / folder) in report
+
+
+@pytest.mark.parametrize(
+  'config, results, complete',
+  [
+    ({'train': {'num_steps': 5}}, {'final/s/pass@1': 1}, True),
+    ({'train': {'num_steps': 4}}, {'final/s/pass@1': 1}, False),
+    ({'train': {'num_steps': 5}}, {'base/s/pass@1': 1}, False),
+    (None, {'final/s/pass@1': 1}, False),
+    ({'train': {'num_steps': 5}}, None, False),
+  ],
+)
+def test_what_counts_as_complete(tmp_path, config, results, complete):
+  for name, value in (('config.json', config), ('eval.json', results)):
+    if value is not None:
+      (tmp_path / name).write_text(json.dumps(value))
+  assert remedies.is_complete(tmp_path, 5) == complete
+
+
+def test_a_failing_run_is_named_and_stops_no_other(
+  monkeypatch, tmp_path, capsys
+):
+  code, runs = launch(
+    monkeypatch, tmp_path, '--only=sd,rl', '--seeds=0', failing=('sd',)
+  )
+  assert code == 1 and runs.trained() == ['sd_s0', 'rl_s0']
+  assert 'sd_s0' in capsys.readouterr().out.splitlines()[-1]
+  assert str(tmp_path / 'sd_s0') not in runs.commands[-1]
+
+
+def test_a_method_that_does_not_exist(monkeypatch, tmp_path, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    launch(monkeypatch, tmp_path, '--only=sdd')
+  assert "no method is named {'sdd'}" in capsys.readouterr().err
