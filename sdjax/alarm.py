@@ -29,9 +29,10 @@ GROUPS = {
 """The kinds of alarm on groups, and the share of groups each reads."""
 
 KEEP_VARIETY = (
-  'anchor with loss.kl_coef; for self-distillation '
-  "method.pooling='mixture' with method.demonstrations.count=3; for RL "
-  "method.diversity_weight; the two together with method 'mix'"
+  "for self-distillation method.demonstrations.strategy='balanced' with "
+  "count=4, method.pooling='sequence_mixture' and "
+  "method.objective='forward_kl'; for RL method.diversity_weight; the two "
+  "together with method 'mix'"
 )
 
 ADVICE = {
