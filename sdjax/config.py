@@ -247,6 +247,9 @@ class Train:
       in checkpoints_best/, and measured at the end. With a `-` in front:
       at its lowest. Empty: none is.
     logged_questions: questions a step whose rollouts go to rollouts.jsonl.
+    credit_questions: questions of the first and of the last step whose tokens
+      go to credit.jsonl, with what a teacher and what RL credit them with; 0:
+      none.
   """
 
   num_steps: int = 150
@@ -258,6 +261,7 @@ class Train:
   keep_checkpoints: int = 2
   keep_best: str = ''
   logged_questions: int = 4
+  credit_questions: int = 2
 
 
 @dataclasses.dataclass(frozen=True)

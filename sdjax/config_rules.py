@@ -166,6 +166,7 @@ AT_LEAST: dict[type, dict[str, float]] = {
     'checkpoint_every': 1,
     'keep_checkpoints': 1,
     'logged_questions': 0,
+    'credit_questions': 0,
   },
   Eval: {
     'num_questions': 1,

@@ -4,6 +4,7 @@ The loop reads as the data flows; everything it calls on a device is a pure
 function from `sdjax.steps`.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from sdjax.alarm import Alert, Watch
 from sdjax.best import FOLDER as BEST_FOLDER
 from sdjax.best import BestCheckpoint
 from sdjax.checkpoint import Checkpoints
+from sdjax.credit_map import CreditMap
 from sdjax.data.prompts import PromptIterator
 from sdjax.eval.runs import read_json_lines
 from sdjax.evaluate import check_keep_best
@@ -24,7 +26,7 @@ from sdjax.plots import plot_run
 from sdjax.sharding import (
   with_sharding,
 )
-from sdjax.trainer import Compilations, Trainer
+from sdjax.trainer import Compilations, Sampled, Trainer
 from sdjax.types import Gathered
 from sdjax.workdir import Workdir
 
@@ -76,6 +78,11 @@ def train(
     best = BestCheckpoint(workdir.path, config.train.keep_best)
   total = config.train.num_steps
   progress = Progress(total)
+  credit = CreditMap(trainer)
+
+  def keep_credit(step: int, batch: Sampled) -> None:
+    for record in credit.records(batch, step):
+      workdir.credit.append(record)
 
   def save(step: int) -> None:
     if best:
@@ -100,6 +107,8 @@ def train(
     questions.set_state(extra['data'])
     workdir.rewind(extra['log'])
     progress.note(f'resuming after step {start} of {total}')
+  credited = {0, total - 1} if config.train.credit_questions else set()
+  workdir.rewind_credit([step for step in credited if step < start])
   if best:
     best.rewind(start, workdir.history())
   watch = follow(config, workdir, progress)
@@ -120,7 +129,10 @@ def train(
   while done < end and not watch.stops:
     began = time.monotonic()
     metrics, graded, gathered = trainer.step(
-      next(questions), done, lambda: next(questions)
+      next(questions),
+      done,
+      lambda: next(questions),
+      functools.partial(keep_credit, done) if done in credited else None,
     )
     for record in records(
       graded, gathered, done, config.train.logged_questions

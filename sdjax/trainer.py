@@ -234,13 +234,18 @@ class Trainer:
     self._update = jax.jit(
       update, donate_argnums=1, out_shardings=(places, None)
     )
-    self._student = jax.jit(weights)
+    self._adapted = jax.jit(weights)
 
   def student(self) -> Params:
     """Returns the weights that answer now, the adapter applied."""
-    if self.base is None:
-      return self.state.params
-    return self._student(self.base, self.state.params)
+    return self._applied(self.state.params)
+
+  def teacher_weights(self) -> Params | None:
+    """Returns those of the method's teacher; None without one."""
+    return self._applied(self._teacher_params)
+
+  def _applied(self, params: Params | None) -> Params | None:
+    return params if self.base is None else self._adapted(self.base, params)
 
   def encode(self, questions: Sequence[Question]) -> Prompts:
     """Turns questions into the student's contexts, on the devices."""
@@ -259,23 +264,26 @@ class Trainer:
     self, prompts: Prompts, rollout: Rollout, evidence: Evidence
   ) -> Any:
     """Runs the signal step with whichever teacher the method has."""
-    teacher_params = None
-    if self.teacher:
-      teacher_params = {
-        'ema': self.state.teacher_params,
-        'frozen': self.reference,
-        'current': self.state.params,
-      }[self.teacher.kind]
     evidence = shard_batch(evidence, self.mesh)
     return self._signal(
       self.base,
       self.state.params,
-      teacher_params,
+      self._teacher_params,
       self._reference,
       prompts,
       rollout,
       evidence,
     )
+
+  @property
+  def _teacher_params(self) -> Params | None:
+    if self.teacher is None:
+      return None
+    return {
+      'ema': self.state.teacher_params,
+      'frozen': self.reference,
+      'current': self.state.params,
+    }[self.teacher.kind]
 
   def _teacher_is(self, kind: str) -> bool:
     return self.teacher is not None and self.teacher.kind == kind
@@ -349,6 +357,7 @@ class Trainer:
     questions: Sequence[Question],
     number: int,
     more: Callable[[], Sequence[Question]] | None = None,
+    inspect: Callable[[Sampled], None] | None = None,
   ) -> tuple[dict[str, Any], Graded, Gathered]:
     """Samples, grades, gathers, scores and updates once.
 
@@ -356,6 +365,8 @@ class Trainer:
       questions: Q training questions.
       number: steps made so far.
       more: gives further questions, where the config resamples.
+      inspect: shown the step's batch while the weights are still those that
+        sampled it.
 
     Returns:
       Metrics, the graded rollouts and what was gathered about them. Among
@@ -371,6 +382,8 @@ class Trainer:
       metrics['drawn_questions'] = drawn
     else:
       batch = self._sample(questions, number)
+    if inspect:
+      inspect(batch)
     prompts, rollout, host, graded, gathered, counts = batch
     signal = self.signal(prompts, rollout, gathered.evidence)
     frozen = self.reference if self._teacher_is('frozen') else None

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Workdir:
     metrics: `metrics.jsonl`.
     rollouts: `rollouts.jsonl`.
     alarms: `alarms.jsonl`.
+    credit: `credit.jsonl`.
   """
 
   def __init__(self, path: str, config: config_lib.Config):
@@ -71,6 +73,7 @@ class Workdir:
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
     self.alarms = JsonLines(self.path / 'alarms.jsonl')
+    self.credit = JsonLines(self.path / 'credit.jsonl')
 
   def position(self) -> dict[str, int]:
     """Returns the sizes of the logs, once they are on the disk."""
@@ -156,11 +159,29 @@ class Workdir:
         self.path / 'eval.json', _without(self.read_eval(), when)
       )
 
+  def rewind_credit(self, steps: Container[int]) -> None:
+    """Cuts `credit.jsonl` off at the first record of another step.
+
+    Not by position: what a shorter run saw at its last step is in its
+    checkpoint's past, but not in that of the longer one it becomes.
+
+    Args:
+      steps: whose records are kept.
+    """
+    kept = 0
+    with open(self.credit.path, 'rb') as file:
+      for line in file:
+        if json.loads(line)['step'] not in steps:
+          break
+        kept += len(line)
+    self.credit.truncate(kept)
+
   def close(self) -> None:
     """Closes the logs."""
     self.metrics.close()
     self.rollouts.close()
     self.alarms.close()
+    self.credit.close()
 
 
 def _evaluation(values: dict[str, Any], when: str) -> dict[str, Any]:

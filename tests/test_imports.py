@@ -58,9 +58,11 @@ FLOORS = [
   {
     'train',
     'trainer',
+    'credit_map',
     'evaluate',
     'pretrain',
     'report',
+    'reports',
     'export',
     'bench',
     'illustration',
@@ -71,6 +73,7 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MAY_COMPILE = {
   'trainer.py',
+  'credit_map.py',
   'evaluate.py',
   'pretrain.py',
   'bench.py',

@@ -93,7 +93,8 @@ def assert_same_run(a: Path, b: Path, config: c.Config):
 def best_and_alarms(folder: Path):
   best = folder / 'checkpoints_best'
   names = sorted(p.name for p in best.iterdir()) if best.is_dir() else []
-  return names, (folder / 'alarms.jsonl').read_bytes()
+  logs = [folder / f'{name}.jsonl' for name in ('alarms', 'credit')]
+  return names, [log.read_bytes() for log in logs]
 
 
 @pytest.fixture(scope='module', params=['sd', 'rl'])
