@@ -104,7 +104,8 @@ def styles(
     index = wanted[one.label] if one.label in wanted else next(spare)
     result[one.label] = {
       'color': colours[index % len(colours)],
-      'marker': _MARKERS[index % len(_MARKERS)],
+      # A colour that comes again comes with another marker.
+      'marker': _MARKERS[(index + index // len(colours)) % len(_MARKERS)],
     }
   return result
 
@@ -411,10 +412,12 @@ def _png(figure, groups, theme: str, base: bool = True) -> bytes:
     Line2D([], [], label=label, **{'linewidth': 1.9, 'markersize': 5, **style})
     for label, style in entries
   ]
+  width = 0.75 + max(len(label) for label, _ in entries) / 12
   figure.legend(
     handles=handles,
     loc='outside upper center',
-    ncols=min(len(handles), 6),
+    # As many as there is room for: a letter is a dozenth of an inch.
+    ncols=max(1, min(len(handles), 6, int(figure.get_figwidth() / width))),
     frameon=False,
     fontsize=10,
     labelcolor=THEMES[theme].ink,
@@ -424,8 +427,14 @@ def _png(figure, groups, theme: str, base: bool = True) -> bytes:
 
 
 def to_png(figure: Any) -> bytes:
-  """Returns a figure of `grid` as the bytes of a PNG."""
-  buffer = io.BytesIO()
-  # No version in the file: the same run gives the same bytes.
-  figure.savefig(buffer, format='png', metadata={'Software': None})
-  return buffer.getvalue()
+  """Returns a figure of `grid` as the bytes of a PNG, with a palette."""
+  from PIL import Image
+
+  drawn, packed = io.BytesIO(), io.BytesIO()
+  figure.savefig(drawn, format='png')
+  # A quarter of the bytes; many of them stand in one page.
+  image = Image.open(drawn).convert('RGB')
+  image.quantize(160, dither=Image.Dither.NONE).save(
+    packed, format='png', optimize=True
+  )
+  return packed.getvalue()

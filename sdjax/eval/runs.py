@@ -30,6 +30,8 @@ class Run:
     evals: `eval.json`, {} when missing.
     questions: `eval_questions.json`, {} when missing.
     rollouts: the records of the first and the last step in `rollouts.jsonl`.
+    alarms: the records of `alarms.jsonl`.
+    credit: the records of `credit.jsonl`.
   """
 
   workdir: Path
@@ -41,6 +43,8 @@ class Run:
   evals: dict[str, float] = dataclasses.field(default_factory=dict)
   questions: dict[str, Any] = dataclasses.field(default_factory=dict)
   rollouts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  credit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def series(self, key: str) -> dict[int, float]:
     """Returns a metric's value at each step that has one; the last counts."""
@@ -173,7 +177,8 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
 
   Returns:
     The run, None when it has neither metrics nor an evaluation, and a note on
-    every file that is missing or cannot be read.
+    every file that is missing or cannot be read; alarms and credit may be
+    missing.
   """
   if not workdir.is_dir():
     return None, [f'{workdir}: no such folder; the run is left out.']
@@ -192,14 +197,18 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     notes.append(f'{workdir}: {name} {problem}; {lost}.')
     return {}
 
-  def read_lines(name: str, lost: str, ends: bool = False) -> list[dict]:
+  def read_lines(
+    name: str, lost: str, ends: bool = False, optional: bool = False
+  ) -> list[dict]:
     try:
       lines = read_json_lines(workdir / name)
       records = _first_and_last_step(lines) if ends else list(lines)
-      if records:
+      if records or optional:
         return records
       problem = 'is empty'
     except FileNotFoundError:
+      if optional:
+        return []
       problem = 'is missing'
     except (OSError, ValueError) as error:
       problem = f'cannot be read ({error})'
@@ -228,6 +237,8 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     evals={k: v for k, v in evals.items() if isinstance(v, (int, float))},
     questions={k: v for k, v in questions.items() if isinstance(v, dict)},
     rollouts=rollouts,
+    alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
+    credit=read_lines('credit.jsonl', 'no credit is shown', False, True),
   )
   return run, notes
 

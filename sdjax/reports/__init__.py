@@ -1,0 +1,1 @@
+"""The rooms of the report's page; `sdjax.report` puts them together."""

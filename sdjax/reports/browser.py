@@ -1,0 +1,271 @@
+"""All logged rollouts of the first and the last step, to be searched.
+
+The page holds them as JSON and shows those that pass the filters, some at a
+time. The filters stand in the page's address: `index.html#verdict=wrong` is a
+link to the wrong ones.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sdjax.eval import runs as runs_lib
+from sdjax.reports import page
+
+BUDGET = 1_600_000
+"""Bytes of the page that rollouts may take, shared by the runs alike."""
+
+
+def to_json(value: Any) -> str:
+  """Returns JSON that can stand in a `<script>` element whatever it holds."""
+  text = json.dumps(value, ensure_ascii=False, separators=(',', ':'))
+  # `</script>`, `<!--`, and two line ends that old browsers stumble on.
+  for char in '<>&\u2028\u2029':
+    text = text.replace(char, f'\\u{ord(char):04x}')
+  return text
+
+
+def collect(
+  groups: Sequence[runs_lib.Group],
+  questions: int | None = None,
+  budget: int = BUDGET,
+) -> tuple[dict[str, Any], int]:
+  """Packs the runs' rollouts; texts that recur stand once.
+
+  Args:
+    groups: the methods.
+    questions: of each step and run that are kept; None: all logged.
+    budget: bytes, about, of the JSON.
+
+  Returns:
+    `methods`, `texts` and `rows`, each row being method, seed, step,
+    question's id, sample, question (a place in `texts`), answer, whether it is
+    correct, reason, reward, concepts, demonstrations (places in `texts`); and
+    the number of rollouts left out.
+  """
+  texts: dict[str, int] = {}
+  rows, left_out = [], 0
+  share = budget / max(sum(len(one.runs) for one in groups), 1)
+  for place, one in enumerate(groups):
+    for run in one.runs:
+      spent = 0.0
+      seen: dict[Any, set[Any]] = {}
+      for record in run.rollouts:
+        asked = seen.setdefault(record.get('step'), set())
+        asked.add(record.get('question_id'))
+        if questions is not None and len(asked) > questions:
+          asked.discard(record.get('question_id'))
+          left_out += 1
+          continue
+        known = len(texts)
+        row = _row(record, place, run.seed, texts)
+        new = list(texts)[known:]
+        size = len(to_json([row, new]).encode())
+        if spent + size > share:
+          for text in new:
+            del texts[text]
+          left_out += 1
+          continue
+        spent += size
+        rows.append(row)
+  packed = {
+    'methods': [one.label for one in groups],
+    'texts': list(texts),
+    'rows': rows,
+  }
+  return packed, left_out
+
+
+def _row(
+  record: dict[str, Any], place: int, seed: int | None, texts: dict[str, int]
+) -> list[Any]:
+  def refer(value: Any) -> int:
+    return texts.setdefault(page.cut(value), len(texts))
+
+  reward = record.get('reward')
+  return [
+    place,
+    seed,
+    record.get('step'),
+    record.get('question_id'),
+    record.get('sample'),
+    refer(record.get('question', '')),
+    page.cut(record.get('answer', '')),
+    int(bool(record.get('correct'))),
+    page.cut(record.get('reason') or ''),
+    reward if isinstance(reward, (int, float)) else None,
+    [page.cut(concept) for concept in record.get('concepts') or ()],
+    [refer(text) for text in record.get('demonstrations') or ()],
+  ]
+
+
+def section(
+  groups: Sequence[runs_lib.Group], questions: int | None = None
+) -> str:
+  """Returns the browser as a part of the page; '' without any rollout.
+
+  Args:
+    groups: the methods.
+    questions: of each step and run that are kept; None: all logged.
+  """
+  packed, left_out = collect(groups, questions)
+  if not packed['rows'] and not left_out:
+    return ''
+  note = ''
+  if left_out:
+    note = (
+      f' {left_out} of {left_out + len(packed["rows"])} are left out to keep '
+      'the page small; <code>rollouts.jsonl</code> has them.'
+    )
+  return page.section(
+    'rollouts',
+    'Rollouts',
+    'All rollouts that were logged of the first and of the last step, with '
+    'verdicts and with what the teacher was shown beside each. The '
+    f'page&rsquo;s address follows the filters.{note}',
+    f'{_FILTERS}<div id="found"></div><div id="list"></div>'
+    '<button id="more" hidden>show more</button>'
+    '<noscript>The browser needs JavaScript.</noscript>'
+    f'<script type="application/json" id="data">{to_json(packed)}</script>'
+    f'<script>{_SCRIPT}</script>',
+  )
+
+
+_FILTERS = """
+<div class="filters">
+<label>method<select id="f-method"></select></label>
+<label>step<select id="f-step"></select></label>
+<label>verdict<select id="f-verdict"></select></label>
+<label>concept<select id="f-concept"></select></label>
+<label>text<input id="f-text" type="search" placeholder="in question or answer">
+</label>
+<button id="clear">clear</button>
+</div>"""
+
+_SCRIPT = """
+(() => {
+const data = JSON.parse(document.getElementById('data').textContent);
+const [METHOD, SEED, STEP, ID, SAMPLE, QUESTION, ANSWER, CORRECT, REASON,
+  REWARD, CONCEPTS, SHOWN] = Array(12).keys();
+const names = ['method', 'step', 'verdict', 'concept', 'text'];
+const field = name => document.getElementById('f-' + name);
+const at = id => document.getElementById(id);
+const distinct = values => [...new Set(values)];
+const seeds = new Set(data.rows.map(r => r[METHOD] + ' ' + r[SEED])).size >
+  new Set(data.rows.map(r => r[METHOD])).size;
+const choices = {
+  method: distinct(data.rows.map(r => data.methods[r[METHOD]])),
+  step: distinct(data.rows.map(r => String(r[STEP])))
+    .sort((a, b) => a - b),
+  verdict: ['correct', 'wrong',
+    ...distinct(data.rows.map(r => r[REASON])).filter(x => x &&
+      x !== 'correct' && x !== 'wrong').sort()],
+  concept: distinct(data.rows.flatMap(r => r[CONCEPTS])).sort(),
+};
+for (const [name, values] of Object.entries(choices)) {
+  field(name).append(new Option('all', ''),
+    ...values.map(value => new Option(value, value)));
+}
+const PAGE = 40;
+let found = [], shown = 0;
+
+function element(tag, kind, text) {
+  const made = document.createElement(tag);
+  if (kind) made.className = kind;
+  // As text, never as HTML: all of it was written by a model.
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function render(row) {
+  const box = element('div', 'roll'), side = element('div', 'm');
+  const body = element('div');
+  side.append(element('b', '', data.methods[row[METHOD]]),
+    element('div', '', (seeds ? 'seed ' + row[SEED] + ', ' : '') +
+      'step ' + row[STEP]),
+    element('div', '', 'question ' + row[ID] + ', ' + row[SAMPLE]));
+  const question = element('div', 'q', data.texts[row[QUESTION]]);
+  question.title = 'click for all of it';
+  question.onclick = () => question.classList.toggle('o');
+  const answer = element('div');
+  answer.append(
+    element('span', row[CORRECT] ? 'right' : 'wrong',
+      row[CORRECT] ? 'correct' : row[REASON] || 'wrong'),
+    ' ', element('code', '', row[ANSWER]));
+  const facts = [...row[CONCEPTS]];
+  if (row[REWARD] !== null) facts.unshift('reward ' + +row[REWARD].toFixed(3));
+  body.append(question, answer);
+  if (facts.length) body.append(element('p', '', facts.join(' \\u00b7 ')));
+  for (const place of row[SHOWN]) {
+    const line = element('p');
+    line.append(element('span', '', 'shown to the teacher'), ' ',
+      data.texts[place]);
+    body.append(line);
+  }
+  box.append(side, body);
+  return box;
+}
+
+function more() {
+  const next = found.slice(shown, shown + PAGE);
+  at('list').append(...next.map(render));
+  shown += next.length;
+  at('more').hidden = shown >= found.length;
+}
+
+function passes(row, want) {
+  if (want.method && data.methods[row[METHOD]] !== want.method) return false;
+  if (want.step && String(row[STEP]) !== want.step) return false;
+  const verdict = row[CORRECT] ? 'correct' : 'wrong';
+  if (want.verdict && want.verdict !== verdict &&
+    (row[CORRECT] || want.verdict !== row[REASON])) return false;
+  if (want.concept && !row[CONCEPTS].includes(want.concept)) return false;
+  if (!want.text) return true;
+  const text = [data.texts[row[QUESTION]], row[ANSWER],
+    ...row[SHOWN].map(place => data.texts[place])].join('\\n');
+  return text.toLowerCase().includes(want.text.toLowerCase());
+}
+
+function update() {
+  const want = Object.fromEntries(names.map(n => [n, field(n).value]));
+  found = data.rows.filter(row => passes(row, want));
+  const right = found.filter(row => row[CORRECT]).length;
+  at('found').textContent = found.length + ' of ' + data.rows.length +
+    ' rollouts, ' + right + ' correct';
+  at('list').replaceChildren();
+  shown = 0;
+  more();
+}
+
+function write() {
+  const set = names.filter(n => field(n).value).map(n => [n, field(n).value]);
+  const hash = set.length ? '#' + new URLSearchParams(set) : '#rollouts';
+  // Offline pages have no history to change in some browsers.
+  try { history.replaceState(null, '', hash); } catch { }
+}
+
+function read() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const any = names.some(name => given.has(name));
+  for (const name of names) {
+    field(name).value = given.get(name) ?? '';
+    // A value that no rollout has selects nothing: show all instead.
+    if (field(name).selectedIndex === -1) field(name).value = '';
+  }
+  update();
+  if (any) at('rollouts').scrollIntoView();
+}
+
+for (const name of names) {
+  field(name).addEventListener('input', () => { write(); update(); });
+}
+at('clear').onclick = () => {
+  for (const name of names) field(name).value = '';
+  write();
+  update();
+};
+at('more').onclick = more;
+addEventListener('hashchange', read);
+read();
+})();
+"""

@@ -1,0 +1,263 @@
+"""Accuracy against variety: who is beaten in both, and what each costs."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdjax import plots
+from sdjax.eval import runs as runs_lib
+from sdjax.eval.tables import BASE, Estimate, Table
+from sdjax.reports import chart, marks, page
+
+Point = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane:
+  """Two numbers of each method, more of either being better.
+
+  Attributes:
+    x_name: e.g. `in distribution, pass@1`.
+    y_name: likewise.
+    x: by label.
+    y: by label; of the same labels.
+  """
+
+  x_name: str
+  y_name: str
+  x: dict[str, Estimate]
+  y: dict[str, Estimate]
+
+  @property
+  def points(self) -> dict[str, Point]:
+    """The methods' values, without the base model's."""
+    return {
+      label: (self.x[label].value, self.y[label].value)
+      for label in self.x
+      if label != BASE
+    }
+
+
+def pareto_front(points: Mapping[str, Point]) -> list[str]:
+  """Returns the labels that no other beats.
+
+  Args:
+    points: by label; another point beats one when it is at least as far in
+      both and further in one.
+
+  Returns:
+    Labels by rising x; of equal points all.
+  """
+
+  def beaten(a: Point) -> bool:
+    return any(
+      b[0] >= a[0] and b[1] >= a[1] and b != a for b in points.values()
+    )
+
+  kept = [label for label, point in points.items() if not beaten(point)]
+  return sorted(kept, key=lambda label: points[label])
+
+
+def planes_of(tables: Sequence[Table]) -> list[Plane]:
+  """Chooses what is worth a plane.
+
+  Accuracy is pass@1 on the first set; variety the concepts in its correct
+  answers, and pass@k on the last set at the largest k.
+
+  Args:
+    tables: of `sdjax.eval.tables.tables_of`.
+
+  Returns:
+    Planes with at least one method in them.
+  """
+  if not tables or not tables[0].points:
+    return []
+  first, last = tables[0], tables[-1]
+  wanted = [(first, 'concepts_correct', 'concepts in correct answers')]
+  if last.points:
+    reach = f'pass@{last.points[-1]}'
+    wanted.append((last, reach, reach))
+  accuracy = f'pass@{first.points[0]}'
+  planes = []
+  for table, metric, name in wanted:
+    x: dict[str, Estimate] = {}
+    y: dict[str, Estimate] = {}
+    for label, row in first.rows.items():
+      right, wide = row[accuracy], table.rows.get(label, {}).get(metric)
+      if right and wide:
+        x[label], y[label] = right, wide
+    plane = Plane(
+      f'{_words(first.name)}, {accuracy}', f'{_words(table.name)}, {name}', x, y
+    )
+    if plane.points:
+      planes.append(plane)
+  return planes
+
+
+def ends(one: Estimate) -> Point | None:
+  """Returns the interval that holds both an estimate's intervals."""
+  known = [pair for pair in (one.interval, one.seeds) if pair]
+  if not known:
+    return None
+  return min(low for low, _ in known), max(high for _, high in known)
+
+
+def cost(one: runs_lib.Group) -> tuple[float | None, float | None]:
+  """What a step of training takes.
+
+  Args:
+    one: the runs of a method.
+
+  Returns:
+    The median of its seconds, compilation and evaluation thus left out, and
+    its sampled tokens; None where it was not logged.
+  """
+  seconds, tokens = [], []
+  for run in one.runs:
+    seconds += run.series('time/step').values()
+    options = runs_lib.flat_options(run.config)
+    asked = run.series('train/drawn_questions')
+    for step, length in run.series('train/length').items():
+      questions = asked.get(step, options.get('rollout.num_questions'))
+      samples = options.get('rollout.num_samples')
+      if questions and samples:
+        tokens.append(length * questions * samples)
+  return (
+    statistics.median(seconds) if seconds else None,
+    statistics.fmean(tokens) if tokens else None,
+  )
+
+
+def ranked(planes: Sequence[Plane]) -> list[str]:
+  """Orders methods: on most fronts first, then by y of the first plane."""
+  fronts = [pareto_front(plane.points) for plane in planes]
+  order = dict.fromkeys(label for plane in planes for label in plane.points)
+
+  def rank(label: str) -> tuple[float, ...]:
+    number = sum(label in front for front in fronts)
+    height = [p.y[label].value if label in p.y else -1.0 for p in planes]
+    return -number, *(-value for value in height)
+
+  return sorted(order, key=rank)
+
+
+def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
+  """Returns the planes and the ranking as a part of the page; '' without."""
+  planes = planes_of(tables)
+  if not planes:
+    return ''
+  wide = len(groups) > 9
+  size = (1140, 520) if wide else (560, 420)
+  charts = ''.join(
+    f'<div class="chart">{_draw(plane, letter, groups, size)}</div>'
+    for letter, plane in _lettered(planes)
+  )
+  caption = (
+    'Up and to the right is better. What lies below and left of the dotted '
+    'stairs is beaten in both by a method on them. Bars are 95% bootstrap '
+    'intervals over questions, or the range of the seeds where that is wider; '
+    'the ring is the model before training.'
+  )
+  body = charts if wide else f'<div class="charts">{charts}</div>'
+  return page.section(
+    'plane',
+    'Accuracy against variety',
+    caption,
+    body + _ranking(planes, groups),
+  )
+
+
+def _draw(
+  plane: Plane,
+  letter: str,
+  groups: Sequence[runs_lib.Group],
+  size: tuple[int, int],
+) -> str:
+  colours = marks.colours(groups)
+  looks: dict[str, dict[str, Any]] = plots.styles(groups)
+  points = []
+  for label, x in plane.x.items():
+    y = plane.y[label]
+    shape = 'base' if label == BASE else looks[label]['marker']
+    points.append(
+      chart.Mark(
+        label,
+        x.value,
+        y.value,
+        ends(x),
+        ends(y),
+        colours[label],
+        shape,
+        f'{label}: {plane.x_name} {x.value:.3f}, {plane.y_name} {y.value:.3f}',
+        aside=label == BASE,
+      )
+    )
+  values = plane.points
+  return chart.scatter(
+    points,
+    f'{letter}. {plane.y_name}',
+    plane.x_name,
+    plane.y_name.partition(', ')[2],
+    size=size,
+    front=[values[label] for label in pareto_front(values)],
+  )
+
+
+def _ranking(planes: Sequence[Plane], groups: Sequence[runs_lib.Group]) -> str:
+  labels = marks.labels(groups)
+  fronts = [(x, pareto_front(plane.points)) for x, plane in _lettered(planes)]
+  costs = {one.label: cost(one) for one in groups}
+  # Not every run has an evaluation yet.
+  first = next(label for label in costs if any(label in p.x for p in planes))
+  heads = [
+    '',
+    'front',
+    page.escape(planes[0].x_name),
+    *(f'{x}. {page.escape(plane.y_name)}' for x, plane in _lettered(planes)),
+    's a step',
+    'tokens a step',
+  ]
+  rows = []
+  everyone = ranked(planes)
+  if any(BASE in plane.x for plane in planes):
+    everyone.append(BASE)
+  for place, label in enumerate(everyone, 1):
+    own = next(plane.x[label] for plane in planes if label in plane.x)
+    on = ' '.join(letter for letter, front in fronts if label in front)
+    number = '' if label == BASE else f'<span class="none">{place}.</span> '
+    rows.append(
+      [
+        number + labels[label],
+        on or page.NONE,
+        page.estimate(own),
+        *(page.estimate(plane.y.get(label)) for plane in planes),
+        *(
+          _relative(mine, its)
+          for mine, its in zip(
+            costs.get(label, (None, None)), costs[first], strict=True
+          )
+        ),
+      ]
+    )
+  return page.table('results', heads, rows, 'ranking') + (
+    '<p class="none">Methods on most fronts come first, then those with more '
+    'of A. Seconds are medians as measured, below in relation to '
+    f'{page.escape(first)}: runs that shared a machine slowed one another.</p>'
+  )
+
+
+def _lettered(planes: Sequence[Plane]) -> list[tuple[str, Plane]]:
+  """Names the planes A, B and so on."""
+  return [(chr(ord('A') + i), plane) for i, plane in enumerate(planes)]
+
+
+def _relative(mine: float | None, first: float | None) -> str:
+  if mine is None:
+    return page.NONE
+  text = f'<b>{mine:.3g}</b>' if mine < 100 else f'<b>{mine:.0f}</b>'
+  return text + (f'<small>{mine / first:.2f}x</small>' if first else '')
+
+
+def _words(name: str) -> str:
+  return name.replace('_', ' ')
