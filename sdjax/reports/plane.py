@@ -157,7 +157,7 @@ def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
     'Up and to the right is better. What lies below and left of the dotted '
     'stairs is beaten in both by a method on them. Bars are 95% bootstrap '
     'intervals over questions, or the range of the seeds where that is wider; '
-    'the ring is the model before training.'
+    'the ring is the model before training, at the edge where it is far off.'
   )
   body = charts if wide else f'<div class="charts">{charts}</div>'
   return page.section(
