@@ -398,9 +398,7 @@ class Trainer:
       'all_right_groups': (right_Q == 1).mean(),
       'idle_groups': 1 - np.mean(gathered.useful),
       # Unlike `entropy`, over all tokens, whether they are learnt from or not.
-      'token_entropy': token_entropy(
-        host.entropy.sum(axis=-1), host.length
-      ),
+      'token_entropy': token_entropy(host.entropy.sum(axis=-1), host.length),
       'length': host.length.mean(),
       'finished': host.finished.mean(),
       'learning_rate': self.rate(number),
