@@ -1,5 +1,6 @@
 """The parts of the report's page."""
 
+import dataclasses
 import html
 import json
 import re
@@ -97,6 +98,21 @@ def test_planes_take_the_first_and_the_last_set(tmp_path):
   assert second.points == {'sd': pytest.approx((1 / 3, 2 / 3))}
   assert set(first.x) == {'base', 'sd'}
   assert plane.planes_of([]) == []
+
+
+def test_a_set_that_few_were_measured_on_makes_no_plane(tmp_path):
+  run = load(make_run(tmp_path / 'sd'))
+  few = {k.replace('harder', 'later'): v for k, v in run.evals.items()}
+  groups = [
+    group('a', run),
+    group('b', run),
+    group('c', dataclasses.replace(run, evals=few)),
+  ]
+  found = tables.tables_of(groups, 0)
+  assert [t.name for t in found] == ['in_distribution', 'harder', 'later']
+  assert plane.planes_of(found)[1].y_name == 'harder, pass@4'
+  found = tables.tables_of(groups[1:], 0)
+  assert plane.planes_of(found)[1].y_name == 'later, pass@4'
 
 
 def test_the_wider_of_two_intervals_is_drawn():
@@ -503,7 +519,7 @@ def in_a_browser(file, hash_, tmp_path):
     ('verdict=not_an_edge', '1 of 6 rollouts, 0 correct'),
     ('concept=fish&verdict=correct', '2 of 6 rollouts, 2 correct'),
     ('method=other', '1 of 6 rollouts, 0 correct'),
-    ('step=9&text=SHOWN', '1 of 6 rollouts, 1 correct'),
+    ('step=9&text=said+LOUD', '1 of 6 rollouts, 1 correct'),
     ('text=nowhere', '0 of 6 rollouts, 0 correct'),
     ('method=unknown', '6 of 6 rollouts, 3 correct'),
   ],
@@ -512,7 +528,7 @@ def test_the_filters_follow_the_address(tmp_path, hash_, found):
   records = [
     rollout(concepts=['fish'], demonstrations=['x']),
     rollout(concepts=['fish'], answer=EVIL, demonstrations=[EVIL]),
-    rollout(step=9),
+    rollout(step=9, answer='Said loud'),
     rollout(correct=False, reason='not_an_edge'),
     rollout(correct=False, reason='wrong_end', concepts=['fish']),
   ]

@@ -224,7 +224,7 @@ def scatter(
     y = to_y(value)
     parts.append(
       f'<path class="g" d="M{room.left} {y}H{room.right}"/>'
-      f'<text class="k y" x="{room.left - 6}" y="{y + 4}">{value:g}</text>'
+      f'<text class="k y" x="{room.left - 9}" y="{y + 4}">{value:g}</text>'
     )
   for value in ticks(x_low, x_high, 7 if diagonal else 9):
     parts.append(

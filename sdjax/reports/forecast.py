@@ -274,9 +274,8 @@ def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
   caption = (
     'Forecast from the base model alone, before training, against what '
     'training reached; a point on the dotted line was forecast rightly. Each '
-    'set is forecast as if training had been on its own questions, so that '
-    '<code>harder</code> is what training on it would give. Bars are 95% '
-    'bootstrap intervals of the forecast.'
+    'set is forecast as if training had been on its own questions. Bars are '
+    '95% bootstrap intervals of the forecast.'
   )
   return page.section(
     'forecast',

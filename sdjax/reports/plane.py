@@ -63,7 +63,8 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
   """Chooses what is worth a plane.
 
   Accuracy is pass@1 on the first set; variety the concepts in its correct
-  answers, and pass@k on the last set at the largest k.
+  answers, and pass@k at the largest k on the last set, of those that most
+  methods were measured on.
 
   Args:
     tables: of `sdjax.eval.tables.tables_of`.
@@ -73,7 +74,10 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
   """
   if not tables or not tables[0].points:
     return []
-  first, last = tables[0], tables[-1]
+  first = tables[0]
+  others = tables[1:] or tables
+  most = max(len(table.rows) for table in others)
+  last = [table for table in others if len(table.rows) == most][-1]
   wanted = [(first, 'concepts_correct', 'concepts in correct answers')]
   if last.points:
     reach = f'pass@{last.points[-1]}'
