@@ -368,10 +368,10 @@ def test_the_command_finds_forecasts(tmp_path, capsys):
 # Credit.
 
 
-def told(step=0, question=1, **changes):
+def told(**changes):
   return {
-    'step': step,
-    'question_id': question,
+    'step': 0,
+    'question_id': 1,
     'sample': 0,
     'question': 'why',
     'tokens': ['so', ' it', ' <eos>'],
