@@ -5,6 +5,24 @@ import dataclasses
 PEER_STRATEGIES = ('uniform', 'first', 'most_different', 'balanced')
 """Ways to choose demonstrations among the correct rollouts of a question."""
 
+GIVEN_STRATEGIES = ('external', 'reference')
+"""Demonstrations that are there whatever the rollouts are."""
+
+TOP_K_SUPPORTS = ('student_top_k', 'teacher_top_k')
+"""Supports of a divergence that leave tokens out."""
+
+PLAIN_ADVANTAGES = ('grpo', 'dr_grpo', 'rloo', 'reinforce')
+"""Advantages that are functions of the rewards alone."""
+
+CLIPPED_LOSSES = ('clip', 'gspo', 'cispo')
+"""Policy losses with a ratio that is clipped."""
+
+ADVANTAGE_RULES = ('advantage', 'debiased', 'rlsd', 'antisd', 'rlcsd')
+"""Rules of a mix that hear the teacher in the advantage."""
+
+LOSS_RULES = ('loss', 'srpo', 'sdpg')
+"""Rules of a mix that add the teacher's loss to that of rewards."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:

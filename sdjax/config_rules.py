@@ -25,7 +25,15 @@ from sdjax.config import (
   SelfDistillation,
   Train,
 )
-from sdjax.config_method import PEER_STRATEGIES
+from sdjax.config_method import (
+  ADVANTAGE_RULES,
+  CLIPPED_LOSSES,
+  GIVEN_STRATEGIES,
+  LOSS_RULES,
+  PEER_STRATEGIES,
+  PLAIN_ADVANTAGES,
+  TOP_K_SUPPORTS,
+)
 
 
 def is_positive(value: Any) -> bool:
@@ -48,45 +56,22 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
       'cross_entropy',
       'score_weighted',
     ),
-    'support': ('full', 'student_top_k', 'teacher_top_k', 'sampled'),
+    'support': ('full', *TOP_K_SUPPORTS, 'sampled'),
     'pooling': ('loss', 'mixture', 'sequence_mixture'),
     'teacher': ('ema', 'current', 'frozen', 'snapshot', 'trust_region'),
   },
   Demonstrations: {
-    'strategy': (
-      *PEER_STRATEGIES,
-      'external',
-      'reference',
-      'none',
-    ),
+    'strategy': (*PEER_STRATEGIES, *GIVEN_STRATEGIES, 'none'),
     'feedback': ('never', 'without_peer', 'always'),
   },
   PolicyGradient: {
-    'advantage': (
-      'grpo',
-      'dr_grpo',
-      'rloo',
-      'reinforce',
-      'pass_at_k',
-      'rosa',
-    ),
-    'policy_loss': ('clip', 'gspo', 'cispo', 'reinforce'),
+    'advantage': (*PLAIN_ADVANTAGES, 'pass_at_k', 'rosa'),
+    'policy_loss': (*CLIPPED_LOSSES, 'reinforce'),
     'diversity_how': ('add', 'multiply'),
     'diversity_by': ('concepts', 'solution'),
     'diversity_for': ('correct', 'all'),
   },
-  Mix: {
-    'rule': (
-      'advantage',
-      'debiased',
-      'rlsd',
-      'antisd',
-      'rlcsd',
-      'loss',
-      'srpo',
-      'sdpg',
-    ),
-  },
+  Mix: {'rule': (*ADVANTAGE_RULES, *LOSS_RULES)},
   Loss: {
     'aggregation': (
       'token_mean',
@@ -186,9 +171,7 @@ SHARES: dict[type, tuple[str, ...]] = {
   Rollout: ('min_p',),
   Alarm: ('variety_drop', 'success_drop', 'entropy_share', 'idle_share'),
   Pretraining: tuple(
-    f.name
-    for f in dataclasses.fields(Pretraining)
-    if f.name.endswith('_share')
+    f.name for f in dataclasses.fields(Pretraining) if f.name.endswith('_share')
   ),
 }
 """Options in 0..1."""
@@ -201,12 +184,9 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'trust_region': ('teacher', ('trust_region',)),
     'jsd_alpha': ('objective', ('jsd',)),
     'jsd_normalised': ('objective', ('jsd',)),
-    'top_k': ('support', ('student_top_k', 'teacher_top_k')),
-    'tail': ('support', ('student_top_k', 'teacher_top_k')),
-    'pointwise_clip': (
-      'support',
-      ('full', 'student_top_k', 'teacher_top_k'),
-    ),
+    'top_k': ('support', TOP_K_SUPPORTS),
+    'tail': ('support', TOP_K_SUPPORTS),
+    'pointwise_clip': ('support', ('full', *TOP_K_SUPPORTS)),
     'anchor_steps': ('anchor_beta', lambda beta: beta > 1),
   },
   Demonstrations: {
@@ -219,21 +199,15 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
   },
   PolicyGradient: {
     'pass_k': ('advantage', ('pass_at_k',)),
-    'clip_low': ('policy_loss', ('clip', 'gspo', 'cispo')),
-    'clip_high': ('policy_loss', ('clip', 'gspo', 'cispo')),
+    'clip_low': ('policy_loss', CLIPPED_LOSSES),
+    'clip_high': ('policy_loss', CLIPPED_LOSSES),
     'dual_clip': ('policy_loss', ('clip', 'gspo')),
     'adaptive_clip': ('policy_loss', ('clip',)),
     'diversity_how': ('diversity_weight', is_positive),
     'diversity_by': ('diversity_weight', is_positive),
     'diversity_for': ('diversity_weight', is_positive),
-    'diversity_weight': (
-      'advantage',
-      ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
-    ),
-    'overlong_share': (
-      'advantage',
-      ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
-    ),
+    'diversity_weight': ('advantage', PLAIN_ADVANTAGES),
+    'overlong_share': ('advantage', PLAIN_ADVANTAGES),
   },
   Mix: {
     'weight': ('rule', lambda rule: rule != 'srpo'),

@@ -20,6 +20,7 @@ FLOORS = [
     'config_method',
     'config_rules',
     'config_check',
+    'config_check_method',
     'config_dict',
     'schedule',
     'reward_worker',
