@@ -1,4 +1,4 @@
-"""A tiny decoder, a model without one, and a walker of jaxprs, for tests.
+"""A tiny decoder, models without one, and a walker of jaxprs, for tests.
 
 The decoder's weights are drawn wide: with weights close to 0 every
 next-token law is uniform and a broken attention would go unseen.
@@ -28,31 +28,7 @@ from sdjax.types import Evidence, Prompts, Rollout, length_mask
 
 VOCAB = 23
 
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-  """The options that this release of XLA has: they come and go."""
-
-  def is_known(name: str) -> bool:
-    try:
-      jax.jit(jnp.negative, compiler_options={name: options[name]})(1.0)
-    except jax.errors.JaxRuntimeError as error:
-      assert 'No such compile option' in str(error), error
-      return False
-    return True
-
-  return {name: options[name] for name in options if is_known(name)}
-
-
-COMPILER_OPTIONS = _known(
-  {
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-    'xla_cpu_use_fusion_emitters': False,
-  }
-)
-"""A tiny model compiles six times faster with these on a CPU."""
-
-jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+jit = jax.jit  # quick to compile: see `conftest.py`
 
 
 @functools.cache
@@ -142,6 +118,44 @@ def chain(
 
   # exp(-40) stands for 0: -inf * 0 in the product with a one-hot is NaN.
   return apply_fn, jnp.maximum(jnp.log(jnp.asarray(law, jnp.float32)), -40.0)
+
+
+@functools.cache
+def bags(size: int = VOCAB, seed: int = 0) -> tuple[Callable[..., Any], Any]:
+  """A model whose next token depends on the last one and on its context.
+
+  It is a table: a token's logits are the sum of a row for the token before it
+  and of one for each token the context holds. So a demonstration in the
+  context matters, and a step compiles in a moment.
+
+  Args:
+    size: V, tokens.
+    seed: of the weights.
+
+  Returns:
+    `apply_fn` and its weights, [2 V, V].
+  """
+
+  def apply_fn(params, x, *, method, prefix=None, pad_QG=None) -> Any:
+    if method == 'head':
+      return x @ params
+    one = jax.nn.one_hot(x, size)
+    if prefix is None:
+      real = jnp.arange(x.shape[-1]) >= jnp.asarray(pad_QG)[..., None]
+      bag = (one * real[..., None]).sum(axis=-2, keepdims=True)
+      kv = KV(k=bag[None, ..., None], v=bag[None, ..., None])
+    else:
+      bag = prefix.kv.k[0, ..., 0]
+      index = prefix.index
+      if index is None:
+        index = jnp.zeros(x.shape[:2], int)
+      bag = jnp.take_along_axis(bag, index[..., None, None], axis=1)
+      kv = prefix.kv
+    out = jnp.broadcast_to(bag, one.shape)
+    return jnp.concatenate([one, out], axis=-1), kv
+
+  weights = 0.7 * np.random.default_rng(seed).standard_normal((2 * size, size))
+  return apply_fn, jnp.asarray(weights, jnp.float32)
 
 
 @functools.cache

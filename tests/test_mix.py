@@ -1,16 +1,19 @@
 """The step with rewards and a teacher, and its ends: pure RL, pure SD."""
 
 import functools
+import itertools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import assert_close, batch, jit, model
+from models import assert_close, bags, batch
 
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import mix, rl, sd
+from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.steps.view import counted_tokens
 from sdjax.types import Evidence
 
@@ -18,21 +21,37 @@ from sdjax.types import Evidence
 CORRECT = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]], bool)
 
 
+@functools.cache
+def sampled():
+  """Questions and rollouts, as if the student had sampled these."""
+  apply_fn, params = bags()
+  prompts, rollout, _ = batch()
+  hidden = completion_hidden(
+    apply_fn,
+    params,
+    prompts.ids[:, None],
+    prompts.length[:, None],
+    rollout.ids,
+  )
+  logp = token_logp(apply_fn, params, hidden, rollout.ids)
+  return prompts, replace(rollout, behavior_logp=logp)
+
+
 def evidence_of(**changes) -> Evidence:
   *_, evidence = batch()
-  return replace(
-    evidence,
-    correct=jnp.asarray(CORRECT),
-    reward=jnp.asarray(CORRECT, jnp.float32),
-    **changes,
-  )
+  graded = {
+    'correct': jnp.asarray(CORRECT),
+    'reward': jnp.asarray(CORRECT, jnp.float32),
+    'strategy': jnp.where(jnp.asarray(CORRECT), 0, -1),
+  }
+  return replace(evidence, **(graded | changes))
 
 
 @functools.cache
 def step(module, signal_options, loss_options, aggregation='token_mean'):
-  """Compiled (params, teacher, evidence) to loss and gradient."""
-  apply_fn, _ = model()
-  prompts, rollout, _ = batch()
+  """Compiled (params, teacher, evidence) to signal, loss and gradient."""
+  apply_fn, _ = bags()
+  prompts, rollout = sampled()
 
   def f(params, teacher_params, evidence):
     signal = module.signal_step(
@@ -50,7 +69,8 @@ def step(module, signal_options, loss_options, aggregation='token_mean'):
     )
 
     def loss(params):
-      how, options = module, dict(loss_options)
+      how: Any = module
+      options = dict(loss_options)
       if module is mix and signal.sd_weight is None:
         how = rl  # a rule on the advantage ends in the policy loss
       elif module is mix:
@@ -67,20 +87,47 @@ def step(module, signal_options, loss_options, aggregation='token_mean'):
         **options,
       )[0]
 
-    return jax.value_and_grad(loss)(params)
+    return signal, jax.value_and_grad(loss)(params)
 
-  return jit(f)
+  return jax.jit(f)
 
 
-def run(module, signal=(), loss=(), evidence=None, aggregation='token_mean'):
+def both(
+  module,
+  signal=(),
+  loss=(),
+  evidence=None,
+  aggregation='token_mean',
+  strength=0.5,
+):
+  """The signal, and loss and gradient; the weight compiles nothing anew."""
   evidence = evidence_of() if evidence is None else evidence
+  if strength is not None:
+    evidence = replace(evidence, strength=jnp.full(4, strength))
   return step(module, signal, loss, aggregation)(
-    model()[1], model(seed=1)[1], evidence
+    bags()[1], bags(seed=1)[1], evidence
   )
+
+
+def run(*args, **kw):
+  """Loss and gradient of a step."""
+  return both(*args, **kw)[1]
+
+
+def signal_of(*args, **kw):
+  """What a step makes of the evidence."""
+  return both(*args, **kw)[0]
 
 
 def options(**values):
   return tuple(values.items())
+
+
+def mixed(rule, **values):
+  """A rule's options; `rlcsd` takes the last context for a wrong answer."""
+  if rule == 'rlcsd':
+    values['num_contrast'] = 1
+  return options(rule=rule, **values)
 
 
 def differ(a, b):
@@ -91,44 +138,35 @@ def differ(a, b):
 
 
 @pytest.mark.parametrize(
-  'rule, weight',
+  'rule, strength',
   [
     ('advantage', 1.0),
     ('debiased', 1.0),
     ('rlsd', 0.0),
     ('antisd', 0.0),
+    ('rlcsd', 0.0),
     ('loss', 1.0),
     ('sdpg', 0.0),
   ],
 )
-def test_one_end_is_pure_rl(rule, weight):
+def test_one_end_is_pure_rl(rule, strength):
   want = run(rl)
-  evidence = evidence_of(strategy=jnp.where(jnp.asarray(CORRECT), 0, -1))
-  got = run(mix, options(rule=rule, weight=weight), (), evidence)
-  assert_close(got, want)
+  assert_close(run(mix, mixed(rule), strength=strength), want)
   # At another weight it is not.
-  other = run(mix, options(rule=rule, weight=0.4), (), evidence)
+  other = run(mix, mixed(rule), strength=0.4)
   assert differ(other[1], want[1]) > 1e-3
 
 
 def test_debiased_differs_only_where_there_are_two_strategies():
   correct = jnp.asarray(CORRECT)
-  plain = run(mix, options(rule='advantage', weight=0.3))
-  how = options(rule='debiased', weight=0.3)
-  one = evidence_of(strategy=jnp.where(correct, 3, -1))
-  assert_close(run(mix, how, (), one), plain)
+  plain = run(mix, mixed('advantage'))
+  assert_close(run(mix, mixed('debiased')), plain)
   each = jnp.broadcast_to(jnp.arange(correct.shape[1]), correct.shape)
   several = evidence_of(strategy=jnp.where(correct, each, -1))
-  assert differ(run(mix, how, (), several)[1], plain[1]) > 1e-3
+  other = run(mix, mixed('debiased'), (), several)
+  assert differ(other[1], plain[1]) > 1e-3
   with pytest.raises(ValueError, match=r'needs evidence\.strategy'):
-    run(mix, how)
-
-
-def test_one_end_of_rlcsd_is_pure_rl():
-  want = run(rl)
-  how = {'rule': 'rlcsd', 'num_contrast': 1}
-  assert_close(run(mix, options(weight=0.0, **how)), want)
-  assert differ(run(mix, options(weight=0.5, **how))[1], want[1]) > 1e-3
+    run(mix, mixed('debiased'), (), evidence_of(strategy=None))
 
 
 def one_teacher():
@@ -148,16 +186,16 @@ def test_the_other_end_of_the_advantage_is_the_sampled_reverse_kl():
   evidence = one_teacher()
   assert evidence.context_mask is not None
   everyone = replace(evidence, context_mask=evidence.context_mask | True)
-  sampled = options(support='sampled')
-  _, got = run(mix, options(rule='advantage', weight=0.0), (), everyone)
-  assert_close(got, run(sd, (), sampled, everyone)[1])
-  _, got = run(mix, options(rule='advantage', weight=0.0), (), evidence)
+  taken = options(support='sampled')
+  _, got = run(mix, mixed('advantage'), (), everyone, strength=0.0)
+  assert_close(got, run(sd, (), taken, everyone)[1])
+  _, got = run(mix, mixed('advantage'), (), evidence, strength=0.0)
   # The gradient is that of the counted ones, over more tokens.
-  _, rollout, _ = batch()
+  _, rollout = sampled()
   tokens = np.asarray(rollout.length)
   share = (tokens * np.asarray(evidence.context_mask)[..., 0]).sum()
   share = share / tokens.sum()
-  _, want = run(sd, (), sampled, evidence)
+  _, want = run(sd, (), taken, evidence)
   assert_close(got, jax.tree.map(lambda x: share * x, want))
 
 
@@ -166,41 +204,32 @@ def test_the_other_end_of_the_advantage_is_the_sampled_reverse_kl():
 def test_the_other_end_of_the_loss_is_pure_sd(objective, aggregation):
   how = options(objective=objective)
   want = run(sd, (), how, aggregation=aggregation)
-  signal = options(rule='loss', weight=0.0, aggregation=aggregation)
-  assert_close(run(mix, signal, how, aggregation=aggregation), want)
+  signal = mixed('loss', aggregation=aggregation)
+  got = run(mix, signal, how, aggregation=aggregation, strength=0.0)
+  assert_close(got, want)
 
 
 def test_between_the_ends_the_loss_is_the_weighted_sum():
   ends = run(rl), run(sd)
-  got = run(mix, options(rule='loss', weight=0.25))
+  got = run(mix, mixed('loss'), strength=0.25)
   want = jax.tree.map(lambda a, b: 0.25 * a + 0.75 * b, *ends)
   assert_close(got, want)
 
 
 def test_srpo_is_rl_where_all_are_right_and_sd_where_none_is():
   right = replace(evidence_of(), correct=jnp.asarray(CORRECT | True))
-  assert_close(run(mix, options(rule='srpo'), (), right), run(rl))
+  assert_close(run(mix, mixed('srpo'), (), right), run(rl))
   wrong = replace(evidence_of(), correct=jnp.asarray(CORRECT & False))
-  plain = options(rule='srpo', entropy_exponent=0.0)
+  plain = mixed('srpo', entropy_exponent=0.0)
   assert_close(run(mix, plain, (), wrong), run(sd))
   # Where the teacher is unsure it counts for less, in the mean not at all.
-  weighted = run(mix, options(rule='srpo', entropy_exponent=2.0), (), wrong)
+  weighted = run(mix, mixed('srpo', entropy_exponent=2.0), (), wrong)
   assert differ(weighted[1], run(sd)[1]) > 1e-3
 
 
 def test_srpo_routes_by_the_verdict():
-  apply_fn, params = model()
-  prompts, rollout, _ = batch()
-  signal = mix.signal_step(
-    apply_fn,
-    params,
-    model(seed=1)[1],
-    None,
-    prompts,
-    rollout,
-    evidence_of(),
-    rule='srpo',
-  )
+  _, rollout = sampled()
+  signal = signal_of(mix, mixed('srpo'))
   has = np.asarray(evidence_of().context_mask).any(-1)
   failed = ~CORRECT & has
   np.testing.assert_array_equal(signal.sample_mask, CORRECT | failed)
@@ -213,19 +242,7 @@ def test_srpo_routes_by_the_verdict():
 
 
 def test_sdpg_distils_where_the_advantage_is_positive():
-  apply_fn, params = model()
-  prompts, rollout, _ = batch()
-  signal = mix.signal_step(
-    apply_fn,
-    params,
-    model(seed=1)[1],
-    None,
-    prompts,
-    rollout,
-    evidence_of(),
-    rule='sdpg',
-    weight=0.3,
-  )
+  signal = signal_of(mix, mixed('sdpg'), strength=0.3)
   has = np.asarray(evidence_of().context_mask).any(-1)
   better = CORRECT & ~CORRECT.all(1, keepdims=True) & has
   np.testing.assert_allclose(
@@ -235,58 +252,45 @@ def test_sdpg_distils_where_the_advantage_is_positive():
 
 
 def test_a_scheduled_weight_comes_from_the_evidence():
-  evidence = evidence_of(strength=jnp.full(4, 0.25))
-  got = run(mix, options(rule='loss', weight=0.9), (), evidence)
-  assert_close(got, run(mix, options(rule='loss', weight=0.25)))
+  got = run(mix, mixed('loss', weight=0.25), strength=None)
+  assert_close(got, run(mix, mixed('loss'), strength=0.25))
+
+
+def test_no_two_rules_are_the_same():
+  found = {rule: run(mix, mixed(rule))[1] for rule in mix.RULES}
+  for rule, other in itertools.combinations(mix.RULES, 2):
+    assert differ(found[rule], found[other]) > 1e-3, (rule, other)
 
 
 def test_antisd_is_silent_below_its_floor():
-  floor = options(rule='antisd', weight=2.0, entropy_floor=50.0)
-  assert_close(run(mix, floor), run(rl))
+  floor = mixed('antisd', entropy_floor=50.0)
+  assert_close(run(mix, floor, strength=2.0), run(rl))
 
 
 def test_rollouts_without_a_teacher_keep_their_advantage():
-  apply_fn, params = model()
-  prompts, rollout, _ = batch()
-  evidence = evidence_of()
-  args = (apply_fn, params, model(seed=1)[1], None, prompts, rollout, evidence)
-  plain = rl.signal_step(*args).advantage
-  has = np.asarray(evidence.context_mask).any(-1)
+  plain = signal_of(rl).advantage
+  has = np.asarray(evidence_of().context_mask).any(-1)
   for rule in ('rlsd', 'antisd'):
-    got = mix.signal_step(*args, rule=rule, weight=1.0).advantage
+    got = signal_of(mix, mixed(rule), strength=1.0).advantage
     assert got is not None and plain is not None
     np.testing.assert_allclose(got[~has], plain[~has], atol=1e-6)
     assert (np.abs(got[has] - plain[has]).max(-1) > 1e-3).any()
 
 
 def test_sc_sdpo_weighs_questions_and_its_end_is_pure_sd():
-  def weight(exponent):
-    apply_fn, params = model()
-    prompts, rollout, _ = batch()
-    signal = sd.signal_step(
-      apply_fn,
-      params,
-      model(seed=1)[1],
-      None,
-      prompts,
-      rollout,
-      evidence_of(),
-      success_exponent=exponent,
-    )
-    return signal.sd_weight
-
   # Pass rates 1/3, 2/3, 1, 0: roots of 2/9, 2/9, 0, 0 over their mean.
-  got = weight(0.5)
-  assert got is not None
-  np.testing.assert_allclose(got[:, 0, 0], [2, 2, 0, 0], rtol=1e-5)
-  assert weight(0.0) is None
-  full = run(sd)
-  assert differ(run(sd, options(success_exponent=0.5))[1], full[1]) > 1e-3
+  signal, (_, slope) = both(sd, options(success_exponent=0.5))
+  assert signal.sd_weight is not None
+  np.testing.assert_allclose(signal.sd_weight[:, 0, 0], [2, 2, 0, 0], rtol=1e-5)
+  plain, (_, want) = both(sd)
+  assert plain.sd_weight is None
+  assert_close(run(sd, options(success_exponent=0.0))[1], want)
+  assert differ(slope, want) > 1e-3
 
 
 def test_an_unknown_rule_is_named():
   with pytest.raises(ValueError, match="rule='grpo' is not one of"):
-    run(mix, options(rule='grpo'))
+    run(mix, mixed('grpo'))
 
 
 def test_distil_without_its_credit_is_the_forward_kl():
@@ -303,17 +307,13 @@ def test_distil_without_its_credit_is_the_forward_kl():
 
 def test_the_ends_of_an_anchored_target():
   """A share of 1 is the teacher itself, a share of 0 the reference."""
-  apply_fn, params = model()
-  teacher, reference = model(seed=1)[1], model(seed=2)[1]
-  prompts, rollout, _ = batch()
+  apply_fn, params = bags()
+  teacher, reference = bags(seed=1)[1], bags(seed=2)[1]
+  prompts, rollout = sampled()
   evidence = evidence_of()
 
-  def loss(teacher, ref_params, anchor, share, context):
-    shown = evidence
-    if context is not None:
-      shown = replace(
-        evidence, context_ids=context[0], context_length=context[1]
-      )
+  @functools.partial(jax.jit, static_argnames='anchor')
+  def loss(teacher, ref_params, share, evidence, anchor):
     signal = sd.signal_step(
       apply_fn,
       params,
@@ -321,7 +321,7 @@ def test_the_ends_of_an_anchored_target():
       ref_params,
       prompts,
       rollout,
-      shown,
+      evidence,
       anchor=anchor,
       teacher_share=share,
       with_ref_kl=False,
@@ -340,26 +340,29 @@ def test_the_ends_of_an_anchored_target():
       weight,
     )[0]
 
-  plain = loss(teacher, None, 'none', 1.0, None)
+  def alone(teacher, evidence):
+    return loss(teacher, None, 1.0, evidence, anchor='none')
+
+  def anchored(anchor, share):
+    return loss(teacher, reference, share, evidence, anchor=anchor)
+
+  plain = alone(teacher, evidence)
   for anchor in ('student', 'teacher'):
-    got = loss(teacher, reference, anchor, 1.0, None)
-    np.testing.assert_allclose(got, plain, rtol=1e-5)
-    assert abs(loss(teacher, reference, anchor, 0.5, None) - plain) > 1e-3
+    np.testing.assert_allclose(anchored(anchor, 1.0), plain, rtol=1e-5)
+    assert abs(anchored(anchor, 0.5) - plain) > 1e-3
   # The reference shown what the teacher is shown.
   np.testing.assert_allclose(
-    loss(teacher, reference, 'teacher', 0.0, None),
-    loss(reference, None, 'none', 1.0, None),
-    rtol=1e-5,
+    anchored('teacher', 0.0), alone(reference, evidence), rtol=1e-5
   )
   # The reference asked the plain question, in both contexts' places.
   width = evidence.context_ids.shape[-1] - prompts.ids.shape[-1]
   ids = jnp.pad(jnp.asarray(prompts.ids), ((0, 0), (width, 0)))
-  question = (
-    jnp.repeat(ids[:, None], 2, axis=1),
-    jnp.repeat(jnp.asarray(prompts.length)[:, None], 2, axis=1),
+  length = jnp.asarray(prompts.length)
+  asked = replace(
+    evidence,
+    context_ids=jnp.repeat(ids[:, None], 2, axis=1),
+    context_length=jnp.repeat(length[:, None], 2, axis=1),
   )
   np.testing.assert_allclose(
-    loss(teacher, reference, 'student', 0.0, None),
-    loss(reference, None, 'none', 1.0, question),
-    rtol=1e-5,
+    anchored('student', 0.0), alone(reference, asked), rtol=1e-5
   )
