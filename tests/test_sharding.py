@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from models import COMPILER_OPTIONS, assert_close, make_prompts, model
+from models import assert_close, make_prompts, model
 
 from sdjax import config, sharding
 from sdjax.optim import make_optimizer
@@ -54,9 +54,7 @@ def sampled(mesh_name):
     params = jax.device_put(params, sharding.state_sharding(params, mesh))
     batch = sharding.shard_batch(batch, mesh)
     key = jax.device_put(key, sharding.replicated(mesh))
-  return jax.device_get(
-    jax.jit(step, compiler_options=COMPILER_OPTIONS)(params, batch, key)
-  )
+  return jax.device_get(jax.jit(step)(params, batch, key))
 
 
 @pytest.mark.parametrize('mesh_name', MESHES)
@@ -65,9 +63,7 @@ def test_rollout_is_the_same_on_any_mesh(mesh_name):
   assert len(np.unique(expected.ids)) > 8
   assert len(np.unique(expected.length)) > 1
   for name in ('ids', 'length', 'finished'):
-    np.testing.assert_array_equal(
-      getattr(found, name), getattr(expected, name)
-    )
+    np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
   assert_close(found.behavior_logp, expected.behavior_logp)
 
 
@@ -140,9 +136,7 @@ def updated(method, mesh_name, micro_batches):
     state = jax.device_put(state, places)
     batch = sharding.shard_batch(batch, mesh)
     places = (places, sharding.replicated(mesh))
-  jitted = jax.jit(
-    whole_step, out_shardings=places, compiler_options=COMPILER_OPTIONS
-  )
+  jitted = jax.jit(whole_step, out_shardings=places)
   return jitted(state, *batch)
 
 
