@@ -16,7 +16,6 @@ from sdjax.config import (
 )
 from sdjax.config_method import (
   ADVANTAGE_RULES,
-  GIVEN_STRATEGIES,
   PEER_STRATEGIES,
 )
 from sdjax.config_rules import NEEDS_OLD_ROLLOUTS, SHAPES_THE_LOSS
@@ -123,7 +122,7 @@ def _validate_demonstrations(
       f'with {path}strategy={shown.strategy!r} and rollout.num_samples='
       f'{config.rollout.num_samples}.'
     )
-  if shown.strategy in GIVEN_STRATEGIES:
+  if shown.strategy == 'reference':
     if shown.feedback == 'without_peer':
       raise ConfigError(
         f"{path}feedback='without_peer' does nothing when {path}strategy="

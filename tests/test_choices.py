@@ -103,12 +103,16 @@ def test_poolings():
   inputs = teacher.TeacherInputs(
     hidden=jnp.eye(2)[None, None, None],
     mask=jnp.ones((1, 1, 1, 2), bool),
+    log_weight=jnp.array([[[[0.0, -1.0]]]]),
     anchor_hidden=None,
     anchor_weight=None,
   )
 
   def law(name):
-    return teacher.teacher_law(apply_fn, params, None, inputs, 1.0, name)[0]
+    # Only the mixture of whole answers comes with weights.
+    weighed = name == 'sequence_mixture'
+    one = inputs if weighed else inputs._replace(log_weight=None)
+    return teacher.teacher_law(apply_fn, params, None, one, 1.0, name, 1.0)[0]
 
   all_differ({name: law(name) for name in ALLOWED[SD]['pooling']})
   with pytest.raises(ValueError, match="pooling='mean' is not one of"):
