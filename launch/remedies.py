@@ -78,7 +78,7 @@ def main() -> int:
   ]
   with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
     done = list(
-      pool.map(lambda run: train(*run, options.steps), runs, chunksize=1)
+      pool.map(lambda run: train(run[0], run[1], run[2], options.steps), runs)
     )
   folders = [str(run[0]) for run, ok in zip(runs, done, strict=True) if ok]
   if folders:
