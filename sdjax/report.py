@@ -126,7 +126,8 @@ def write_report(
       # A picture of an earlier report would pass for one of these runs.
       path.unlink(missing_ok=True)
       notes.append(f'{name}.png is not drawn: no run has the numbers for it.')
-  (out / 'table.md').write_text(tables_lib.markdown(tables), encoding='utf-8')
+  words = plane.markdown(plane.planes_of(tables)) + tables_lib.markdown(tables)
+  (out / 'table.md').write_text(words, encoding='utf-8')
   pairs = forecast.compare(groups, sources)
   text = _page(title, groups, tables, pictures, pairs, notes, shown_questions)
   (out / 'index.html').write_text(text, encoding='utf-8')

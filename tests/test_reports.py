@@ -87,6 +87,21 @@ def test_methods_on_most_fronts_come_first():
   assert plane.ranked(tied) == ['p', 'q', 'r']
 
 
+def test_the_ranking_in_words():
+  found = planes(both=(0.9, 2, 1), none=(0.5, 1, 0.5), base=(0.1, 3, 1))
+  lines = plane.markdown(found).splitlines()
+  assert lines[2:4] == [
+    '| method | front | x | A. a | B. b |', '|---|---|--:|--:|--:|'
+  ]
+  assert lines[4].startswith('| `both` | A B | 0.900')
+  assert lines[5].startswith('| `none` |  | 0.500')
+  assert lines[6].startswith('| `base` |  | 0.100')
+  assert plane.markdown(planes(alone=(0.5, 1, 1))) == ''
+  one = tables.Estimate(0.5, (0.4, 0.55), (0.45, 0.61))
+  wide = plane.Plane('x', 'a', {'p': one, 'q': one}, {'p': one, 'q': one})
+  assert '| 0.500 [0.40, 0.61] |' in plane.markdown([wide])
+
+
 def test_planes_take_the_first_and_the_last_set(tmp_path):
   one = group('sd', load(make_run(tmp_path / 'sd')))
   first, second = plane.planes_of(tables.tables_of([one], 0))

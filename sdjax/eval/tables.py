@@ -186,7 +186,7 @@ def markdown(tables: Sequence[Table]) -> str:
   for table in tables:
     headings = ['method', *table.columns.values()]
     parts += [
-      f'**{_inline(table.name)}**',
+      f'**{inline(table.name)}**',
       '',
       f'| {" | ".join(headings)} |',
       f'|---|{"--:|" * len(table.columns)}',
@@ -201,7 +201,7 @@ def markdown(tables: Sequence[Table]) -> str:
           low, high = cell.interval
           text += f' [{low:.{places}f}, {high:.{places}f}]'
         cells.append(text)
-      parts.append(f'| {" | ".join([f"`{_inline(label)}`", *cells])} |')
+      parts.append(f'| {" | ".join([f"`{inline(label)}`", *cells])} |')
     parts.append('')
   if not parts:
     return 'No evaluation to show.\n'
@@ -248,5 +248,6 @@ def _question_values(
     return None
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
+  """Returns a name without what would break a Markdown table."""
   return ''.join(' ' if char in '|`\n\r<>' else char for char in text)

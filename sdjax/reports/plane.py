@@ -7,6 +7,7 @@ from typing import Any
 
 from sdjax import plots
 from sdjax.eval import runs as runs_lib
+from sdjax.eval import tables as tables_lib
 from sdjax.eval.tables import BASE, Estimate, Table
 from sdjax.reports import chart, marks, page
 
@@ -144,6 +145,61 @@ def ranked(planes: Sequence[Plane]) -> list[str]:
     return -number, *(-value for value in height)
 
   return sorted(order, key=rank)
+
+
+def markdown(planes: Sequence[Plane]) -> str:
+  """Renders the ranking for a README; '' if there is nobody to compare.
+
+  Args:
+    planes: of `planes_of`.
+
+  Returns:
+    A table, in brackets the wider of the interval over questions and the
+    range of the seeds, and what they are.
+  """
+  everyone = ranked(planes)
+  if len(everyone) < 2:
+    return ''
+  fronts = [(x, pareto_front(plane.points)) for x, plane in _lettered(planes)]
+  heads = [
+    'method',
+    'front',
+    planes[0].x_name,
+    *(f'{x}. {plane.y_name}' for x, plane in _lettered(planes)),
+  ]
+  lines = [f'| {" | ".join(heads)} |', f'|---|---|{"--:|" * (len(heads) - 2)}']
+  if any(BASE in plane.x for plane in planes):
+    everyone.append(BASE)
+  for label in everyone:
+    own = next(plane.x[label] for plane in planes if label in plane.x)
+    cells = [
+      ' '.join(letter for letter, front in fronts if label in front),
+      _in_brackets(own),
+      *(_in_brackets(plane.y.get(label)) for plane in planes),
+    ]
+    lines.append(f'| `{tables_lib.inline(label)}` | {" | ".join(cells)} |')
+  return '\n'.join(
+    [
+      '**accuracy against variety**',
+      '',
+      *lines,
+      '',
+      'Methods on most fronts first. In brackets: 95% bootstrap intervals over '
+      'questions, or the range of the seeds where that is wider.',
+      '',
+      '',
+    ]
+  )
+
+
+def _in_brackets(one: Estimate | None) -> str:
+  if one is None:
+    return ''
+  interval = ends(one)
+  text = f'{one.value:.3f}'
+  return (
+    text if interval is None else '{} [{:.2f}, {:.2f}]'.format(text, *interval)
+  )
 
 
 def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
