@@ -34,14 +34,6 @@ def published(name: str) -> c.Config:
   return config
 
 
-BALANCED = sd(
-  objective='forward_kl',
-  pooling='sequence_mixture',
-  teacher_temperature=0.5,
-  demonstrations=c.Demonstrations(strategy='balanced', count=4),
-)
-"""One teacher for each solution that the group found, all counting alike."""
-
 METHODS: dict[str, c.Config] = {
   # What is to be mended, and what it is compared with.
   'sd': c.Config(method=sd()),
@@ -65,7 +57,7 @@ METHODS: dict[str, c.Config] = {
       weight=0.9, sd=sd(), rl=c.PolicyGradient(diversity_weight=0.5)
     )
   ),
-  # As published, but for the rate of the teacher.
+  # As published (the last two: by us), but for the rate of the teacher.
   **{
     name: published(name)
     for name in (
@@ -76,11 +68,10 @@ METHODS: dict[str, c.Config] = {
       'beta_opsd',
       'sc_sdpo',
       'rosa',
+      'balanced',
+      'balanced_rl',
     )
   },
-  # Ours.
-  'balanced': c.Config(method=BALANCED),
-  'balanced_rl': c.Config(method=c.Mix(rule='loss', sd=BALANCED)),
 }
 
 

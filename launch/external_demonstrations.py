@@ -25,9 +25,9 @@ SOURCE_EVERY = 25
 
 STUDENTS: dict[str, tuple[str, dict[str, object]]] = {
   'one demonstration': ('concept_graph.py:sd', {}),
-  'mixture of four': (
+  'mixture of three': (
     'concept_graph_remedies.py:balanced',
-    {'method__demonstrations__count': 4},
+    {},
   ),
 }
 """How the demonstrations are used: label to a config and changes to it."""

@@ -30,7 +30,7 @@ GROUPS = {
 
 KEEP_VARIETY = (
   "for self-distillation method.demonstrations.strategy='balanced' with "
-  "count=4, method.pooling='sequence_mixture' and "
+  "count=3, method.pooling='sequence_mixture' and "
   "method.objective='forward_kl'; for RL method.diversity_weight; the two "
   "together with method 'mix'"
 )

@@ -4,6 +4,9 @@
   sdsd_paper             self-distillation with sampled demonstrations
   sdsd_k3_paper          likewise, the losses of three demonstrations averaged
   sdsd_mixture           likewise, distilled from the mixture of three (ours)
+  balanced               a teacher for each solution found, all counting alike
+                         (ours)
+  balanced_rl            likewise, with rewards beside it (ours)
   sdpo                   SDPO without environment feedback
   sdpo_rich_feedback     SDPO with feedback where no peer is correct
   sdpo_trl               SDPO as trl has it by default
@@ -134,6 +137,14 @@ _OPSD = {
 _MINI = {'train.mini_batches': (4, 'SDPO: 32 questions, 8 an update')}
 
 
+_BALANCED = {
+  'objective': 'forward_kl',
+  'pooling': 'sequence_mixture',
+  'teacher_temperature': 0.5,
+  'demonstrations.strategy': 'balanced',
+  'demonstrations.count': 3,
+}
+
 PRESETS: dict[str, Preset] = {
   'sdsd_paper': Preset('sd', _SDSD),
   'sdsd_k3_paper': Preset(
@@ -150,6 +161,17 @@ PRESETS: dict[str, Preset] = {
     | {
       'method.demonstrations.count': (3, OURS),
       'method.pooling': ('mixture', OURS),
+    },
+  ),
+  'balanced': Preset(
+    'sd', {f'method.{k}': (value, OURS) for k, value in _BALANCED.items()}
+  ),
+  'balanced_rl': Preset(
+    'mix',
+    {
+      'method.rule': ('loss', OURS),
+      'method.weight': (0.5, OURS),
+      **{f'method.sd.{k}': (value, OURS) for k, value in _BALANCED.items()},
     },
   ),
   'sdpo': Preset('sd', _SDPO),

@@ -67,7 +67,7 @@ def test_variety_lost_while_success_rises():
     'harder: effective_solutions fell by 75%, from 4 (step 10) to 1, while '
     'pass@1 rose from 0.5 to 0.9: the model is right more often in fewer '
     "ways. Try for self-distillation method.demonstrations.strategy='balanced' "
-    "with count=4, method.pooling='sequence_mixture' and "
+    "with count=3, method.pooling='sequence_mixture' and "
     "method.objective='forward_kl'; for RL method.diversity_weight; the two "
     "together with method 'mix'; or stop here."
   )
