@@ -25,7 +25,7 @@ SOURCE_EVERY = 25
 
 STUDENTS: dict[str, tuple[str, dict[str, object]]] = {
   'one demonstration': ('concept_graph.py:sd', {}),
-  'mixture of three': (
+  'mixture': (
     'concept_graph_remedies.py:balanced',
     {},
   ),
