@@ -26,7 +26,7 @@ from tabular import (
 from sdjax import rl, rollout_step, sd, theory, update_step
 from sdjax.types import Evidence, Prompts, Signal, TrainState
 
-NUM_Q, NUM_G, STEPS = 16, 8, 2000
+NUM_Q, NUM_G, STEPS = 16, 8, 1000
 
 
 def train(sizes, module, gather, **loss_options):
