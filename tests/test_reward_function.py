@@ -332,7 +332,8 @@ def test_no_process_and_no_file_is_left(file, end):
   if end == 'interrupt':
     with pytest.raises(KeyboardInterrupt):
       pool._timeout = 60
-      pool.score([question()], [['interrupt us', 'fine']])
+      found = pool.score([question()], [['interrupt us', 'fine']])
+      pytest.fail(f'{found}, {signal.getsignal(signal.SIGINT)}')
     # The reward that was on its way then is not taken for one of these.
     answers = ['return time.sleep(0.6) or 1', 'bb', 'ccc']
     reward, _ = pool.score([question()], [answers])
