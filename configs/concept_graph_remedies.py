@@ -53,9 +53,7 @@ METHODS: dict[str, c.Config] = {
   'debiased': c.Config(method=c.Mix(rule='debiased', weight=0.0, sd=sd())),
   # Rewards beside it.
   'lambda_diversity': c.Config(
-    method=c.Mix(
-      weight=0.9, sd=sd(), rl=c.PolicyGradient(diversity_weight=0.5)
-    )
+    method=c.Mix(weight=0.9, sd=sd(), rl=c.PolicyGradient(diversity_weight=0.5))
   ),
   # As published (the last two: by us), but for the rate of the teacher.
   **{

@@ -117,9 +117,7 @@ def make_base(out: Path, name: str, careful: int, habits: int) -> Path:
   return model
 
 
-def measure(
-  out: Path, name: str, model: Path, steps: int
-) -> dict[str, float]:
+def measure(out: Path, name: str, model: Path, steps: int) -> dict[str, float]:
   """Forecasts and trains one base.
 
   Args:

@@ -144,9 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if options.bench == 'load':
     bench_load(options.gigabytes, options.processes)
   else:
-    load_child(
-      options.folder, options.rank, options.processes, options.port
-    )
+    load_child(options.folder, options.rank, options.processes, options.port)
 
 
 if __name__ == '__main__':

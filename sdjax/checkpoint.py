@@ -209,9 +209,7 @@ class Checkpoints:
     }
     restored = self._read(
       step,
-      lambda step: self._manager.restore(
-        step, args=ocp.args.Composite(**args)
-      ),
+      lambda step: self._manager.restore(step, args=ocp.args.Composite(**args)),
     )
     return restored[STATE], restored[EXTRA]
 

@@ -121,9 +121,7 @@ class Evaluator:
         num_samples=options.num_samples,
         max_new_tokens=options.max_new_tokens,
         eos_ids=model.eos_ids,
-        sampling=Sampling(
-          temperature=options.temperature, top_p=options.top_p
-        ),
+        sampling=Sampling(temperature=options.temperature, top_p=options.top_p),
       )
     )
 
@@ -151,9 +149,7 @@ class Evaluator:
       )
       yield prompts, questions
 
-  def sample(
-    self, params: Params, name: str
-  ) -> tuple[Graded, dict[str, Any]]:
+  def sample(self, params: Params, name: str) -> tuple[Graded, dict[str, Any]]:
     """Samples one set and judges the answers.
 
     Args:

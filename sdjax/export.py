@@ -200,9 +200,7 @@ def export_adapter(trainer: Trainer, out: str | Path, weights: str) -> None:
   trainer.model.tokenizer.save_pretrained(str(out))
 
 
-def _peft_config(
-  config: config_lib.Model, modules: set[str]
-) -> dict[str, Any]:
+def _peft_config(config: config_lib.Model, modules: set[str]) -> dict[str, Any]:
   return {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
@@ -248,9 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error('--best and --step name different checkpoints; give one')
   try:
     config = read_config(options.workdir)
-    trainer, step = restore(
-      config, options.workdir, options.step, options.best
-    )
+    trainer, step = restore(config, options.workdir, options.step, options.best)
     if options.adapter:
       export_adapter(trainer, options.out, options.weights)
     else:

@@ -163,9 +163,7 @@ class Forecaster:
       for q, question in enumerate(questions):
         ids = [
           tuple(row[:length].tolist())
-          for row, length in zip(
-            rollout.ids[q], rollout.length[q], strict=True
-          )
+          for row, length in zip(rollout.ids[q], rollout.length[q], strict=True)
         ]
         batch.append(
           collect(question, ids, graded.answers[q], graded.verdicts[q])
@@ -180,9 +178,7 @@ class Forecaster:
     num_q, widest = len(batch), max(len(a.ids) for a in batch)
     # A power of two, so that few shapes compile.
     size = context_buckets(widest)[-1]
-    ids_QYT = np.zeros(
-      (num_q, size, self.config.eval.max_new_tokens), np.int32
-    )
+    ids_QYT = np.zeros((num_q, size, self.config.eval.max_new_tokens), np.int32)
     length_QY = np.zeros((num_q, size), np.int32)
     for q, answers in enumerate(batch):
       for y, ids in enumerate(answers.ids):

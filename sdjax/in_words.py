@@ -102,9 +102,7 @@ def loss_in_words(config: config_lib.Config) -> str:
   if config.loss.mask_truncated:
     main += '; rollouts that were cut off do not count'
   if config.loss.sampler_clip:
-    main += (
-      f'; each token times min(p / sampler, {config.loss.sampler_clip:g})'
-    )
+    main += f'; each token times min(p / sampler, {config.loss.sampler_clip:g})'
   if config.rollout.resample:
     main += (
       f'; up to {config.rollout.resample} more batches are sampled in place of '

@@ -64,9 +64,7 @@ def load(
       supported.
   """
   found = hf.resolve(path)
-  cfg = hf.load_config(
-    found, dtype=dtype, param_dtype=param_dtype, remat=remat
-  )
+  cfg = hf.load_config(found, dtype=dtype, param_dtype=param_dtype, remat=remat)
   tokenizer, eos_ids = None, ()
   if hf.is_gguf(found) or any(found.glob('tokenizer*')):
     tokenizer = tokenizer_lib.load_tokenizer(found)

@@ -177,9 +177,7 @@ def mixed(
         'touched_weight',
       ),
       **_pick(method.rl, 'advantage', 'pass_k'),
-      **_pick(
-        method.sd, 'pooling', 'teacher_temperature', 'success_exponent'
-      ),
+      **_pick(method.sd, 'pooling', 'teacher_temperature', 'success_exponent'),
       **anchor,
       **_masks(config, True),
     ),

@@ -51,9 +51,7 @@ def learning_rate(
 
   def rate(count):
     step = jnp.asarray(count, jnp.float32)
-    value = optimizer.learning_rate * jnp.minimum(
-      (step + 1) / (warmup + 1), 1
-    )
+    value = optimizer.learning_rate * jnp.minimum((step + 1) / (warmup + 1), 1)
     if optimizer.schedule == 'cosine':
       progress = (step - warmup) / max(num_steps - 1 - warmup, 1)
       wave = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
@@ -91,9 +89,9 @@ def kept_remainder() -> optax.GradientTransformation:
   def init(params):
     return RemainderState(
       jax.tree.map(
-        lambda p: None
-        if p.dtype == jnp.float32
-        else jnp.zeros(p.shape, jnp.float32),
+        lambda p: (
+          None if p.dtype == jnp.float32 else jnp.zeros(p.shape, jnp.float32)
+        ),
         params,
       )
     )
@@ -113,9 +111,7 @@ def kept_remainder() -> optax.GradientTransformation:
       moved = rounded - wide
       return moved, pending - moved
 
-    pairs = jax.tree.map(
-      add, state.remainder, updates, params, is_leaf=is_none
-    )
+    pairs = jax.tree.map(add, state.remainder, updates, params, is_leaf=is_none)
     outer = jax.tree.structure(params)
     updates, remainder = zip(*outer.flatten_up_to(pairs), strict=True)
     return outer.unflatten(updates), RemainderState(outer.unflatten(remainder))

@@ -216,7 +216,7 @@ def pretrain(config: config_lib.Config, path: str) -> None:
   assert isinstance(method, config_lib.Pretraining)
   if config.task.rendering != 'compact':
     raise config_lib.ConfigError(
-      f"task.rendering={config.task.rendering!r}: documents exist for "
+      f'task.rendering={config.task.rendering!r}: documents exist for '
       "'compact' only; chat models bring their own pretraining."
     )
   validate_shares(method)

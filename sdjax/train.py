@@ -118,9 +118,10 @@ def train(
     workdir.drop_eval('final')
     workdir.drop_eval('best')
     trainer.warm_up(
-      [trainer.task.questions('train')[i] for i in range(
-        config.rollout.num_questions
-      )]
+      [
+        trainer.task.questions('train')[i]
+        for i in range(config.rollout.num_questions)
+      ]
     )
     progress.note(
       f'{compilations.count} compilations in {compilations.seconds:.0f} s'

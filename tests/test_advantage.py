@@ -127,7 +127,6 @@ def test_different_share_by_hand():
   )
 
 
-
 def test_group_by_hand():
   # Mean 1, population std sqrt(2/4): the sample std would be sqrt(2/3).
   out = group_normalised(jnp.array([[2.0, 1.0, 1.0, 0.0]]))

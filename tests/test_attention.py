@@ -11,8 +11,10 @@ attend = jit(attention.attend)
 
 
 def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(
-    np.float32
+  return (
+    np.random.default_rng([seed, *shape])
+    .standard_normal(shape)
+    .astype(np.float32)
   )
 
 
@@ -56,9 +58,7 @@ def test_attend_equals_a_loop_over_heads_and_samples():
   out = attend(
     jnp.array(q),
     [
-      Segment(
-        jnp.array(shared_k), jnp.array(shared_v), jnp.array(shared_mask)
-      ),
+      Segment(jnp.array(shared_k), jnp.array(shared_v), jnp.array(shared_mask)),
       Segment(jnp.array(own_k), jnp.array(own_v), jnp.array(own_mask)),
     ],
     dim**-0.5,
@@ -69,12 +69,8 @@ def test_attend_equals_a_loop_over_heads_and_samples():
         for n in range(heads):
           m = n // (heads // kv_heads)
           seen = shared_mask[i, g, 0]
-          k = np.concatenate(
-            [shared_k[i, seen, m], own_k[i, g, : t + 1, m]]
-          )
-          v = np.concatenate(
-            [shared_v[i, seen, m], own_v[i, g, : t + 1, m]]
-          )
+          k = np.concatenate([shared_k[i, seen, m], own_k[i, g, : t + 1, m]])
+          v = np.concatenate([shared_v[i, seen, m], own_v[i, g, : t + 1, m]])
           weight = np.exp(k @ q[i, g, t, n] / np.sqrt(dim))
           want = weight @ v / weight.sum()
           np.testing.assert_allclose(out[i, g, t, n], want, atol=1e-5)

@@ -159,7 +159,7 @@ OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
         )
       ),
       {},
-      "does nothing.*there is always an answer",
+      'does nothing.*there is always an answer',
     ),
     (
       SD(demonstrations=c.Demonstrations(strategy='reference')),

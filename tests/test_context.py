@@ -27,7 +27,7 @@ WORDS = ('a', 'b', 'c', 'd', ':', '=', ',', '?', '{question}', '{x}')
 CHAT = (
   "{% for m in messages %}u {{ m['content'] }} <eos> {% endfor %}"
   '{% if add_generation_prompt %}g {% endif %}'
-  "{% if enable_thinking is defined and not enable_thinking %}off{% endif %}"
+  '{% if enable_thinking is defined and not enable_thinking %}off{% endif %}'
 )
 
 

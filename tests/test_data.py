@@ -75,9 +75,7 @@ def test_folder_name_holds_every_generator_setting(cache):
   assert fields == set(changes) | other
   folders = {store.data_folder(cache)}
   for field, value in changes.items():
-    folders.add(
-      store.data_folder(dataclasses.replace(cache, **{field: value}))
-    )
+    folders.add(store.data_folder(dataclasses.replace(cache, **{field: value})))
   assert len(folders) == 1 + len(changes)
 
 

@@ -393,9 +393,7 @@ def test_diversity_reward_by_hand():
   np.testing.assert_allclose(
     shaped.evidence.reward, [[1.2, 1.2, 1.3, 0], [0, 0, 0, 0]], rtol=1e-6
   )
-  everyone = rewards.gather(
-    batch, 0, diversity_weight=0.3, diversity_for='all'
-  )
+  everyone = rewards.gather(batch, 0, diversity_weight=0.3, diversity_for='all')
   np.testing.assert_allclose(
     everyone.evidence.reward, [[1.2, 1.2, 1.3, 0.3], [0.3] * 4], rtol=1e-6
   )

@@ -42,9 +42,7 @@ def test_signatures_are_the_same(name):
 
 def test_shared_options_have_the_same_default():
   for name in NAMES:
-    options = [
-      inspect.signature(getattr(m, name)).parameters for m in (sd, rl)
-    ]
+    options = [inspect.signature(getattr(m, name)).parameters for m in (sd, rl)]
     shared = options[0].keys() & options[1].keys()
     assert name == 'token_loss' or {'temperature', 'chunk'} <= shared
     for option in shared:

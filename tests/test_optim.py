@@ -63,9 +63,7 @@ def one_update(params, gradient, **options) -> Any:
 
 def test_first_two_steps_by_hand():
   optimizer = make_optimizer(
-    config.Optimizer(
-      learning_rate=0.1, b1=0.5, b2=0.75, eps=1.0, clip_norm=0
-    ),
+    config.Optimizer(learning_rate=0.1, b1=0.5, b2=0.75, eps=1.0, clip_norm=0),
     10,
   )
   params: Any = {'kernel': jnp.array([3.0])}
@@ -177,6 +175,4 @@ def test_bfloat16_follows_float32():
   assert moved.max() > 5e-3
   # Only the decay sees the rounded weight: 1e-4 * 0.1 * 2**-9 * 200 steps.
   np.testing.assert_allclose(exact, wide['kernel'], rtol=0, atol=5e-6)
-  np.testing.assert_array_equal(
-    narrow['kernel'], exact.astype(jnp.bfloat16)
-  )
+  np.testing.assert_array_equal(narrow['kernel'], exact.astype(jnp.bfloat16))

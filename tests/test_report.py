@@ -189,9 +189,7 @@ def test_intervals_resample_questions(tmp_path):
 
 
 def test_same_label_and_seed_are_different_experiments(tmp_path):
-  loaded = [
-    runs.load(make_run(tmp_path / parent / 'sd'))[0] for parent in 'ab'
-  ]
+  loaded = [runs.load(make_run(tmp_path / parent / 'sd'))[0] for parent in 'ab']
   groups, notes = runs.group([run for run in loaded if run])
   assert [one.label for one in groups] == ['a/sd', 'b/sd'] and not notes
 

@@ -91,7 +91,8 @@ def test_the_ranking_in_words():
   found = planes(both=(0.9, 2, 1), none=(0.5, 1, 0.5), base=(0.1, 3, 1))
   lines = plane.markdown(found).splitlines()
   assert lines[2:4] == [
-    '| method | front | x | A. a | B. b |', '|---|---|--:|--:|--:|'
+    '| method | front | x | A. a | B. b |',
+    '|---|---|--:|--:|--:|',
   ]
   assert lines[4].startswith('| `both` | A B | 0.900')
   assert lines[5].startswith('| `none` |  | 0.500')

@@ -114,11 +114,16 @@ def test_the_ratio_is_clipped_on_both_sides():
 def test_kl_to_the_reference_by_hand():
   plain, *_ = by_hand()
   loss, metrics, _ = by_hand(ref=REF, kl_coef=0.5)
-  ratios = np.array([
-    [0.6 / 0.7, 0.6 / 0.3], [0.2 / 0.1, 1],
-    [0.6 / 0.7, 0.6 / 0.3], [0.2 / 0.2, 0.6 / 0.7],
-    [0.2 / 0.2, 1], [0.2 / 0.1, 1],
-  ])
+  ratios = np.array(
+    [
+      [0.6 / 0.7, 0.6 / 0.3],
+      [0.2 / 0.1, 1],
+      [0.6 / 0.7, 0.6 / 0.3],
+      [0.2 / 0.2, 0.6 / 0.7],
+      [0.2 / 0.2, 1],
+      [0.2 / 0.1, 1],
+    ]
+  )
   want = np.sum(ratios - np.log(ratios) - 1) / 9
   np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
   np.testing.assert_allclose(loss, plain + 0.5 * want, rtol=1e-4)
@@ -188,9 +193,7 @@ def test_logits_exist_for_one_chunk_only():
         rl, apply_fn, params, None, params, data, chunk, kl_coef=0.1
       )[0]
 
-    return largest_logits(
-      jax.make_jaxpr(jax.value_and_grad(f))(params), vocab
-    )
+    return largest_logits(jax.make_jaxpr(jax.value_and_grad(f))(params), vocab)
 
   all_logits = num_q * num_g * width * vocab
   largest, logits = trace(chunk=1)

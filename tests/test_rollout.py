@@ -189,9 +189,7 @@ def test_an_end_equal_to_the_padding_token():
 )
 def test_decoding_stops_when_all_have_ended(first, runs):
   counted = []
-  out = sample_chain(
-    CYCLE, first, lambda: counted.append(1), max_new_tokens=50
-  )
+  out = sample_chain(CYCLE, first, lambda: counted.append(1), max_new_tokens=50)
   # One prefill, and one run for each token after the first.
   assert len(counted) == runs
   assert out.length.tolist() == [[runs] * 4]

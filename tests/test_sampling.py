@@ -38,9 +38,15 @@ def law(options, probs=LAW):
     ({'top_k': 3, 'top_p': 0.7}, [4 / 7, 3 / 7, 0, 0]),
     # The temperature comes first: 16/30 and 25/30 of the mass.
     ({'temperature': 0.5, 'top_p': 0.5}, [1, 0, 0, 0]),
-    ({'temperature': 2.0, 'min_p': 0.8}, [
-      2 / (2 + 3**0.5), 3**0.5 / (2 + 3**0.5), 0, 0,
-    ]),
+    (
+      {'temperature': 2.0, 'min_p': 0.8},
+      [
+        2 / (2 + 3**0.5),
+        3**0.5 / (2 + 3**0.5),
+        0,
+        0,
+      ],
+    ),
   ],
 )
 def test_law_by_hand(options, want):

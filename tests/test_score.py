@@ -77,9 +77,10 @@ def test_the_reference_of_a_signal_by_hand(estimator):
   assert (out.ref_logp is None) == (estimator == 'full')
   if estimator == 'full':
     out = replace(
-      out, ref_logp=token_logp(
+      out,
+      ref_logp=token_logp(
         apply_fn, params, out.ref_hidden, rollout.ids, temperature=0.5
-      )
+      ),
     )
   np.testing.assert_allclose(
     np.exp(out.ref_logp), [[[0.49 / 0.54, 0.09 / 0.34]]], rtol=1e-5
@@ -94,7 +95,12 @@ def test_masks_of_a_signal():
   rollout = rollout_of([[[2, 0], [0, 0]]], [[2, 1]])
   rollout = replace(rollout, finished=jnp.array([[False, True]]))
   signal = new_signal(
-    apply_fn, params, None, prompts, rollout, skip_tokens=1,
+    apply_fn,
+    params,
+    None,
+    prompts,
+    rollout,
+    skip_tokens=1,
     mask_truncated=True,
   )
   assert signal.sample_mask.tolist() == [[False, True]]
@@ -197,7 +203,7 @@ def test_chunks_run_one_after_another():
   jaxpr = jax.make_jaxpr(
     functools.partial(over_token_chunks, lambda x: x.sum(-1), 2)
   )(x)
-  scan, = (e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'scan')
+  (scan,) = (e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'scan')
   assert scan.params['length'] == 4
 
 

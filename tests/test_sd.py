@@ -193,7 +193,10 @@ def test_the_signal_has_the_stated_shapes():
   signal = signal_of()
   assert signal.teacher_hidden.shape == (4, 3, 5, 2, 16)
   assert signal.sample_mask.tolist() == [
-    [True] * 3, [False, True, True], [True] * 3, [True, True, False]
+    [True] * 3,
+    [False, True, True],
+    [True] * 3,
+    [True, True, False],
   ]
   assert signal.advantage is None and signal.ref_logp is None
 
@@ -324,8 +327,7 @@ def test_bfloat16_is_finite_and_close():
   signal = signal_of()
   want, _ = run(signal)
   narrow = replace(
-    signal,
-    teacher_hidden=signal.teacher_hidden.astype(jnp.bfloat16)
+    signal, teacher_hidden=signal.teacher_hidden.astype(jnp.bfloat16)
   )
   (loss, _), grads = loss_and_gradient('bfloat16')(
     params, prompts, rollout, narrow
@@ -355,9 +357,7 @@ def test_logits_exist_for_one_chunk_only(objective):
         kl_coef=0.1,
       )[0]
 
-    return largest_logits(
-      jax.make_jaxpr(jax.value_and_grad(f))(params), vocab
-    )
+    return largest_logits(jax.make_jaxpr(jax.value_and_grad(f))(params), vocab)
 
   assert VOCAB < vocab
   all_logits = num_q * num_g * width * vocab

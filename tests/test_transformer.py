@@ -117,17 +117,18 @@ def padded(contexts, ids, weight, extra_left, extra_right, pad):
   ids = np.where(weight == 0, pad, ids)
   right = ((0, 0), (0, 0), (0, extra_right))
   ids = jnp.array(np.pad(ids, right, constant_values=pad))
-  return context_ids[:, None], context_length[:, None], ids, jnp.array(
-    np.pad(weight, right)
+  return (
+    context_ids[:, None],
+    context_length[:, None],
+    ids,
+    jnp.array(np.pad(weight, right)),
   )
 
 
 def shared_loss(params, context_ids, context_length, ids, weight, index=None):
   """Weighted sum of token log-probabilities; the prefix runs once."""
   apply_fn, _ = model()
-  logits = logits_of(
-    apply_fn, params, context_ids, context_length, ids, index
-  )
+  logits = logits_of(apply_fn, params, context_ids, context_length, ids, index)
   logp = jax.nn.log_softmax(logits)
   taken = jnp.take_along_axis(logp, ids[..., None], -1)[..., 0]
   return jnp.sum(weight * taken), taken
@@ -202,9 +203,7 @@ def test_padding_of_either_part_changes_nothing(left, right, pad):
   )
   live = weight != 0
   assert_close(value, want)
-  np.testing.assert_allclose(
-    logp[..., :5][live], want_logp[live], atol=1e-5
-  )
+  np.testing.assert_allclose(logp[..., :5][live], want_logp[live], atol=1e-5)
   assert_close(grads, want_grads)
 
 
@@ -218,9 +217,7 @@ def test_several_contexts_equal_each_pair_alone():
   rng = np.random.default_rng(0)
   ids = jnp.array(rng.integers(0, VOCAB, (2, 3, 5)), jnp.int32)
   weight = jnp.array(rng.standard_normal((2, 3, 5)), jnp.float32)
-  (value, logp), grads = shared(
-    params, context_ids, length, ids, weight, index
-  )
+  (value, logp), grads = shared(params, context_ids, length, ids, weight, index)
   # Each pair as a question of its own.
   pick = jax.vmap(lambda x, i: x[i])
   alone = (

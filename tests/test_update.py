@@ -83,9 +83,7 @@ def test_sgd_and_ema_by_hand():
   np.testing.assert_allclose(state.params['w'], [-0.5, -1.0], rtol=1e-6)
   # The NEW weights enter: 0.9 * (3, 4) + 0.1 * (-0.5, -1).
   assert state.teacher_params is not None
-  np.testing.assert_allclose(
-    state.teacher_params['w'], [2.65, 3.5], rtol=1e-6
-  )
+  np.testing.assert_allclose(state.teacher_params['w'], [2.65, 3.5], rtol=1e-6)
   assert state.step == 8
   np.testing.assert_allclose(metrics['grad_norm'], 5, rtol=1e-6)
   np.testing.assert_allclose(metrics['loss'], 7, rtol=1e-6)

@@ -172,9 +172,7 @@ def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
       }
       for one, stage in rows
     }
-    kept = {
-      label: row for label, row in estimates.items() if any(row.values())
-    }
+    kept = {label: row for label, row in estimates.items() if any(row.values())}
     if kept:
       tables.append(Table(name, points, kept))
   return tables

@@ -460,9 +460,7 @@ class GgufTensors:
     """
     return self._stored[name][0].shape
 
-  def read(
-    self, name: str, index: tuple[slice, ...] = ()
-  ) -> np.ndarray:
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     """Reads one tensor.
 
     Args:

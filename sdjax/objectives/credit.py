@@ -158,9 +158,7 @@ def rlcsd(
   return jnp.where(advantage == 0, 0, kept), touched
 
 
-def future_sum(
-  value: jax.Array, mask: jax.Array, discount: float
-) -> jax.Array:
+def future_sum(value: jax.Array, mask: jax.Array, discount: float) -> jax.Array:
   """sum_{s > t} discount^(s - t) value_s over the tokens that count.
 
   Args:

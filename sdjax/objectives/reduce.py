@@ -52,6 +52,4 @@ def token_weights(
     return per_sequence
   if aggregation == 'sequence_sum_norm':
     return per_sequence / (horizon or token_mask_QGT.shape[-1])
-  raise ValueError(
-    f'aggregation={aggregation!r} is not one of {AGGREGATIONS}.'
-  )
+  raise ValueError(f'aggregation={aggregation!r} is not one of {AGGREGATIONS}.')

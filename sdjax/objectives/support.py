@@ -54,9 +54,7 @@ def on_support(
   if top_k >= size:
     return student_logp, teacher_logp
   ids = jax.lax.top_k(jax.lax.stop_gradient(chooser), top_k)[1]
-  shape = jnp.broadcast_shapes(
-    student_logp.shape[:-1], teacher_logp.shape[:-1]
-  )
+  shape = jnp.broadcast_shapes(student_logp.shape[:-1], teacher_logp.shape[:-1])
 
   def chosen(logp):
     where = jnp.broadcast_to(ids, (*shape, top_k))

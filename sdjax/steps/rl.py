@@ -267,7 +267,5 @@ def adapt_clip(
     chunk=chunk,
   )
   mask_QGT = counted_tokens(rollout, signal) & signal.sample_mask[..., None]
-  width = adaptive_clip(
-    view.logp, importance_base(rollout, signal), mask_QGT
-  )
+  width = adaptive_clip(view.logp, importance_base(rollout, signal), mask_QGT)
   return replace(signal, clip_width=width)

@@ -69,9 +69,7 @@ def completion_hidden(
   )
   num_q, num_g, width = ids_QGT.shape
   if index_QG is None:
-    first_QGD = jnp.broadcast_to(
-      last_QED, (num_q, num_g, last_QED.shape[-1])
-    )
+    first_QGD = jnp.broadcast_to(last_QED, (num_q, num_g, last_QED.shape[-1]))
   else:
     first_QGD = jnp.take_along_axis(last_QED, index_QG[..., None], axis=1)
     prefix = replace(prefix, index=index_QG)
@@ -102,9 +100,7 @@ def student_hidden(
   )
 
 
-def over_token_chunks(
-  fn: Callable[..., Any], chunk: int, *arrays: Any
-) -> Any:
+def over_token_chunks(fn: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
   """Maps a per-token function over chunks of the token axis.
 
   The chunks run one after another and the backward pass recomputes each, so

@@ -141,7 +141,7 @@ def signal_step(
     teacher_mask=mask_QGK,
   )
   if anchor not in ('none', 'teacher', 'student'):
-    raise ValueError(f"anchor={anchor!r} is not one of none, teacher, student.")
+    raise ValueError(f'anchor={anchor!r} is not one of none, teacher, student.')
   if anchor != 'none':
     if ref_params is None:
       raise ValueError(f'anchor={anchor!r} needs ref_params.')
@@ -171,9 +171,7 @@ def signal_step(
       temperature=temperature,
       chunk=chunk,
     )
-    signal = replace(
-      signal, teacher_log_weight=sequence_log_weight(taken_QGTK)
-    )
+    signal = replace(signal, teacher_log_weight=sequence_log_weight(taken_QGTK))
   if success_exponent:
     share_Q = jnp.mean(evidence.correct, axis=1)
     weight_Q = (share_Q * (1 - share_Q)) ** success_exponent

@@ -166,7 +166,7 @@ def comparison(
   """
   if support not in (*SUPPORTS, 'sampled'):
     raise ValueError(
-      f"support={support!r} is not one of {', '.join([*SUPPORTS, 'sampled'])}."
+      f'support={support!r} is not one of {", ".join([*SUPPORTS, "sampled"])}.'
     )
   if support == 'sampled' and objective != 'reverse_kl':
     raise ValueError(

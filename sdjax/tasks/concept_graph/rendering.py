@@ -27,9 +27,7 @@ _REQUEST = (
   '\\boxed{start, london, paris, rome, cone}'
 )
 
-_HINT = (
-  '\n\nHere is a correct answer to this very question:\n\n{demonstration}'
-)
+_HINT = '\n\nHere is a correct answer to this very question:\n\n{demonstration}'
 
 _FEEDBACK = (
   '\n\nAn earlier answer to this very question was wrong. This is what is '
