@@ -28,8 +28,6 @@ from sdjax.types import Evidence, Prompts, Rollout, length_mask
 
 VOCAB = 23
 
-jit = jax.jit  # quick to compile: see `conftest.py`
-
 
 @functools.cache
 def config(**changes: Any) -> TransformerConfig:
@@ -167,7 +165,7 @@ def batch() -> tuple[Prompts, Rollout, Evidence]:
   """
   apply_fn, params = model()
   prompts = make_prompts([2, 6, 3, 5], 6)
-  rollout = jit(
+  rollout = jax.jit(
     functools.partial(
       rollout_step, apply_fn, num_samples=3, max_new_tokens=5, eos_ids=(1, 5, 8)
     )

@@ -1,13 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from models import equations, jit
+from models import equations
 
 from sdjax.models import attention
 from sdjax.models.attention import Segment
 from sdjax.models.cache import KV, Prefix, Suffix, append, empty_suffix
 
-attend = jit(attention.attend)
+attend = jax.jit(attention.attend)
 
 
 def draw(*shape, seed=0):
@@ -83,7 +83,7 @@ def test_a_row_that_sees_nothing_is_finite():
     blind = jnp.zeros((1, 1, 1, 2), bool)
     return attention.attend(x, [Segment(x, x, blind)], 0.5).sum()
 
-  value, slope = jit(jax.value_and_grad(total))(x)
+  value, slope = jax.jit(jax.value_and_grad(total))(x)
   assert jnp.isfinite(value) and jnp.isfinite(slope).all()
 
 

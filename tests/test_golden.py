@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import jit
 
 from sdjax.models.cache import KV
 from sdjax.steps import sd
@@ -149,7 +148,7 @@ def test_loss_and_gradient(name, start, chunk):
     step = functools.partial(
       gradient, loss_fn, aggregation=AGGREGATION[case['agg']]
     )
-    slope, metrics = jit(step)(params, None, None, *batch)
+    slope, metrics = jax.jit(step)(params, None, None, *batch)
     # By the chain rule through logits = hidden @ mixing.
     slope = slope @ jnp.linalg.inv(mixing).T
   assert metrics['loss'].dtype == slope.dtype == np.float64

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import jit, left_padded
+from models import left_padded
 
 from sdjax import language_model
 from sdjax.data.tokenizer import word_tokenizer
@@ -154,14 +154,14 @@ def test_logits(checkpoint):
   model, folder = checkpoint
   loaded = language_model.load(str(folder))
   ids = np.random.default_rng(0).integers(0, VOCAB, (2, 40))
-  ours = jit(loaded.apply_fn)(loaded.params, jnp.asarray(ids, jnp.int32))
+  ours = jax.jit(loaded.apply_fn)(loaded.params, jnp.asarray(ids, jnp.int32))
   close(ours, torch_logits(model, ids))
 
 
 def decoder(apply_fn, width):
   """Compiled logits [Q, G, T, V] from left-padded contexts, token by token."""
 
-  @jit
+  @jax.jit
   def run(params, context_ids, length, ids_QGT):
     prefix, _ = prefill(apply_fn, params, context_ids[:, None], length[:, None])
     suffix = empty_suffix(prefix, ids_QGT.shape[1], width)
@@ -209,7 +209,7 @@ def test_greedy_generation(checkpoint):
   prompts = Prompts(
     ids=context_ids, length=length, question_id=jnp.zeros(1, jnp.int32)
   )
-  rollout = jit(
+  rollout = jax.jit(
     functools.partial(
       rollout_step,
       loaded.apply_fn,

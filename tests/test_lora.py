@@ -1,11 +1,10 @@
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from models import assert_close, batch, jit, model, signal_then_loss
+from models import assert_close, batch, model, signal_then_loss
 
 from sdjax import config, sharding
 from sdjax.lora import adapt, factors, init_adapter
@@ -66,7 +65,7 @@ def test_the_gradient_is_that_of_the_matrix(module):
   def loss(weights):
     return signal_then_loss(module, apply_fn, weights, teacher, None, data)[0]
 
-  @functools.partial(jit)
+  @jax.jit
   def both(adapter):
     weights = adapt(params, adapter, scale)
     return jax.grad(loss)(weights), jax.grad(

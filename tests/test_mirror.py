@@ -8,7 +8,6 @@ import pytest
 from models import (
   assert_close,
   batch,
-  jit,
   model,
   signal_then_loss,
   weights,
@@ -74,7 +73,7 @@ def test_a_signal_is_constant(module):
     assert len(floats) == 2, 'the target, and the reference'
     return sum(x.sum() for x in floats)
 
-  grads = jit(jax.grad(f))(params)
+  grads = jax.jit(jax.grad(f))(params)
   assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
 
@@ -90,7 +89,7 @@ def test_the_gradient_identity():
     context_index=evidence.context_index[..., :1],
     context_mask=jnp.ones((4, 3, 1), bool),
   )
-  signal = jit(functools.partial(sd.signal_step, apply_fn))(
+  signal = jax.jit(functools.partial(sd.signal_step, apply_fn))(
     params, teacher_params, None, prompts, rollout, evidence
   )
   teacher_logp = token_logp(
@@ -104,7 +103,7 @@ def test_the_gradient_identity():
 
   def gradient(module, signal, **options):
     loss = functools.partial(module.loss, apply_fn, **options)
-    f = jit(jax.grad(loss, has_aux=True))
+    f = jax.jit(jax.grad(loss, has_aux=True))
     return f(params, teacher_params, None, prompts, rollout, signal, weight)[0]
 
   ours = gradient(sd, signal, support='sampled')

@@ -140,7 +140,7 @@ def test_rewards_are_those_of_torch(name, tmp_path):
   with torch.no_grad():
     mask = torch.tensor(ids != PAD)
     expected = model(torch.tensor(ids), attention_mask=mask).logits[:, 0]
-  ours = models.jit(reward_step, static_argnums=0)(
+  ours = jax.jit(reward_step, static_argnums=0)(
     make_apply_fn(cfg), params, head, jnp.asarray(ids), jnp.asarray(length)
   )
   assert ours.dtype == jnp.float32

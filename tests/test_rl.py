@@ -8,7 +8,6 @@ from models import (
   assert_close,
   batch,
   chain,
-  jit,
   largest_logits,
   model,
   signal_then_loss,
@@ -147,7 +146,7 @@ def loss_and_gradient(chunk=16, dtype='float32'):
       rl, apply_fn, params, None, ref_params, data, chunk, kl_coef=0.3
     )
 
-  return jit(jax.value_and_grad(f, has_aux=True))
+  return jax.jit(jax.value_and_grad(f, has_aux=True))
 
 
 def run(rollout=None, **options):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import VOCAB, chain, jit, make_prompts, model
+from models import VOCAB, chain, make_prompts, model
 
 from sdjax import rng
 from sdjax.steps.rollout import rollout_step
@@ -27,7 +27,7 @@ def sampler(**options):
     'eos_ids': EOS,
     **options,
   }
-  step = jit(functools.partial(rollout_step, apply_fn, **options))
+  step = jax.jit(functools.partial(rollout_step, apply_fn, **options))
   return functools.partial(step, params)
 
 
@@ -53,7 +53,7 @@ def rows(rollout):
 def test_logps_equal_the_full_forward(sampling):
   apply_fn, params = model()
   out = sampler(sampling=sampling)(PROMPTS, KEY)
-  hidden = jit(functools.partial(completion_hidden, apply_fn))(
+  hidden = jax.jit(functools.partial(completion_hidden, apply_fn))(
     params, PROMPTS.ids[:, None], PROMPTS.length[:, None], out.ids
   )
   logits = np.asarray(apply_fn(params, hidden, method='head'))
@@ -101,7 +101,7 @@ def test_greedy_takes_the_best_token():
   out = sampler(sampling=Sampling(temperature=0))(PROMPTS, KEY)
   assert (out.behavior_logp == 0).all()
   mask = np.asarray(length_mask(out.length, WIDTH))
-  hidden = jit(functools.partial(completion_hidden, apply_fn))(
+  hidden = jax.jit(functools.partial(completion_hidden, apply_fn))(
     params, PROMPTS.ids[:, None], PROMPTS.length[:, None], out.ids
   )
   best = apply_fn(params, hidden, method='head').argmax(-1)
@@ -149,7 +149,7 @@ def sample_chain(law, first=0, seen=None, **options):
     'eos_ids': (3,),
     **options,
   }
-  out = jit(functools.partial(rollout_step, apply_fn, **options))(
+  out = jax.jit(functools.partial(rollout_step, apply_fn, **options))(
     params, prompts, KEY
   )
   jax.effects_barrier()

@@ -1,12 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import jit
 
 from sdjax.steps import sampling as module
 from sdjax.steps.sampling import Sampling
 
-sampling_logp = jit(module.sampling_logp, static_argnums=1)
+sampling_logp = jax.jit(module.sampling_logp, static_argnums=1)
 
 LAW = [0.4, 0.3, 0.2, 0.1]
 

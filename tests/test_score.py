@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import VOCAB, assert_close, chain, jit, make_prompts, model
+from models import VOCAB, assert_close, chain, make_prompts, model
 
 from sdjax.steps.score import (
   completion_hidden,
@@ -193,7 +193,7 @@ def test_chunks_give_what_the_whole_gives(chunk):
     return jnp.sum(weight * out['logp']), out
 
   def run(f):
-    return jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(head, x)
+    return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(head, x)
 
   assert_close(run(chunked), run(whole), 1e-5)
 
@@ -213,7 +213,7 @@ def test_the_score_does_not_depend_on_the_padding_width():
   ids = jnp.array(rng.integers(0, VOCAB, (2, 3, 4)), jnp.int32)
   narrow = make_prompts([3, 5], 5)
 
-  @jit
+  @jax.jit
   def run(prompts, ids):
     hidden = completion_hidden(
       apply_fn, params, prompts.ids[:, None], prompts.length[:, None], ids

@@ -10,7 +10,6 @@ from models import (
   assert_close,
   batch,
   chain,
-  jit,
   largest_logits,
   model,
   signal_then_loss,
@@ -154,7 +153,7 @@ def signal_of(**changes):
   apply_fn, params = model(seed=1)
   prompts, rollout, evidence = batch()
   evidence = replace(evidence, **dict(changes))
-  return jit(functools.partial(sd.signal_step, apply_fn))(
+  return jax.jit(functools.partial(sd.signal_step, apply_fn))(
     params, params, None, prompts, rollout, evidence
   )
 
@@ -178,7 +177,7 @@ def loss_and_gradient(dtype='float32', **options):
       **options,
     )
 
-  return jit(jax.value_and_grad(f, has_aux=True))
+  return jax.jit(jax.value_and_grad(f, has_aux=True))
 
 
 def run(signal, rollout=None, **options):
@@ -218,7 +217,7 @@ def test_losses_of_several_teachers_are_averaged():
 def test_teachers_of_whole_answers_count_by_how_they_began_them():
   apply_fn, params = model(seed=1)
   prompts, rollout, evidence = batch()
-  signal = jit(
+  signal = jax.jit(
     functools.partial(sd.signal_step, apply_fn, pooling='sequence_mixture')
   )(params, params, None, prompts, rollout, evidence)
   logp, _, found = teacher_tokens(apply_fn, params, None, signal, rollout.ids)
@@ -294,7 +293,7 @@ def test_the_teacher_is_constant():
       sd, apply_fn, params, teacher_params, teacher_params, data, kl_coef=1.0
     )[0]
 
-  grads = jit(jax.grad(f))(model(seed=1)[1])
+  grads = jax.jit(jax.grad(f))(model(seed=1)[1])
   assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
 
@@ -313,7 +312,7 @@ def test_the_teachers_score_does_not_depend_on_the_padding_width():
       jnp.asarray(evidence.context_length), ((0, 0), (0, 1)), constant_values=1
     ),
   )
-  signal = jit(functools.partial(sd.signal_step, apply_fn))(
+  signal = jax.jit(functools.partial(sd.signal_step, apply_fn))(
     params, params, None, prompts, rollout, wide
   )
   want = signal_of()

@@ -9,7 +9,6 @@ from models import (
   assert_close,
   config,
   equations,
-  jit,
   left_padded,
   model,
   random_rows,
@@ -83,7 +82,7 @@ CHANGES = [
 def test_plain_forward_equals_numpy(changes):
   apply_fn, params = model(**changes)
   ids = random_rows([9], 1)[0]
-  logits = jit(apply_fn)(params, jnp.array([ids]))
+  logits = jax.jit(apply_fn)(params, jnp.array([ids]))
   want = numpy_decoder(params, config(**changes), ids)
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits[0], want, atol=2e-5)
@@ -156,8 +155,8 @@ def repeated(context_ids, context_length, ids, weight):
   return rows, pad, ids.reshape(-1, width), weight.reshape(-1, width)
 
 
-shared = jit(jax.value_and_grad(shared_loss, has_aux=True))
-plain = jit(jax.value_and_grad(plain_loss, has_aux=True))
+shared = jax.jit(jax.value_and_grad(shared_loss, has_aux=True))
+plain = jax.jit(jax.value_and_grad(plain_loss, has_aux=True))
 
 
 @pytest.mark.parametrize('num_q, num_g', [(1, 6), (6, 1), (2, 3)])
@@ -179,7 +178,7 @@ def test_shared_prefix_equals_unpadded_sequences():
   apply_fn, params = model()
   contexts, lengths, ids, weight = make_batch(3, 2, context=6, width=5)
   context_ids, context_length, ids, _ = padded(contexts, ids, weight, 0, 0, 7)
-  logits = jit(functools.partial(logits_of, apply_fn))(
+  logits = jax.jit(functools.partial(logits_of, apply_fn))(
     params, context_ids, context_length, ids
   )
   for q, context in enumerate(contexts):
@@ -235,7 +234,7 @@ def test_several_contexts_equal_each_pair_alone():
 def test_padding_columns_stay_finite():
   apply_fn, params = model()
   ids, length = left_padded(random_rows([1, 4], 0), 6)
-  hidden, kv = jit(
+  hidden, kv = jax.jit(
     lambda p: apply_fn(
       p, ids[:, None], pad_QG=6 - length[:, None], method='hidden'
     )
@@ -243,7 +242,7 @@ def test_padding_columns_stay_finite():
   assert all(jnp.isfinite(x).all() for x in (hidden, kv.k, kv.v))
 
 
-@functools.partial(jit, static_argnames='sizes')
+@functools.partial(jax.jit, static_argnames='sizes')
 def in_blocks(params, context_ids, context_length, ids, sizes):
   """Logits of the completions, decoded in blocks of the given sizes."""
   apply_fn, _ = model()
@@ -270,7 +269,7 @@ def test_decoding_in_blocks_equals_one_forward(sizes):
   contexts, _, ids, weight = make_batch(2, 3, context=6, width=5)
   context_ids, length, _, _ = padded(contexts, ids, weight, 1, 0, 0)
   logits = in_blocks(params, context_ids, length, jnp.array(ids), sizes)
-  want = jit(functools.partial(logits_of, apply_fn))(
+  want = jax.jit(functools.partial(logits_of, apply_fn))(
     params, context_ids, length, jnp.array(ids)
   )
   # Column t of a block predicts token t + 1.
@@ -339,7 +338,7 @@ def test_remat_gives_the_same_loss_and_gradient(remat):
     )
     return jnp.sum(batch[3] * taken[..., 0])
 
-  value, grads = jit(jax.value_and_grad(f))(params)
+  value, grads = jax.jit(jax.value_and_grad(f))(params)
   (want, _), want_grads = shared(params, *batch)
   assert_close(value, want)
   assert_close(grads, want_grads)
@@ -349,7 +348,7 @@ def test_bfloat16_computes_in_bfloat16_and_heads_in_float32():
   apply_fn, params = model(dtype='bfloat16', param_dtype='bfloat16')
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
   ids = random_rows([9], 1)[0]
-  hidden, _ = jit(functools.partial(apply_fn, method='hidden'))(
+  hidden, _ = jax.jit(functools.partial(apply_fn, method='hidden'))(
     params, jnp.array([[ids]])
   )
   assert hidden.dtype == jnp.bfloat16
@@ -363,7 +362,7 @@ def test_bfloat16_computes_in_bfloat16_and_heads_in_float32():
 
 def test_init_keeps_the_size_of_what_passes_through():
   cfg = config(param_dtype='bfloat16')
-  params = jit(functools.partial(init_params, cfg))(jax.random.key(0))
+  params = jax.jit(functools.partial(init_params, cfg))(jax.random.key(0))
   assert (params['norm']['scale'] == 1).all()
   assert params['embedding'].shape == (VOCAB, 16)
   assert params['embedding'].dtype == jnp.bfloat16

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from models import assert_close, batch, jit, model
+from models import assert_close, batch, model
 
 from sdjax.steps import rl, sd
 from sdjax.steps.update import ema, gradient, update_step
@@ -129,7 +129,7 @@ def problem(method):
   apply_fn, _ = model()
   prompts, rollout, evidence = batch()
   module = {'sd': sd, 'rl': rl}[method]
-  signal = jit(functools.partial(module.signal_step, apply_fn))(
+  signal = jax.jit(functools.partial(module.signal_step, apply_fn))(
     model()[1],
     model(seed=1)[1],
     model(seed=1)[1],
@@ -155,7 +155,7 @@ def test_micro_batches_change_nothing(method, aggregation, parts):
       aggregation=aggregation,
       micro_batches=micro_batches,
     )
-    return jit(f)(model()[1], model(seed=1)[1], model(seed=1)[1], *data)
+    return jax.jit(f)(model()[1], model(seed=1)[1], model(seed=1)[1], *data)
 
   want = run(1)
   for number in parts:
@@ -218,7 +218,7 @@ def test_a_step_of_sd_lowers_its_loss():
   state = TrainState(
     step=jnp.int32(0), params=params, opt_state=optimizer.init(params)
   )
-  step = jit(
+  step = jax.jit(
     functools.partial(update_step, loss_fn=loss_fn, optimizer=optimizer)
   )
   losses = []
