@@ -15,20 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SOURCE_EVERY = 25
 
 STUDENTS: dict[str, tuple[str, dict[str, object]]] = {
   'one demonstration': ('concept_graph.py:sd', {}),
-  'mixture': (
-    'concept_graph_remedies.py:balanced',
-    {},
-  ),
+  'mixture': ('concept_graph_remedies.py:balanced', {}),
 }
 """How the demonstrations are used: label to a config and changes to it."""
 
@@ -128,7 +122,8 @@ def student(
 
 def draw(rows: list[dict], file: Path) -> None:
   """Draws the students' variety against that of their demonstrations."""
-  figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), constrained_layout=True)
+  figure = Figure(figsize=(9, 3.8), layout='constrained')
+  axes = figure.subplots(1, 2)
   names = {
     'student': 'concepts in its correct answers',
     'harder pass@64': 'pass@64 of `harder`',
@@ -146,7 +141,6 @@ def draw(rows: list[dict], file: Path) -> None:
   axes[0].legend(frameon=False)
   figure.suptitle('Students of demonstrations of rising variety')
   figure.savefig(file, dpi=130)
-  plt.close(figure)
 
 
 def table(rows: list[dict]) -> str:

@@ -10,8 +10,8 @@ it: a forecast is worth its cost only where it does better than that.
 
 All bases share the careful part of the pretraining, which is the longest: the
 first base is made whole, the others branch off its checkpoint. Whatever is
-complete is not repeated; started again it goes on. In full it takes about two
-hours on two cores; `--only=NAME,NAME` does a part.
+complete is not repeated; started again it goes on. In full it takes an hour or
+two on two cores; `--only=NAME,NAME` does a part.
 """
 
 import argparse
@@ -19,10 +19,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'concept_graph.py'
 SET = 'in_distribution'
@@ -151,18 +152,22 @@ def measure(out: Path, name: str, model: Path, steps: int) -> dict[str, float]:
   return {**found, 'outcome': outcome, 'pass@1': results[f'final/{SET}/pass@1']}
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-  """Spearman's: the correlation of ranks, ties having their mean rank."""
+def rank_correlation(found: dict[str, dict[str, float]], column: str) -> float:
+  """Spearman's, over the bases, of a predictor with the outcome.
 
-  def ranks(values: Sequence[float]) -> np.ndarray:
-    column = np.asarray(values, np.float64)
-    below = (column < column[:, None]).sum(axis=1)
-    return below + (column == column[:, None]).sum(axis=1) / 2
+  Args:
+    found: what `measure` says of each base.
+    column: of `PREDICTORS`; bases without a value are left out.
 
-  a, b = ranks(x), ranks(y)
-  if np.ptp(a) == 0 or np.ptp(b) == 0:
+  Returns:
+    In -1..1; NaN with fewer than three bases, or where one does not vary.
+  """
+  both = np.array(
+    [(row[column], row['outcome']) for row in found.values() if column in row]
+  ).reshape(-1, 2)
+  if len(both) < 3 or np.ptp(both, axis=0).min() == 0:
     return float('nan')
-  return float(np.corrcoef(a, b)[0, 1])
+  return float(np.corrcoef(rankdata(both, axis=0), rowvar=False)[0, 1])
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
@@ -172,16 +177,44 @@ def table(found: dict[str, dict[str, float]]) -> str:
   for name, row in found.items():
     cells = [f'{row[c]:.2f}' if c in row else '-' for c in columns]
     lines.append(f'| {name} | {" | ".join(cells)} |')
-  cells = []
-  for column in PREDICTORS:
-    both = [
-      (row[column], row['outcome']) for row in found.values() if column in row
-    ]
-    enough = len(both) > 2
-    value = rank_correlation(*zip(*both, strict=True)) if enough else None
-    cells.append('-' if value is None else f'{value:+.2f}')
+  ranks = [rank_correlation(found, column) for column in PREDICTORS]
+  cells = ['-' if np.isnan(rank) else f'{rank:+.2f}' for rank in ranks]
   lines.append(f'| Spearman with outcome | {" | ".join(cells)} | | |')
   return '\n'.join(lines)
+
+
+def draw(found: dict[str, dict[str, float]], file: Path) -> None:
+  """Draws the outcome against two of the predictors, a point a base."""
+  figure = Figure(figsize=(9, 4.2), layout='constrained')
+  axes = figure.subplots(1, 2, sharey=True)
+  names = {
+    'base': 'concepts, base model',
+    'sd, one step': 'concepts, forecast (one step)',
+  }
+  for axis, (column, name) in zip(axes, names.items(), strict=True):
+    # From below, left and right of its point in turn: names seldom collide.
+    order = sorted(found, key=lambda label: found[label]['outcome'])
+    for i, label in enumerate(order):
+      place = found[label][column], found[label]['outcome']
+      axis.scatter(*place, color='#2a78d6')
+      axis.annotate(
+        label,
+        place,
+        xytext=(6 if i % 2 else -6, -3),
+        textcoords='offset points',
+        ha='left' if i % 2 else 'right',
+        fontsize=8,
+      )
+    axis.plot([1, 2], [1, 2], color='#c3c2b7', zorder=0)
+    axis.set(
+      xlabel=name,
+      xlim=(1, 2.15),
+      ylim=(1, 2),
+      title=f'rank correlation {rank_correlation(found, column):+.2f}',
+    )
+    axis.spines[['top', 'right']].set_visible(False)
+  axes[0].set_ylabel('concepts after self-distillation')
+  figure.savefig(file, dpi=130)
 
 
 def main() -> None:
@@ -206,6 +239,7 @@ def main() -> None:
     found[name] = measure(options.out, name, model, options.steps)
     print(f'{table(found)}\n', flush=True)
   (options.out / 'forecast_bases.md').write_text(table(found) + '\n')
+  draw(found, options.out / 'forecast_bases.png')
 
 
 if __name__ == '__main__':
