@@ -24,6 +24,7 @@ def load(path):
 
 
 remedies = load(ROOT / 'launch' / 'remedies.py')
+bases = load(ROOT / 'launch' / 'forecast_bases.py')
 configs = load(ROOT / 'configs' / 'concept_graph_remedies.py')
 
 
@@ -121,3 +122,32 @@ def test_a_method_that_does_not_exist(monkeypatch, tmp_path, capsys):
   with pytest.raises(SystemExit, match='2'):
     launch(monkeypatch, tmp_path, '--only=sdd')
   assert "no method is named {'sdd'}" in capsys.readouterr().err
+
+
+def test_forecast_and_outcome_are_compared_by_their_ranks(tmp_path):
+  # By hand: ranks 1, 2, 3, 4 and 1, 2.5, 2.5, 4, whose correlation is
+  # 4.5 / sqrt(5 * 4.5); the size of a gap does not count.
+  found = {
+    name: {'base': x, 'outcome': y, 'pass@1': 0.5}
+    for name, x, y in zip('abcd', (1, 2, 3, 90), (1, 5, 5, 6), strict=True)
+  }
+  assert bases.rank_correlation(found, 'base') == pytest.approx(0.9**0.5)
+  found['e'] = {'outcome': 2, 'pass@1': 0.5}  # has no forecast
+  assert bases.rank_correlation(found, 'base') == pytest.approx(0.9**0.5)
+  assert (
+    bases.table(found)
+    .splitlines()[-1]
+    .startswith('| Spearman with outcome | +0.95 | - |')
+  )
+  for name in 'abc':
+    found[name]['self-PCMI'] = 1.0  # the same for all: no ranks
+  assert '+0.95 | - | - | - | - | - | - |' in bases.table(found)
+  bases.draw(
+    {
+      name: {**row, 'sd, one step': 1.5}
+      for name, row in found.items()
+      if 'base' in row
+    },
+    tmp_path / 'picture.png',
+  )
+  assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
