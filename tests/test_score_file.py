@@ -202,7 +202,9 @@ def test_rollouts_of_a_run_by_step(tmp_path):
     ('{"question_id": 1, "correct": true}', 'line 3: answer is missing'),
     ('{"question_id": 1, "answer": 3, "correct": true}', 'answer is 3'),
     ('{"question_id": 1, "answer": ""}', 'correct is missing'),
-    ('{"question_id": 1, "answer": "", "correct": 1}', 'correct is 1; it'),
+    ('{"question_id": 1, "answer": "", "correct": 2}', 'correct is 2; it'),
+    ('{"question_id": 1, "answer": "", "correct": NaN}', 'correct is NaN'),
+    ('{"question_id": 1, "answer": "", "correct": "1"}', 'correct is "1"'),
     (json.dumps(line(1, '', True, solution=[1])), r'solution is \[1\]'),
     (json.dumps(line(1, '', True, strategy=[[1]])), r'strategy is \[\[1\]\]'),
     (json.dumps(line(1, '', True, demonstration=4)), 'demonstration is 4'),
@@ -221,6 +223,12 @@ def test_bad_lines_are_named(tmp_path, text, message):
   with pytest.raises(RolloutError, match=message) as error:
     read_answers(path)
   assert 'bad.jsonl' in str(error.value)
+
+
+def test_verdicts_may_be_numbers(tmp_path):
+  lines = [line('q', 'a', verdict) for verdict in (1, 0, True, 1.0)]
+  answers = read_answers(write(tmp_path / 'a.jsonl', lines))
+  assert answers.correct == [[True, False, True, True]]
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path):

@@ -49,7 +49,7 @@ def read_answers(
 
     question_id     str or int; lines of one question need not be together
     answer          str, may be empty
-    correct         true or false
+    correct         true or false; 1 and 0 will do
     solution        optional str or int: two correct answers with the same
                     one are the same solution; '' and null: none
     strategy        optional str or int, or a list of them; `concepts`, a
@@ -90,7 +90,7 @@ def read_answers(
     try:
       name = _question_id(record)
       text = _of_type(record, 'answer', str, 'a string')
-      right = _of_type(record, 'correct', bool, 'true or false')
+      right = _verdict(record)
       identity = _name(record, 'solution')
       used = _names(record, 'strategy')
       has_strategy |= used is not None
@@ -196,12 +196,23 @@ def _shown(value: Any) -> str:
   return text if len(text) <= 60 else f'{text[:57]}...'
 
 
-def _of_type(record: dict[str, Any], key: str, kind: type, words: str) -> Any:
+def _of_type(
+  record: dict[str, Any], key: str, kind: type | tuple[type, ...], words: str
+) -> Any:
   if key not in record:
     raise ValueError(f'{key} is missing; it must be {words}.')
   if not isinstance(record[key], kind):
     raise ValueError(f'{key} is {_shown(record[key])}; it must be {words}.')
   return record[key]
+
+
+def _verdict(record: dict[str, Any]) -> bool:
+  words = 'true or false (1 and 0 will do)'
+  value = _of_type(record, 'correct', (bool, int, float), words)
+  # In Python 1 and 1.0 are both equal to true.
+  if value not in (False, True):
+    raise ValueError(f'correct is {_shown(value)}; it must be {words}.')
+  return bool(value)
 
 
 def _is_name(value: Any) -> bool:
