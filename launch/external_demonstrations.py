@@ -17,6 +17,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from sdjax.eval.rollout_file import read_records
+
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SOURCE_EVERY = 25
 
@@ -85,8 +87,7 @@ def demonstrations(out: Path, step: int, samples: int) -> Path:
 def shown_variety(file: Path) -> float:
   """Mean number of concepts in the correct answers to a question."""
   concepts: dict[int, set[str]] = {}
-  for line in file.read_text().splitlines():
-    record = json.loads(line)
+  for _, record in read_records(file):
     found = concepts.setdefault(record['question_id'], set())
     if record['correct']:
       found.update(record['concepts'])

@@ -5,10 +5,8 @@ Mirror image of `sdjax.rewards`.
 
 import collections
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from sdjax.config_method import PEER_STRATEGIES
 from sdjax.data.context import encode_context
 from sdjax.data.tokenizer import THINKING
+from sdjax.eval.rollout_file import read_records, read_verdict
 from sdjax.grading import Graded
 from sdjax.tasks.base import Question
 from sdjax.types import Evidence, Gathered
@@ -116,7 +115,8 @@ def read_external(path: str) -> dict[int, list[str]]:
 
   Args:
     path: JSONL, `{"question_id": int, "answer": str}` a line; several lines
-      may share a question, and those with `"correct": false` are left out.
+      may share a question, and those with a `correct` of false or 0
+      are left out.
 
   Returns:
     The answers to each question, without thinking blocks.
@@ -127,20 +127,17 @@ def read_external(path: str) -> dict[int, list[str]]:
   """
   answers: dict[int, list[str]] = {}
   try:
-    lines = Path(path).read_text(encoding='utf-8').splitlines()
+    records = list(read_records(path))
   except OSError as error:
     raise ValueError(
       f'method.demonstrations.file={path!r} cannot be read: {error}'
     ) from error
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
+  for number, record in records:
     try:
-      record = json.loads(line)
       question_id, answer = int(record['question_id']), record['answer']
       if not isinstance(answer, str):
         raise TypeError('answer is not a string')
-      if record.get('correct', True) is False:
+      if 'correct' in record and not read_verdict(record):
         continue
       answer = strip_thinking(answer)
       if not answer:
@@ -148,7 +145,7 @@ def read_external(path: str) -> dict[int, list[str]]:
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f'{path}, line {number}: expected {{"question_id": int, "answer": '
-        f'str}}, got {line[:80]!r} ({error!r})'
+        f'str}}, got {str(record)[:80]} ({error!r})'
       ) from error
     answers.setdefault(question_id, []).append(answer)
   return answers

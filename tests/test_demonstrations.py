@@ -14,6 +14,7 @@ from sdjax.data.prompts import encode_prompts
 from sdjax.data.tokenizer import word_tokenizer
 from sdjax.demonstrations import Templates, strip_thinking
 from sdjax.grading import Graded, grade
+from sdjax.metrics import write_json_lines_atomic
 from sdjax.models.cache import KV
 from sdjax.steps import sd
 from sdjax.tasks.base import Question, Verdict
@@ -195,6 +196,7 @@ def test_external_demonstrations(tmp_path):
     {'question_id': 7, 'answer': '+b'},
     {'question_id': 8, 'answer': '+c', 'correct': True},
     {'question_id': 8, 'answer': 'd', 'correct': False},
+    {'question_id': 8, 'answer': 'd', 'correct': 0},
   ]
   file.write_text('\n'.join(map(json.dumps, lines)) + '\n')
   external = demonstrations.read_external(str(file))
@@ -212,6 +214,16 @@ def test_broken_external_file_names_the_line(tmp_path):
     demonstrations.read_external(str(file))
   with pytest.raises(ValueError, match='cannot be read'):
     demonstrations.read_external(str(tmp_path / 'none.jsonl'))
+  file.write_text('{"question_id": 1, "answer": "a", "correct": null}\n')
+  with pytest.raises(ValueError, match='line 1: .*correct is null'):
+    demonstrations.read_external(str(file))
+
+
+def test_external_demonstrations_may_hold_any_line_separator(tmp_path):
+  file = tmp_path / 'shown.jsonl'
+  text = 'a\u2028b\x85c\x0cd'  # Ends of lines to str.splitlines only.
+  write_json_lines_atomic(file, [{'question_id': 7, 'answer': text}])
+  assert demonstrations.read_external(str(file)) == {7: [text]}
 
 
 def test_external_demonstrations_are_shown_without_their_thinking(tmp_path):

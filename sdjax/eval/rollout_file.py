@@ -84,13 +84,13 @@ def read_answers(
   known: dict[tuple, tuple] = {}  # Equal tuples are kept once.
   unnamed = 0  # The first line with a correct answer without a solution.
   has_strategy = False
-  for number, record in _records(path):
+  for number, record in read_records(path):
     if step is not None and record.get('step') != step:
       continue
     try:
       name = _question_id(record)
       text = _of_type(record, 'answer', str, 'a string')
-      right = _verdict(record)
+      right = read_verdict(record)
       identity = _name(record, 'solution')
       used = _names(record, 'strategy')
       has_strategy |= used is not None
@@ -169,9 +169,21 @@ def _flat(rows: list[list[Any]]) -> list[Any]:
   return [value for row in rows for value in row]
 
 
-def _records(
+def read_records(
   path: str | os.PathLike[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields the objects of a file of JSON lines, with their line numbers.
+
+  Args:
+    path: the file; its empty lines are skipped.
+
+  Yields:
+    The number of a line, from 1, and its object.
+
+  Raises:
+    RolloutError: for a line that is not a JSON object.
+    OSError: when the file cannot be read.
+  """
   with open(path, 'rb') as file:
     for number, line in enumerate(file, 1):
       if not line.strip():
@@ -186,7 +198,7 @@ def _records(
       if not isinstance(record, dict):
         raise RolloutError(
           f'{path}, line {number}: a {type(record).__name__}, not an object '
-          'with question_id, answer and correct.'
+          'with its question_id and answer.'
         )
       yield number, record
 
@@ -206,7 +218,18 @@ def _of_type(
   return record[key]
 
 
-def _verdict(record: dict[str, Any]) -> bool:
+def read_verdict(record: dict[str, Any]) -> bool:
+  """Reads whether an answer is correct.
+
+  Args:
+    record: of the answer.
+
+  Returns:
+    Its verdict.
+
+  Raises:
+    ValueError: when it is missing, or not true, false, 1 or 0.
+  """
   words = 'true or false (1 and 0 will do)'
   value = _of_type(record, 'correct', (bool, int, float), words)
   # In Python 1 and 1.0 are both equal to true.
