@@ -19,7 +19,8 @@ from sdjax import rng
 from sdjax.config_check import nearest
 from sdjax.data.prompts import encode_prompts
 from sdjax.eval.diversity import SampleSet, summarize
-from sdjax.eval.score_file import describe, score_file
+from sdjax.eval.rollout_file import read_answers
+from sdjax.eval.score_file import describe, score
 from sdjax.grading import Graded, grade
 from sdjax.language_model import LanguageModel
 from sdjax.metrics import write_json_atomic
@@ -284,13 +285,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.embedder is not None:
       embed = SentenceEncoder(options.embedder)
       named = {'embedder': embed.name}
-    flat = score_file(options.rollouts, ks, options.step, embed)
+    answers = read_answers(options.rollouts, options.step)
+    flat = score(answers, ks, embed)
     write_json_atomic(options.out, flat | named)
   except (ValueError, OSError) as error:
     if os.environ.get('SDJAX_TRACEBACK'):
       raise
     print(f'error: {error}', file=sys.stderr)
     return 2
+  if len(answers.steps) > 1:
+    first, last = answers.steps[0], answers.steps[-1]
+    print(
+      f'answers of {len(answers.steps)} steps of training, {first} to {last}, '
+      f'are scored together; --step={last} takes one of them',
+      file=sys.stderr,
+    )
   print(f'{describe(flat)}\n{options.out}')
   return 0
 

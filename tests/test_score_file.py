@@ -70,10 +70,9 @@ def test_by_hand(tmp_path):
 def test_absent_fields_leave_their_measures_out(tmp_path):
   lines = [line(0, 'a b c', True), line(0, 'c', False), line(1, '', False)]
   flat = score_file(write(tmp_path / 'a.jsonl', lines))
-  # Question 1 has one answer, so k ends at 1 and no slope is left.
+  # Question 1 has one answer, so k ends at 1: neither gain nor slope is left.
   assert [name for name in flat if '/' not in name] == [
     'pass@1',
-    'pass_gain',
     'distinct_1',
     'distinct_2',
     'distinct_3',
@@ -82,7 +81,43 @@ def test_absent_fields_leave_their_measures_out(tmp_path):
     'num_questions',
     'num_answers',
   ]
-  assert flat['pass_gain'] == 0.0
+  assert flat['self_bleu/num_questions'] == 1
+  assert 'pass@1/num_questions' not in flat
+
+
+def test_short_groups_count_as_far_as_they_go(tmp_path):
+  # Right of 4, 4 and 1 answers: 1, 2 and 1.
+  given = [(0, 1), (0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (1, 0), (1, 0)]
+  lines = [
+    line(q, f'a{i}', right, solution=f's{i}', score=-i)
+    for i, (q, right) in enumerate([*given, (2, 1)])
+  ]
+  path = write(tmp_path / 'a.jsonl', lines)
+  flat = score_file(path)
+  assert flat['pass@1'] == pytest.approx((1 / 4 + 1 / 2 + 1) / 3)
+  assert 'pass@1/num_questions' not in flat
+  for k, of_0, of_1 in ((2, 1 / 2, 5 / 6), (4, 1, 1)):
+    assert flat[f'pass@{k}'] == pytest.approx((of_0 + of_1) / 2)
+    assert flat[f'pass@{k}/num_questions'] == 2
+    assert flat[f'maj@{k}/num_questions'] == 2
+    assert flat[f'best_of@{k}/num_questions'] == 2
+  assert flat['maj@4'] == pytest.approx((1 / 4 + 1 / 2) / 2)
+  assert flat['pass_gain'] == pytest.approx((3 / 4 + 1 / 2) / 2)
+  assert flat['pass_gain/num_questions'] == 2
+  assert flat['best_of@2'] == pytest.approx((3 / 6 + 5 / 6) / 2)
+  assert score_file(path, ks=[3])['pass@3/num_questions'] == 2
+
+
+def test_what_says_nothing_is_no_measure(tmp_path):
+  lines = [line(0, 'a', c, concepts=[], reward=float(c)) for c in (0, 1)]
+  flat = score_file(write(tmp_path / 'a.jsonl', lines))
+  assert not {'strategies_correct', 'best_of@2'} & set(flat)
+  lines[0]['reward'] = 0.5  # A judge who is not quite sure.
+  flat = score_file(write(tmp_path / 'b.jsonl', lines))
+  assert flat['best_of@2'] == 1.0
+  shown = [line(0, 'a', True, demonstration=text) for text in ('a', '')]
+  flat = score_file(write(tmp_path / 'c.jsonl', shown))
+  assert flat['copy_overlap'] == 1.0
 
 
 def test_one_answer_no_correct_answer_and_all_the_same(tmp_path):
@@ -93,6 +128,9 @@ def test_one_answer_no_correct_answer_and_all_the_same(tmp_path):
   flat = score_file(write(tmp_path / 'b.jsonl', wrong))
   assert flat['pass@8'] == flat['maj@8'] == flat['distinct_solutions'] == 0.0
   assert flat['effective_solutions'] == flat['solution_entropy'] == 0.0
+  nameless = [line(q, 'a b', False, solution='') for q in (0, 1) * 8]
+  flat = score_file(write(tmp_path / 'n.jsonl', nameless))
+  assert flat['distinct_solutions'] == flat['effective_solutions'] == 0.0
   same = [line(q, 'a b c d', True, solution='p') for q in (0, 1) * 8]
   flat = score_file(write(tmp_path / 'c.jsonl', same))
   assert flat['self_bleu'] == pytest.approx(100.0)
@@ -123,8 +161,8 @@ def test_best_of_k_by_hand(tmp_path, field):
   assert flat['best_of@2/low'] == 0.0 and flat['best_of@2/high'] == 0.5
   flat = score_file(tmp_path / 'a.jsonl', ks=[2])
   assert list(best_of(flat)) == ['best_of@2']
-  with pytest.raises(ValueError, match='k is 3; it must lie in 1..2'):
-    score_file(tmp_path / 'a.jsonl', ks=[3])
+  with pytest.raises(ValueError, match='k is 4; it must lie in 1..3'):
+    score_file(tmp_path / 'a.jsonl', ks=[4])
 
 
 def test_embedding_diversity_by_hand(tmp_path):
@@ -164,7 +202,7 @@ def test_the_order_of_lines_changes_nothing(tmp_path):
   assert score_file(write(tmp_path / 'b.jsonl', moved)) == pytest.approx(first)
 
 
-def test_rollouts_of_a_run_by_step(tmp_path):
+def test_rollouts_of_a_run_by_step(tmp_path, capsys):
   lines = [
     line(
       7,
@@ -186,9 +224,17 @@ def test_rollouts_of_a_run_by_step(tmp_path):
   assert flat['copy_overlap'] == 1.0 and flat['num_answers'] == 3
   assert score_file(path)['num_answers'] == 6
   first = score_file(path, step=0)
-  assert first['strategies_correct'] == 0.0 and 'copy_overlap' not in first
-  with pytest.raises(RolloutError, match='no answer of step 9'):
+  assert not {'strategies_correct', 'copy_overlap'} & set(first)
+  with pytest.raises(RolloutError, match='step 9, but of 2 steps in 0..5'):
     score_file(path, step=9)
+  flags = [f'--rollouts={path}', f'--out={tmp_path / "o.json"}']
+  assert evaluate.main(flags) == 0
+  assert '2 steps of training, 0 to 5' in capsys.readouterr().err
+  assert evaluate.main([*flags, '--step=5']) == 0
+  assert not capsys.readouterr().err
+  del lines[0]['step']
+  with pytest.raises(RolloutError, match='step 9, and no line has a step'):
+    score_file(write(path, lines[:1]), step=9)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +293,8 @@ def test_command_line(tmp_path, capsys):
   assert flat['pass_gain'] == pytest.approx(3 / 8)
   assert 'pass@2' in capsys.readouterr().out
 
-  assert evaluate.main([*flags, '--k=1,4']) == 2
-  assert "1..2, the answers of question 'q'" in capsys.readouterr().err
+  assert evaluate.main([*flags, '--k=1,8']) == 2
+  assert 'k is 8; it must lie in 1..4' in capsys.readouterr().err
   assert evaluate.main([f'--rollouts={tmp_path}/no', f'--out={out}']) == 2
   assert 'no' in capsys.readouterr().err
   with pytest.raises(SystemExit):

@@ -29,6 +29,8 @@ class Answers:
     demonstrations: rows of tuples of texts; None when no line shows any.
     score: rows of numbers, what a judge gave each answer; None when no line
       has one.
+    steps: the different steps of training of the lines that were read and
+      have one, rising.
   """
 
   question_ids: list[Name]
@@ -38,6 +40,7 @@ class Answers:
   strategies: list[list[tuple[Name, ...]]] | None
   demonstrations: list[list[tuple[str, ...]]] | None
   score: list[list[float]] | None
+  steps: list[int]
 
 
 def read_answers(
@@ -53,10 +56,13 @@ def read_answers(
     solution        optional str or int: two correct answers with the same
                     one are the same solution; '' and null: none
     strategy        optional str or int, or a list of them; `concepts`, a
-                    list, where there is no strategy
-    demonstration   optional str; `demonstrations`, a list, likewise
+                    list, where there is no strategy; '', null and []: none
+    demonstration   optional str; `demonstrations`, a list, likewise; '' and
+                    null: none
+    step            optional int, of the training the answer is from
     score           optional number, higher is better, in every line or in
-                    none; `reward` where no line has a score
+                    none; `reward` where no line has a score, unless it is the
+                    verdict itself, which picks no answer
 
   and whatever else, which is not read. That is also what a run leaves in
   `rollouts.jsonl`. Empty lines are skipped.
@@ -82,10 +88,14 @@ def read_answers(
   scores: dict[str, list[list[float | None]]] = {'score': [], 'reward': []}
   unscored: dict[str, int] = {}  # The first line without that field.
   known: dict[tuple, tuple] = {}  # Equal tuples are kept once.
+  steps: set[int] = set()
   unnamed = 0  # The first line with a correct answer without a solution.
-  has_strategy = False
+  has_strategy = has_solution = False
   for number, record in read_records(path):
-    if step is not None and record.get('step') != step:
+    at = record.get('step')
+    if isinstance(at, int):
+      steps.add(at)
+    if step is not None and at != step:
       continue
     try:
       name = _question_id(record)
@@ -93,10 +103,10 @@ def read_answers(
       right = read_verdict(record)
       identity = _name(record, 'solution')
       used = _names(record, 'strategy')
-      has_strategy |= used is not None
       if used is None:
         used = _names(record, 'concepts')
-        has_strategy |= used is not None
+      has_strategy |= bool(used)
+      has_solution |= record.get('solution') is not None
       shown = _texts(record)
       given = {field: _number(record, field) for field in scores}
     except ValueError as error:
@@ -120,8 +130,11 @@ def read_answers(
       if value is None:
         unscored.setdefault(field, number)
   if not answer:
-    at = '' if step is None else f' of step {step}'
-    raise RolloutError(f'{path} holds no answer{at}; give at least one line.')
+    raise RolloutError(
+      f'{path} holds no answer; give at least one line.'
+      if step is None
+      else f'{path} holds no answer of step {step}, {_range(steps)}.'
+    )
   rights = _flat(correct)
   identities = _flat(solution)
   named = sum(
@@ -134,17 +147,26 @@ def read_answers(
       f'though {named} correct answers have one; give one to every correct '
       'answer, or to none.'
     )
-  # Without a correct answer nothing is missing: there are zero solutions.
-  some_solution = any(identity is not None for identity in identities)
+  scored = _of_every_line(path, scores, unscored)
+  if scored is not None and _flat(scored) == rights:
+    scored = None
   return Answers(
     question_ids=list(place),
     answer=answer,
     correct=correct,
-    solution=solution if some_solution and not unnamed else None,
+    # Without a correct answer nothing is missing: there are zero solutions.
+    solution=solution if has_solution and not unnamed else None,
     strategies=strategies if has_strategy else None,
     demonstrations=demonstrations if any(_flat(demonstrations)) else None,
-    score=_of_every_line(path, scores, unscored),
+    score=scored,
+    steps=sorted(steps) if step is None else [step],
   )
+
+
+def _range(steps: set[int]) -> str:
+  if not steps:
+    return 'and no line has a step'
+  return f'but of {len(steps)} steps in {min(steps)}..{max(steps)}'
 
 
 def _of_every_line(
@@ -304,4 +326,4 @@ def _texts(record: dict[str, Any]) -> tuple[str, ...]:
     raise ValueError(
       f'demonstrations is {_shown(several)}; it must be a list of strings.'
     )
-  return tuple(several) if one is None else (one, *several)
+  return tuple(text for text in (one, *several) if text)

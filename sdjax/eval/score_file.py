@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from sdjax.eval.bootstrap import mean_intervals
 from sdjax.eval.diversity import distinct_counts
 from sdjax.eval.pass_at_k import pass_at_k, pass_slope, powers_of_two
-from sdjax.eval.rollout_file import Answers, Name, read_answers
+from sdjax.eval.rollout_file import Answers, read_answers
 from sdjax.eval.selection import best_of_k, maj_at_k
 from sdjax.eval.self_bleu import self_bleu
 from sdjax.eval.solutions import variety
@@ -58,15 +58,19 @@ def score(
 
   Each number is a mean over the questions that have a value; a question
   without one is named below. Beside NAME stand NAME/low and NAME/high, its
-  95% bootstrap interval over questions.
+  95% bootstrap interval over questions, and, where some questions have no
+  value, NAME/num_questions, how many have one.
 
-    pass@k              chance that one of k answers is correct, unbiased
+    pass@k              chance that one of k answers is correct, unbiased; a
+                        question with fewer than k answers has none, and
+                        likewise below
     maj@k               chance that a vote by `solution` elects a correct one;
                         left out where only correct answers have a solution:
                         then the wrong ones cannot vote
     best_of@k           chance that of k answers the one with the highest
                         `score` is correct, ties shared equally
-    pass_gain           pass@k at the largest k minus that at 1
+    pass_gain           pass@k at the largest k minus that at 1; left out where
+                        the largest k is 1
     pass_slope          rise of pass@k each time k doubles, by least squares;
                         left out with a single k
     distinct_solutions  different correct solutions, 0 if none
@@ -88,9 +92,8 @@ def score(
 
   Args:
     answers: of at least one question.
-    ks: the k of pass@k, maj@k and best_of@k; None: powers of two up to the
-      answers of the question that has the fewest, so that every question
-      counts.
+    ks: the k of pass@k, maj@k and best_of@k; None: powers of two for which
+      more than half of the questions have as many answers.
     embed: a sentence encoder, called once with each different text once; its
       name belongs beside the number. None: none.
 
@@ -98,7 +101,7 @@ def score(
     The flat numbers.
 
   Raises:
-    ValueError: for a k below 1 or above the answers of a question.
+    ValueError: for a k below 1 or above the answers of every question.
   """
   columns = _columns(answers, _checked(ks, answers), embed)
   values_QM = np.stack(list(columns.values()), axis=1)
@@ -114,6 +117,8 @@ def score(
         f'{name}/low': low,
         f'{name}/high': high,
       }
+      if known.size < column.size:
+        flat[f'{name}/num_questions'] = known.size
   flat['num_questions'] = len(answers.answer)
   flat['num_answers'] = sum(map(len, answers.answer))
   return flat
@@ -125,23 +130,25 @@ def describe(flat: dict[str, float]) -> str:
   for name, value in flat.items():
     if f'{name}/low' in flat:
       low, high = flat[f'{name}/low'], flat[f'{name}/high']
-      lines.append(f'{name:20} {value:9.4f}  [{low:.4f}, {high:.4f}]')
-    elif not name.endswith(('/low', '/high')):
+      some = flat.get(f'{name}/num_questions')
+      over = '' if some is None else f'  over {some} questions'
+      lines.append(f'{name:20} {value:9.4f}  [{low:.4f}, {high:.4f}]{over}')
+    elif not name.endswith(('/low', '/high', '/num_questions')):
       lines.append(f'{name:20} {value:9}')
+  if flat['num_questions'] == 1:
+    lines.append('Of one question no interval over questions can be told.')
   return '\n'.join(lines)
 
 
 def _checked(ks: Sequence[int] | None, answers: Answers) -> list[int]:
-  sizes = [len(row) for row in answers.answer]
-  fewest = min(sizes)
+  sizes = sorted((len(row) for row in answers.answer), reverse=True)
   if ks is None:
-    return list(powers_of_two(fewest))
+    return list(powers_of_two(sizes[len(sizes) // 2]))
   for k in ks:
-    if not 1 <= k <= fewest:
-      which: Name = answers.question_ids[sizes.index(fewest)]
+    if not 1 <= k <= sizes[0]:
       raise ValueError(
-        f'k is {k}; it must lie in 1..{fewest}, the answers of question '
-        f'{which!r}, which has the fewest.'
+        f'k is {k}; it must lie in 1..{sizes[0]}, the answers of the question '
+        'that has the most.'
       )
   if not ks:
     raise ValueError('no k is given; e.g. 1,8,64.')
@@ -154,15 +161,25 @@ def _columns(
   """Each measure's value of each question, float64 [Q], NaN where none."""
   num_Q = np.asarray([len(row) for row in answers.answer])
   right_Q = np.asarray([sum(row) for row in answers.correct])
-  curve = [pass_at_k(num_Q, right_Q, k) for k in ks]
+
+  def of_k(measure: Callable[..., np.ndarray], k: int, *rows: Sequence):
+    """A measure of the questions with at least k answers."""
+    value_Q = np.full(len(num_Q), np.nan)
+    enough = np.flatnonzero(num_Q >= k)
+    value_Q[enough] = measure(*([row[q] for q in enough] for row in rows), k)
+    return value_Q
+
+  curve = [of_k(pass_at_k, k, num_Q, right_Q) for k in ks]
   columns = {f'pass@{k}': value for k, value in zip(ks, curve, strict=True)}
-  columns['pass_gain'] = curve[-1] - right_Q / num_Q
+  if ks[-1] > 1:
+    columns['pass_gain'] = curve[-1] - right_Q / num_Q
   if len(ks) > 1:
     columns['pass_slope'] = pass_slope(np.stack(curve, axis=-1), ks)
   if answers.solution is not None:
     if _wrong_ones_vote(answers):
       columns |= {
-        f'maj@{k}': maj_at_k(answers.solution, answers.correct, k) for k in ks
+        f'maj@{k}': of_k(maj_at_k, k, answers.solution, answers.correct)
+        for k in ks
       }
     found = variety(answers.solution, answers.correct)
     columns |= {
@@ -172,7 +189,8 @@ def _columns(
     }
   if answers.score is not None:
     columns |= {
-      f'best_of@{k}': best_of_k(answers.score, answers.correct, k) for k in ks
+      f'best_of@{k}': of_k(best_of_k, k, answers.score, answers.correct)
+      for k in ks
     }
   if answers.strategies is not None:
     used = [
