@@ -15,7 +15,8 @@ step, is what makes variety collapse. At each step, with student s and
 teacher tau, both pi0 at first,
 
   demonstrations  c ~ s over the correct answers
-  target          argmin_p E_c[KL(p || tau exp(i(.; c)))] + beta KL(p || pi0)
+  target          argmin_p E_c[KL(p || tau exp(i(.; c)))] + beta KL(p || pi0),
+                  or beta KL(pi0 || p), see `sdjax.theory`
   student         log s   <- (1 - STRIDE) log s + STRIDE log target
   teacher         log tau <- (1 - rate) log tau + rate log s
 
@@ -26,8 +27,12 @@ not depend on it, but at stride 1 a pull AWAY from what is shown would jump to
 and fro.
 
 What it leaves out: weights shared by all questions, the noise of finite
-groups (which lets RL lose answers too), and the student's lag. A rate
-therefore acts sooner here than in a run.
+groups (which lets RL lose answers too), what normalising advantages by group
+does to the weight of RL's KL (`theory.group_gain`), and the student's lag. A
+rate therefore acts sooner here than in a run.
+
+Whole answers may be a thousand nats apart, so laws stay logarithms as long as
+they are compared with each other.
 
 Source: arXiv 2606.26091, Props. 1 and 2, Remark 1; the iteration: ours.
 """
@@ -78,12 +83,14 @@ class Distilling:
     count: K, demonstrations a rollout.
     num_samples: G, rollouts they are drawn from.
     pooling: of the K teachers, `loss` or `mixture`.
+    anchor: which KL to the base policy it is, of `theory.ANCHORS`.
   """
 
   beta: float = 0.0
   count: int = 1
   num_samples: int = 8
   pooling: str = 'loss'
+  anchor: str = 'reverse_kl'
 
 
 def restrict(logp: np.ndarray, logp_given: np.ndarray) -> AnswerLaw:
@@ -104,22 +111,29 @@ def restrict(logp: np.ndarray, logp_given: np.ndarray) -> AnswerLaw:
   )
 
 
-def rl_law(answers: AnswerLaw, beta: float) -> np.ndarray:
+def rl_law(
+  answers: AnswerLaw, beta: float, anchor: str = 'reverse_kl'
+) -> np.ndarray:
   """Where RL with reward 1 for a correct answer leads (Prop. 1).
 
   Args:
     answers: the base policy.
     beta: weight of the KL to it. At 0 every law on the correct answers is
       optimal; taken is the limit of small beta, the base policy over them.
+    anchor: which KL it is, of `theory.ANCHORS`.
 
   Returns:
     float64 [Y], probabilities; the base policy without a correct answer.
   """
-  correct = np.arange(len(answers.logp)) < answers.num_correct
+  size = answers.num_correct
+  if not size:
+    return np.exp(answers.logp)
+  correct = np.arange(len(answers.logp)) < size
   if beta > 0:
-    return theory.kl_rl_optimum(answers.logp, correct.astype(float), beta)
-  base = np.exp(answers.logp)
-  return base * correct / base[correct].sum() if correct.any() else base
+    return theory.kl_rl_optimum(
+      answers.logp, correct.astype(float), beta, anchor
+    )
+  return theory.softmax(np.where(correct, answers.logp, -np.inf))
 
 
 def sd_law(answers: AnswerLaw, run: Distilling) -> np.ndarray:
@@ -132,8 +146,8 @@ def sd_law(answers: AnswerLaw, run: Distilling) -> np.ndarray:
   Returns:
     float64 [Y], probabilities; the base policy without a correct answer.
   """
-  tilt = _tilt(answers, np.exp(answers.logp), run)
-  return theory.sdsd_optimum(answers.logp, tilt, run.beta)
+  tilt = _tilt(answers, answers.logp, run)
+  return theory.sdsd_optimum(answers.logp, tilt, run.beta, run.anchor)
 
 
 def iterated_sd_law(
@@ -162,8 +176,8 @@ def iterated_sd_law(
   if not answers.num_correct:
     return np.exp(base)
   for _ in range(steps):
-    tilt = _tilt(answers, np.exp(student), run) + teacher - base
-    target = _log(theory.sdsd_optimum(base, tilt, run.beta))
+    tilt = _tilt(answers, student, run) + teacher - base
+    target = _log(theory.sdsd_optimum(base, tilt, run.beta, run.anchor))
     student = _normalised((1 - STRIDE) * student + STRIDE * target)
     teacher = _normalised((1 - rate) * teacher + rate * student)
   return np.exp(student)
@@ -203,8 +217,8 @@ def favourite_gap(answers: AnswerLaw) -> float:
   size = answers.num_correct
   if size < 2:
     return float('nan')
-  base = np.exp(answers.logp[:size])
-  gain = answers.pcmi[:size] @ (base / base.sum())
+  base = answers.logp[:size]
+  gain = answers.pcmi[:size] @ theory.softmax(base)
   first = int(base.argmax())
   return float(gain[first] - np.delete(gain, first).mean())
 
@@ -212,14 +226,14 @@ def favourite_gap(answers: AnswerLaw) -> float:
 def _tilt(
   answers: AnswerLaw, student: np.ndarray, run: Distilling
 ) -> np.ndarray:
-  """[Y], what the demonstrations of a student add to log pi0."""
+  """[Y], what the demonstrations of a student, in nats, add to log pi0."""
   size = answers.num_correct
   if not size:
     return np.zeros_like(student)
-  right = student[:size].sum()
-  share = student[:size] / right
+  share = theory.softmax(student[:size])
   if run.count == 1:
     return answers.pcmi @ share
+  right = float(np.exp(student[:size]).sum())
   weight_SC = _shown_together(share, min(right, 1.0), run)
   if run.pooling == 'loss':
     return answers.pcmi @ weight_SC.mean(axis=0)

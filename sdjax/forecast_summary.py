@@ -13,6 +13,7 @@ from sdjax.eval import law as law_lib
 from sdjax.eval.bootstrap import mean_intervals
 from sdjax.eval.pass_at_k import powers_of_two
 from sdjax.forecast_law import AnswerLaw, Distilling
+from sdjax.objectives.reference_kl import DESCENDED
 from sdjax.tasks.base import Question, Verdict
 
 
@@ -88,11 +89,13 @@ def laws(
   assert isinstance(method, config_lib.SelfDistillation)
   assert config.rollout and config.loss
   beta = config.loss.kl_coef
+  anchor = DESCENDED[config.loss.kl_estimator]
   run = Distilling(
     beta=beta,
     count=method.demonstrations.count,
     num_samples=config.rollout.num_samples,
     pooling=method.pooling,
+    anchor=anchor,
   )
   rate = {
     'ema': method.ema_rate,
@@ -103,7 +106,7 @@ def laws(
   steps = config.train.num_steps
   return {
     'base': np.exp(answers.logp),
-    'rl': forecast_law.rl_law(answers, beta),
+    'rl': forecast_law.rl_law(answers, beta, anchor),
     'sd_once': forecast_law.sd_law(answers, run),
     'sd_fixed': forecast_law.iterated_sd_law(answers, run, steps),
     'sd': forecast_law.iterated_sd_law(answers, run, steps, rate),

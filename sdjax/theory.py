@@ -101,7 +101,7 @@ def sdsd_optimum(
     return softmax(logp0 + tilt / (1 + beta))
   # Stationarity, with pooled teacher q and u = beta pi0 / pi:
   # log u + u = log(beta pi0 / q) + nu, and nu normalises pi.
-  log_q = np.log(softmax(logp0 + tilt))
+  log_q = log_softmax(logp0 + tilt)
   bias = np.log(beta) + logp0 - log_q
 
   def policy(nu):
@@ -174,11 +174,16 @@ def kl_rl_optimum(
     )
   if anchor == 'reverse_kl':
     return softmax(logp0 + reward / beta)
-  # gap = lambda - max R stays apart from R, or a small beta would drown.
+  # gap = lambda - max R stays apart from R, or a small beta would drown; and
+  # its logarithm is sought, or a base policy that hardly knows the best would.
   below = np.max(reward, axis=-1, keepdims=True) - reward
-  prior = beta * np.exp(logp0)
+  prior = np.maximum(beta * np.exp(logp0), np.finfo(np.float64).tiny)
   low = np.max(np.where(below == 0, prior, 0), axis=-1, keepdims=True)
-  return _normalised(lambda gap: prior / (gap + below), low, beta)
+  return _normalised(
+    lambda log_gap: prior / (np.exp(log_gap) + below),
+    np.log(low),
+    np.log(beta),
+  )
 
 
 def sdsd_objective(
@@ -291,6 +296,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
   """The law of some logits [..., Y], in their dtype."""
   shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+  """Log of `softmax`, finite where that underflows."""
+  return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 def _check_anchor(anchor: str) -> None:

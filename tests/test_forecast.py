@@ -86,6 +86,8 @@ def test_no_law_is_refused():
   for law in ([0.5, 0.4], [1.5, -0.5], [1.0]):
     with pytest.raises(ValueError, match='law'):
       law_lib.pass_at_k(law, [True, False], 1)
+  with pytest.raises(ValueError, match='law must be probabilities'):
+    law_lib.pass_at_k([math.nan, math.nan], [True, False], 1)
   with pytest.raises(ValueError, match='0 draws'):
     law_lib.pass_at_k([1.0], [True], 0)
 
@@ -197,6 +199,42 @@ def test_improbable_answers_stay_finite():
   )
   for law in forecast_summary.laws(answers, SMALL).values():
     assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+
+
+def test_long_correct_answers_beside_a_short_wrong_one():
+  """Their probabilities underflow, their ratio does not."""
+  given = np.array([[-700.0, -910.0], [-900.0, -705.0], [-20.0, -20.0]])
+  answers = forecast_law.restrict(np.array([-900.0, -903.0, -20.0]), given)
+  share = 1 / (1 + math.exp(-3))
+  law = forecast_law.rl_law(answers, 0.0)
+  np.testing.assert_allclose(law, [share, 1 - share, 0])
+  gap = share * (200 - 3) + (1 - share) * (-10 - 198)
+  assert forecast_law.favourite_gap(answers) == pytest.approx(gap)
+  for anchor in theory.ANCHORS:
+    for beta in (0.1, 1.0):
+      laws = [
+        forecast_law.rl_law(answers, beta, anchor),
+        forecast_law.sd_law(answers, Distilling(beta, anchor=anchor)),
+        forecast_law.iterated_sd_law(
+          answers, Distilling(beta, anchor=anchor), 20
+        ),
+      ]
+      for law in laws:
+        assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize('estimator', ['k1', 'k2', 'k3', 'full'])
+def test_the_kl_is_the_one_the_runs_estimator_descends(estimator):
+  answers = two_solutions(4.0, wrong=1.5)
+  config = replace(SMALL, loss__kl_coef=0.5, loss__kl_estimator=estimator)
+  found = forecast_summary.laws(answers, config)
+  right = found['rl'][:2].sum()
+  if estimator == 'k3':  # beta pi0 / (lambda - R), by its own equation
+    gap = 0.5 * 0.4 / right
+    assert right + 0.5 * 0.6 / (gap + 1) == pytest.approx(1)
+  else:
+    odds = 0.4 * math.exp(1 / 0.5)
+    assert right == pytest.approx(odds / (odds + 0.6))
 
 
 def test_bad_rates_are_named():

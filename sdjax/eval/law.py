@@ -92,7 +92,7 @@ def _checked(law: ArrayLike, other: ArrayLike | Sequence) -> np.ndarray:
     raise ValueError(
       f'law has shape {law_Y.shape}; it must be [Y] with one entry an answer.'
     )
-  if (law_Y < 0).any() or abs(law_Y.sum() - 1) > 1e-6:
+  if not ((law_Y >= 0).all() and abs(law_Y.sum() - 1) <= 1e-6):
     raise ValueError(
       f'law must be probabilities that sum to 1, not to {law_Y.sum():.6g}.'
     )

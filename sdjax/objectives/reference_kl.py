@@ -70,3 +70,11 @@ KL_ESTIMATORS: dict[str, Callable[..., jax.Array]] = {
   'k2': k2,
   'k3': k3,
 }
+
+DESCENDED = {
+  'k1': 'reverse_kl',
+  'k2': 'reverse_kl',
+  'k3': 'forward_kl',
+  'full': 'reverse_kl',
+}
+"""Which KL each descends as a loss, by its name in `sdjax.theory.ANCHORS`."""
