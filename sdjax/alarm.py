@@ -103,8 +103,8 @@ def judge(
 ) -> list[Alert]:
   """Says what is wrong at the last record of a history.
 
-    variety   a measure of `VARIETY` is more than `variety_drop` of its best
-              below it, and pass@1 is higher than it was at that best
+    variety   a measure of `VARIETY` is more than `variety_drop` below what it
+              was at some record whose pass@1 was not higher
     success   pass@1 is more than `success_drop` below its best
     entropy   the mean token entropy of the last `window` steps is below
               `entropy_share` of that of the first `window`
@@ -227,14 +227,16 @@ def _fallen_variety(
   worst: tuple[float, str, Record] | None = None
   for measure in VARIETY:
     key = f'eval/{name}/{measure}'
-    known = [record for record in past if key in record]
     if key not in now:
       continue
-    best = max(known, key=lambda record: record[key])
+    # Only what was lost without a loss of success, which `now` itself is.
+    best = max(
+      (r for r in past if key in r and r[success] <= now[success]),
+      key=lambda record: record[key],
+    )
     # The task may have no concepts: then there is nothing to lose.
     fallen = 1 - now[key] / best[key] if best[key] > 0 else 0.0
-    risen = now[success] > best[success]
-    if risen and fallen > max(options.variety_drop, worst[0] if worst else 0):
+    if fallen > max(options.variety_drop, worst[0] if worst else 0):
       worst = fallen, measure, best
   if worst is None:
     return
@@ -254,9 +256,9 @@ def _fallen_variety(
     },
     cause=(
       f'{name}: {measure} fell by {fallen:.0%}, from {best[key]:.3g} (step '
-      f'{best["step"]}) to {now[key]:.3g}, while {SUCCESS} rose from '
-      f'{best[success]:.3g} to {now[success]:.3g}: the model is right more '
-      'often in fewer ways.'
+      f'{best["step"]}) to {now[key]:.3g}, while {SUCCESS} went from '
+      f'{best[success]:.3g} to {now[success]:.3g}: the model is right in '
+      'fewer ways.'
     ),
   )
 

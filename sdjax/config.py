@@ -308,8 +308,8 @@ class Alarm:
       alarms.jsonl; `stop` also ends the run at the first, after a checkpoint
       and the evaluation that ends every run; `off`.
     window: training steps that are averaged over.
-    variety_drop: share of its best that the effective number of solutions,
-      or of concepts in correct answers, may lose while pass@1 rises; 1: all.
+    variety_drop: share that the effective number of solutions, or of concepts
+      in correct answers, may lose without pass@1 having fallen; 1: all.
     success_drop: what pass@1 may lose of its best; 1: all.
     entropy_share: of the first steps' token entropy that must be left; 0:
       nothing.

@@ -65,8 +65,8 @@ def test_variety_lost_while_success_rises():
   }
   assert alert.text == (
     'harder: effective_solutions fell by 75%, from 4 (step 10) to 1, while '
-    'pass@1 rose from 0.5 to 0.9: the model is right more often in fewer '
-    "ways. Try for self-distillation method.demonstrations.strategy='balanced' "
+    'pass@1 went from 0.5 to 0.9: the model is right in fewer ways. '
+    "Try for self-distillation method.demonstrations.strategy='balanced' "
     "with count=3, method.pooling='sequence_mixture' and "
     "method.objective='forward_kl'; for RL method.diversity_weight; the two "
     "together with method 'mix'; or stop here."
@@ -81,6 +81,19 @@ def test_variety_may_fall_by_its_share_and_no_more(now):
   ]
   found = judge(history, c.Alarm(variety_drop=0.25))
   assert [alert.kind for alert in found] == ['variety'] * (now < 1.5)
+
+
+def test_variety_that_peaked_after_success_is_missed_as_well():
+  history = [
+    evaluated(0, success=0.38, effective=1.8),
+    evaluated(25, success=0.96, effective=1.9),
+    evaluated(50, success=0.955, effective=1.0),
+  ]
+  # Since step 25 success has fallen too, by a hair; since step 0 it has not.
+  alert = only(judge(history, OPTIONS))
+  assert alert.kind == 'variety' and alert.numbers['best_step'] == 0
+  history[1]['eval/harder/pass@1'] = 0.955
+  assert only(judge(history, OPTIONS)).numbers['best_step'] == 25
 
 
 def test_variety_lost_with_success_is_no_collapse_of_variety():
