@@ -96,8 +96,10 @@ def train(
   start = checkpoints.latest_step()
   if start is None:
     workdir.rewind(None)
+  if start is None or not workdir.has_eval('base'):
     progress.note('evaluating the model before training')
     measure(workdir, trainer, 'base')
+  if start is None:
     start = 0
     save(start)
   else:

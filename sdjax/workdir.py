@@ -1,10 +1,12 @@
 """A run's folder: its config, its logs, and going back to a checkpoint."""
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sdjax import config as config_lib
 from sdjax import config_check, config_dict
@@ -21,8 +23,12 @@ FREE_TO_CHANGE = (
 )
 """Options a run may be continued with other values of.
 
-The number of steps is not free under a schedule that depends on it.
+The number of steps is not free under a schedule that depends on it, and never
+below those that are done.
 """
+
+NOT_MEASURED = ('during', 'batch_questions', 'save_samples')
+"""Options of `eval` that the numbers in `eval.json` do not depend on."""
 
 
 class WorkdirError(ValueError):
@@ -48,8 +54,8 @@ class Workdir:
       config: the run's config.
 
     Raises:
-      WorkdirError: the folder cannot be written, or holds a run of another
-        config.
+      WorkdirError: the folder cannot be written, holds a run of another
+        config or of more steps, or another process is at work in it.
     """
     self.path = Path(path)
     try:
@@ -66,9 +72,18 @@ class Workdir:
       )
     resolved = config_dict.to_dict(config)
     file = self.path / 'config.json'
-    if file.exists():
-      _check_same_run(file, resolved)
-    if config.mode not in ('eval', 'forecast') or not file.exists():
+    old = _check_same_run(file, resolved) if file.exists() else None
+    if config.mode in ('train', 'pretrain'):
+      _check_steps(self.path, config.train.num_steps)
+    self._lock = _locked(self.path / '.lock')
+    if old and config.mode != 'forecast':
+      if _measured(old) != _measured(resolved):
+        # They would stand beside others that were sampled otherwise.
+        for when in ('base', 'final', 'best'):
+          self.drop_eval(when)
+      if config.mode == 'eval':
+        resolved = {**old, 'eval': resolved['eval']}
+    if not old or config.mode != 'forecast':
       write_json_atomic(file, resolved)
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
@@ -182,6 +197,32 @@ class Workdir:
     self.rollouts.close()
     self.alarms.close()
     self.credit.close()
+    self._lock.close()
+
+
+def _locked(path: Path) -> TextIO:
+  """Opens a file that one process can have open so: two would mix logs.
+
+  A lock of the process, not of the file: a notebook whose run was interrupted
+  may go on with it, and a worker process that outlives its run holds nothing.
+  """
+  file = open(path, 'a+', encoding='utf-8')
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    # Other errors: a file system without locks.
+    if error.errno in (errno.EACCES, errno.EAGAIN):
+      file.seek(0)
+      owner = file.read().strip()
+      file.close()
+      raise WorkdirError(
+        f'--workdir={path.parent} is in use: process {owner} is running in '
+        'it. Wait for it, end it, or choose another folder.'
+      ) from None
+  file.truncate(0)
+  file.write(f'{os.getpid()}\n')
+  file.flush()
+  return file
 
 
 def _evaluation(values: dict[str, Any], when: str) -> dict[str, Any]:
@@ -197,8 +238,26 @@ def _without(values: dict[str, Any], when: str) -> dict[str, Any]:
   return {k: v for k, v in values.items() if not k.startswith(mine)}
 
 
-def _check_same_run(file: Path, resolved: dict[str, Any]) -> None:
-  """Raises unless the folder's config agrees in all that matters."""
+def _measured(resolved: dict[str, Any]) -> dict[str, Any]:
+  """What the numbers of an evaluation depend on."""
+  options = {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
+  # Through JSON, so that tuples compare equal to the lists they became.
+  return json.loads(json.dumps(options))
+
+
+def _check_steps(path: Path, num_steps: int) -> None:
+  """Raises when the folder's run is already longer than it is to be."""
+  names = (step.name for step in (path / 'checkpoints').glob('*'))
+  done = max((int(name) for name in names if name.isdigit()), default=0)
+  if done > num_steps:
+    raise WorkdirError(
+      f'--workdir={path} has trained {done} steps, train.num_steps is '
+      f'{num_steps}. Choose {done} or more, or another folder.'
+    )
+
+
+def _check_same_run(file: Path, resolved: dict[str, Any]) -> dict[str, Any]:
+  """Returns the folder's config if it agrees in all that matters."""
   try:
     old = config_dict.from_config_dict(json.loads(file.read_text()))
   except ValueError as error:
@@ -225,3 +284,4 @@ def _check_same_run(file: Path, resolved: dict[str, Any]) -> None:
       f'({"; ".join(differing)}). Choose another folder, or give the options '
       'the run was started with.'
     )
+  return old

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,36 @@ def test_steps_are_not_free_under_a_schedule_that_counts_them(tmp_path):
   Workdir(str(other), replace(SMALL, train__num_steps=9)).close()
 
 
+def test_a_run_is_not_made_shorter(unbroken):
+  config, folder = unbroken
+  before = (folder / 'config.json').read_bytes()
+  fewer = replace(config, train__num_steps=3)
+  with pytest.raises(WorkdirError, match='trained 4 steps.*Choose 4 or more'):
+    train_lib.train(fewer, str(folder))
+  assert (folder / 'config.json').read_bytes() == before
+  train_lib.evaluate(replace(fewer, mode='eval'), str(folder))
+
+
+OPEN = """
+import json, sys
+from sdjax.config_dict import from_config_dict
+from sdjax.workdir import Workdir
+Workdir(sys.argv[2], from_config_dict(json.loads(sys.argv[1])))
+"""
+
+
+def test_one_process_at_a_time_is_in_a_folder(tmp_path):
+  workdir = Workdir(str(tmp_path), SMALL)
+  options = json.dumps(to_dict(SMALL))
+  command = [sys.executable, '-c', OPEN, options, str(tmp_path)]
+  other = subprocess.run(command, capture_output=True, text=True)
+  assert f'in use: process {os.getpid()} is running' in other.stderr
+  # A notebook whose run was interrupted has never closed it.
+  Workdir(str(tmp_path), SMALL)
+  workdir.close()
+  subprocess.run(command, check=True)
+
+
 def test_all_logs_go_back_to_the_checkpoint(tmp_path):
   workdir = Workdir(str(tmp_path), SMALL)
   logs = workdir.metrics, workdir.rollouts, workdir.alarms
@@ -313,6 +344,32 @@ def test_evaluation_mode_measures_start_and_checkpoint(unbroken):
   config, folder = unbroken
   before = json.loads((folder / 'eval.json').read_text())
   train_lib.evaluate(replace(config, mode='eval'), str(folder))
+  assert json.loads((folder / 'eval.json').read_text()) == before
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_one_file_never_holds_numbers_of_two_ways_to_sample(
+  unbroken, tmp_path, mode
+):
+  config, source = unbroken
+  folder = tmp_path / 'run'
+  shutil.copytree(source, folder)
+  before = json.loads((folder / 'eval.json').read_text())
+  other = replace(
+    config, mode=mode, eval__sets=('harder',), eval__num_samples=2
+  )
+  {'train': train_lib.train, 'eval': train_lib.evaluate}[mode](
+    other, str(folder)
+  )
+  after = json.loads((folder / 'eval.json').read_text())
+  assert {name.split('/')[0] for name in after} == {'base', 'final'}
+  for name in after:
+    assert name.split('/')[1] == 'harder' and not name.endswith('pass@4')
+  assert 'base/harder/pass@2' in after and 'base/harder/pass@4' in before
+  found = from_config_dict(json.loads((folder / 'config.json').read_text()))
+  assert found.eval == other.eval and found.train == config.train
+  # Back again, it is what it was.
+  train_lib.train(config, str(folder))
   assert json.loads((folder / 'eval.json').read_text()) == before
 
 
