@@ -54,7 +54,7 @@ def demonstrations(out: Path, step: int, samples: int) -> Path:
   Returns:
     The file of answers.
   """
-  folder = out / f'step{step}'
+  folder = out / f'step{step}_n{samples}'
   file = folder / 'samples_base.jsonl'
   if file.exists():
     return file
@@ -100,7 +100,8 @@ def student(
 ) -> dict[str, float]:
   """Trains, or finds, one student, and reads how it ended."""
   config, changes = STUDENTS[label]
-  folder = out / f'{label.replace(" ", "_")}_step{step}_s{seed}'
+  name = f'{label.replace(" ", "_")}_step{step}_n{samples}_s{seed}'
+  folder = out / name
   file = demonstrations(out, step, samples)
   run(
     config,

@@ -69,8 +69,7 @@ def run(method: str, workdir: Path, **options: object) -> None:
 
 def branch(trunk: Path, base: Path, careful: int) -> None:
   """Puts the checkpoint after the careful part of one base into another."""
-  step = base / 'checkpoints' / str(careful)
-  if step.exists():
+  if base.exists():
     return
   # In one rename, or an interrupted copy would pass for a checkpoint.
   part = base.with_name(f'{base.name}.part')
@@ -98,7 +97,10 @@ def make_base(out: Path, name: str, careful: int, habits: int) -> Path:
   base = out / name / 'base'
   model = base / 'model'
   if (model / 'eval.json').exists():  # the last file that is written
-    return model
+    recipe = json.loads((model / 'recipe.json').read_text())
+    made = recipe['method']['careful_steps'], recipe['train']['num_steps']
+    if made == (careful, careful + habits):
+      return model
   if name != TRUNK:
     make_base(out, TRUNK, careful, habits)
     base.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +134,18 @@ def measure(out: Path, name: str, model: Path, steps: int) -> dict[str, float]:
     no value (no question with two solutions) is left out.
   """
   folder = out / name / 'sd'
+  forecast_folder = out / name / f'forecast_{steps}'  # depends on the steps
   options = {
     'model__path': model,
     'train__num_steps': steps,
     'train__eval_every': 0,
     'eval__sets': f'("{SET}",)',
   }
-  if not (folder / 'forecast.json').exists():
-    run('sd', folder, mode='forecast', **options)
+  file = forecast_folder / 'forecast.json'
+  if not file.exists():
+    run('sd', forecast_folder, mode='forecast', **options)
   run('sd', folder, **options)  # which itself knows when it is complete
-  forecast = json.loads((folder / 'forecast.json').read_text())
+  forecast = json.loads(file.read_text())
   results = json.loads((folder / 'eval.json').read_text())
   found = {
     label: forecast[f'{SET}/{key}']
@@ -230,7 +234,7 @@ def main() -> None:
   parser.add_argument('--habits', type=int, default=850, help='own steps')
   parser.add_argument('--steps', type=int, default=150, help='steps of sd')
   options = parser.parse_args()
-  names = options.only.split(',')
+  names = list(dict.fromkeys(options.only.split(',')))
   if unknown := set(names) - set(BASES):
     parser.error(f'no base is named {unknown}; choose of {", ".join(BASES)}.')
   found: dict[str, dict[str, float]] = {}

@@ -4,9 +4,10 @@
 
 trains the shipped model by every method of `configs/concept_graph_remedies.py`
 with three seeds, and writes a report that ranks them by accuracy and variety.
-A run that is complete is not repeated, an interrupted one goes on; a run that
-fails does not stop the others, and is named at the end. `--only=NAME,NAME`
-and `--seeds=0` do a part; `--workers=2` runs two at once.
+A run that is complete is not repeated, an interrupted one goes on, one whose
+config has changed since is refused; a run that fails does not stop the others,
+and is named at the end. `--only=NAME,NAME` and `--seeds=0` do a part;
+`--workers=2` runs two at once.
 """
 
 import argparse
@@ -16,42 +17,62 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sdjax import config_dict
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'concept_graph_remedies.py'
 
 
-def names() -> list[str]:
-  """Returns the methods of the config file, in its order."""
+def _configs() -> ModuleType:
+  """Returns the config file as a module."""
   spec = importlib.util.spec_from_file_location('remedies', CONFIG)
   assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return list(module.METHODS)
+  return module
 
 
-def is_complete(folder: Path, steps: int | None) -> bool:
-  """Tells whether a run has nothing left to do."""
+def names() -> list[str]:
+  """Returns the methods of the config file, in its order."""
+  return list(_configs().METHODS)
+
+
+def changes(seed: int, steps: int | None) -> dict[str, int]:
+  """Returns the options of a run that differ from its method's config."""
+  return {'seed': seed} | ({} if steps is None else {'train.num_steps': steps})
+
+
+def resolved(name: str, seed: int, steps: int | None) -> dict[str, Any]:
+  """Returns the `config.json` that a run is to have."""
+  config = _configs().get_config(name)
+  config.update_from_flattened_dict(changes(seed, steps))
+  options = config_dict.to_dict(config_dict.from_config_dict(config))
+  return json.loads(json.dumps(options))  # where tuples are lists
+
+
+def is_complete(folder: Path, config: dict[str, Any]) -> bool:
+  """Tells whether a run of exactly this config has nothing left to do."""
   try:
-    config = json.loads((folder / 'config.json').read_text())
+    found = json.loads((folder / 'config.json').read_text())
     results = json.loads((folder / 'eval.json').read_text())
   except (OSError, ValueError):
     return False
-  same = steps is None or config['train']['num_steps'] == steps
-  return same and any(name.startswith('final/') for name in results)
+  return found == config and any(key.startswith('final/') for key in results)
 
 
 def train(folder: Path, name: str, seed: int, steps: int | None) -> bool:
   """Trains one method with one seed, its output going to a file beside it."""
-  if is_complete(folder, steps):
+  if is_complete(folder, resolved(name, seed, steps)):
     return True
   folder.parent.mkdir(parents=True, exist_ok=True)
   command = [
     sys.executable,
     *('-m', 'sdjax.main', f'--config={CONFIG}:{name}'),
-    *(f'--workdir={folder}', f'--config.seed={seed}'),
+    f'--workdir={folder}',
+    *(f'--config.{k}={v}' for k, v in changes(seed, steps).items()),
   ]
-  if steps is not None:
-    command.append(f'--config.train.num_steps={steps}')
   with open(folder.with_name(f'{folder.name}.log'), 'w') as log:
     done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
   print(f'{folder}: {"done" if done.returncode == 0 else "FAILED"}', flush=True)
@@ -68,12 +89,12 @@ def main() -> int:
   parser.add_argument('--steps', type=int, help="default: the config's")
   parser.add_argument('--workers', type=int, default=1, help='runs at once')
   options = parser.parse_args()
-  chosen = options.only.split(',')
+  chosen = list(dict.fromkeys(options.only.split(',')))
   if unknown := set(chosen) - set(known):
     parser.error(f'no method is named {unknown}; choose of {", ".join(known)}.')
   runs = [
     (options.out / f'{name}_s{seed}', name, int(seed))
-    for seed in options.seeds.split(',')
+    for seed in dict.fromkeys(options.seeds.split(','))
     for name in chosen
   ]
   with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:

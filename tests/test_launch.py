@@ -55,7 +55,10 @@ class Runs:
     if 'sdjax.main' in command:
       folder = Path(command[4].removeprefix('--workdir='))
       folder.mkdir(exist_ok=True)
-      (folder / 'config.json').write_text('{"train": {"num_steps": 5}}')
+      seed = int(command[5].removeprefix('--config.seed='))
+      steps = int(command[6].removeprefix('--config.train.num_steps='))
+      config = remedies.resolved(name, seed, steps)
+      (folder / 'config.json').write_text(json.dumps(config))
       (folder / 'eval.json').write_text('{"final/s/pass@1": 1}')
     return subprocess.CompletedProcess(command, 0)
 
@@ -90,21 +93,25 @@ def test_the_grid_goes_on_where_it_was(monkeypatch, tmp_path):
     assert str(tmp_path / folder) in report
 
 
-@pytest.mark.parametrize(
-  'config, results, complete',
-  [
-    ({'train': {'num_steps': 5}}, {'final/s/pass@1': 1}, True),
-    ({'train': {'num_steps': 4}}, {'final/s/pass@1': 1}, False),
-    ({'train': {'num_steps': 5}}, {'base/s/pass@1': 1}, False),
-    (None, {'final/s/pass@1': 1}, False),
-    ({'train': {'num_steps': 5}}, None, False),
-  ],
-)
-def test_what_counts_as_complete(tmp_path, config, results, complete):
-  for name, value in (('config.json', config), ('eval.json', results)):
-    if value is not None:
-      (tmp_path / name).write_text(json.dumps(value))
-  assert remedies.is_complete(tmp_path, 5) == complete
+def test_what_counts_as_complete(tmp_path):
+  def complete(steps=5, seed=0):
+    config = remedies.resolved('sd', seed, steps)
+    return remedies.is_complete(tmp_path, config)
+
+  assert not complete()
+  config = remedies.resolved('sd', 0, 5)
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  assert not complete()
+  (tmp_path / 'eval.json').write_text('{"base/s/pass@1": 1}')
+  assert not complete()
+  (tmp_path / 'eval.json').write_text('{"final/s/pass@1": 1}')
+  assert complete()
+  # A trial, or another seed, is not a run of the grid.
+  assert not complete(steps=None) and not complete(seed=1)
+  config['method']['ema_rate'] = 0.5
+  for text in (json.dumps(config), '[]', '{'):
+    (tmp_path / 'config.json').write_text(text)
+    assert not complete()
 
 
 def test_a_failing_run_is_named_and_stops_no_other(
