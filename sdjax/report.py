@@ -15,6 +15,7 @@ costs its part of the report and is named in it.
 
 import argparse
 import base64
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,10 +128,13 @@ def write_report(
       path.unlink(missing_ok=True)
       notes.append(f'{name}.png is not drawn: no run has the numbers for it.')
   words = plane.markdown(plane.planes_of(tables)) + tables_lib.markdown(tables)
-  (out / 'table.md').write_text(words, encoding='utf-8')
+  # Half of a surrogate pair, which loggers leave of a text cut within one, has
+  # no bytes in UTF-8: a question mark stands for it.
+  write = functools.partial(Path.write_text, encoding='utf-8', errors='replace')
+  write(out / 'table.md', words)
   pairs = forecast.compare(groups, sources)
   text = _page(title, groups, tables, pictures, pairs, notes, shown_questions)
-  (out / 'index.html').write_text(text, encoding='utf-8')
+  write(out / 'index.html', text)
   return notes
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -341,10 +342,18 @@ def test_the_most_fitting_forecast_is_taken(tmp_path):
   differs = ['method.demonstrations.count']
   assert forecast.choose([other, three], run, 'sd') == (three, differs)
   # RL does not depend on what a teacher is shown.
-  assert forecast.choose([three], run, 'rl') == (three, [])
+  rl = load(make_run(tmp_path / 'rl', method={'name': 'rl'}))
+  assert forecast.choose([three], rl, 'rl') == (three, [])
   metrics.write_json_atomic(run.workdir / 'forecast.json', FORECAST)
   own, _ = forecast.read(run.workdir)
   assert own and forecast.choose([fits, own], run, 'sd') == (own, [])
+  # Less is known of one without a config than of one that differs.
+  (tmp_path / 'fits' / 'config.json').unlink()
+  nameless, _ = forecast.read(tmp_path / 'fits')
+  assert nameless
+  assert forecast.choose([nameless, three], run, 'sd') == (three, differs)
+  unknown = forecast.choose([nameless], run, 'sd')
+  assert unknown == (nameless, [forecast.UNKNOWN])
 
 
 def test_a_forecast_for_other_options_is_marked(tmp_path):
@@ -357,6 +366,47 @@ def test_a_forecast_for_other_options_is_marked(tmp_path):
   text = forecast.section([one], forecast.compare([one], [source]))
   assert '<td>sd*</td>' in text and 'demonstrations.count' in text
   assert forecast.section([one], []) == ''
+
+
+@pytest.mark.parametrize(
+  'law, method, change, differs',
+  [
+    ('sd', {'name': 'sd'}, {}, []),
+    ('sd', {'name': 'sd'}, {'train': {'num_steps': 9}}, ['train.num_steps']),
+    ('rl', {'name': 'rl'}, {'train': {'num_steps': 9}}, []),
+    ('rl', {'name': 'rl', 'advantage': 'rloo'}, {}, []),
+    ('rl', {'name': 'rl', 'advantage': 'rosa'}, {}, ['method.advantage']),
+    (
+      'rl',
+      {'name': 'rl', 'diversity_weight': 0.5},
+      {},
+      ['method.diversity_weight'],
+    ),
+    ('rl', {'name': 'mix'}, {}, ['method.name']),
+    ('base', {'name': 'rl'}, {'eval': {'temperature': 1.0}}, []),
+    (
+      'base',
+      {'name': 'rl'},
+      {'eval': {'temperature': 0.3, 'num_samples': 4}},
+      ['eval.num_samples', 'eval.temperature'],
+    ),
+  ],
+)
+def test_in_what_a_forecast_is_of_another_run(
+  tmp_path, law, method, change, differs
+):
+  known = {
+    'model': {'path': 'builtin:x'},
+    'train': {'num_steps': 150},
+    'eval': {'temperature': 1.0, 'num_samples': 64},
+  }
+  source = forecast.Source(
+    tmp_path,
+    runs.flat_options(known | {'method': {'name': 'sd'}} | change),
+    {},
+  )
+  run = runs.Run(tmp_path, 'run', config=known | {'method': method})
+  assert forecast.differing(source, run, law) == differs
 
 
 @pytest.mark.parametrize('content', ['', '[1]', '{"a": '])
@@ -435,9 +485,25 @@ def test_credit_that_makes_no_sense_is_harmless(tmp_path):
 def test_long_credit_is_left_out_and_said_to_be(tmp_path, monkeypatch):
   monkeypatch.setattr(credit, 'BUDGET', 2000)
   text = credit_section(tmp_path, *[told(sample=i) for i in range(20)])
-  (number,) = re.findall(r'(\d+) long rollouts left out', text)
+  (number,) = re.findall(r'(\d+) rollouts left out', text)
   assert int(number) + text.count('class="d"') == 20
   assert 2000 > text.count('class="d"') * 300 > 1000
+
+
+def test_no_question_takes_the_room_of_the_others(tmp_path, monkeypatch):
+  monkeypatch.setattr(credit, 'BUDGET', 4000)
+  records = [
+    told(question_id=q, sample=i, question='<' * 300 if q == 1 else 'why')
+    for q in (0, 1, 2)
+    for i in range(20)
+  ]
+  text = credit_section(tmp_path, *records)
+  assert len(text) < 6000  # with heading and scale
+  # The long question does not fit, and is not shown without its rollouts.
+  assert [q for q in range(3) if f'question {q}:' in text] == [0, 2]
+  assert text.count('<details') == text.count('</details>') == 2
+  (number,) = re.findall(r'(\d+) rollouts left out', text)
+  assert int(number) + text.count('class="d"') == 60
 
 
 # Rollouts.
@@ -590,6 +656,43 @@ def test_logs_that_a_run_need_not_have(tmp_path, name):
     assert run and len(notes) == problems
 
 
+def test_what_is_left_out_is_of_both_steps_alike(tmp_path):
+  records = [
+    rollout(step=step, sample=g, answer=f'{step} {g}' * 20)
+    for step in (0, 149)
+    for g in range(50)
+  ]
+  packed, left_out = browser.collect(
+    with_rollouts(tmp_path, *records), budget=8000
+  )
+  steps = [row[2] for row in packed['rows']]
+  assert 20 < len(steps) == 100 - left_out < 80
+  assert steps == sorted(steps)
+  assert abs(steps.count(0) - steps.count(149)) <= 1
+
+
+def test_odd_lines_cost_themselves_alone(tmp_path):
+  workdir = make_run(tmp_path / 'sd')
+  odd = [
+    rollout(question_id=[5]),
+    rollout(concepts=3),
+    rollout(demonstrations=3),
+    rollout(step=[1]),
+  ]
+  good = [rollout(answer='half \ud83d of a pair', reward=math.nan), rollout()]
+  write_lines(workdir / 'rollouts.jsonl', good + odd)
+  evals = json.loads((workdir / 'eval.json').read_text())
+  name = next(name for name in evals if name.startswith('final/'))
+  (workdir / 'eval.json').write_text(json.dumps(evals | {name: math.nan}))
+  notes = report.write_report([workdir], tmp_path / 'out', resamples=0)
+  assert any('4 lines of rollouts.jsonl have fields' in n for n in notes)
+  assert any(f'no number for {name}' in note for note in notes)
+  page = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
+  assert 'half ? of a pair' in page
+  data = re.search(r'id="data">(.*?)</script>', page)
+  assert data and len(json.loads(data[1], parse_constant=pytest.fail)['rows'])
+
+
 def test_ten_long_runs_stay_under_five_megabytes(tmp_path):
   rng = np.random.default_rng(0)
 
@@ -620,4 +723,4 @@ def test_ten_long_runs_stay_under_five_megabytes(tmp_path):
   # The pictures of ten runs, which are not drawn here, take 1 MB.
   assert 1_000_000 < size < 4_000_000
   assert 'are left out to keep the page small' in written
-  assert 'long rollouts left out' in written
+  assert 'rollouts left out' in written

@@ -186,7 +186,8 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
 
   def read(name: str, lost: str) -> dict[str, Any]:
     try:
-      value = json.loads((workdir / name).read_text(encoding='utf-8'))
+      text = (workdir / name).read_text(encoding='utf-8')
+      value = json.loads(text, parse_constant=_nothing)
       if isinstance(value, dict):
         return value
       problem = f'holds a {type(value).__name__}, not an object'
@@ -225,7 +226,21 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
   if not metrics and not evals:
     return None, [*notes, f'{workdir}: nothing to show; the run is left out.']
   questions = read('eval_questions.json', 'its numbers have no intervals')
+  missing = sorted(name for name, value in evals.items() if value is None)
+  if missing:
+    notes.append(f'{workdir}: eval.json has no number for {missing[0]}.')
+
+  def sound(name: str, records: list[dict]) -> list[dict]:
+    kept = [record for record in records if _is_rollout(record)]
+    if len(kept) < len(records):
+      notes.append(
+        f'{workdir}: {len(records) - len(kept)} lines of {name} have fields of '
+        'another kind than a rollout has; they are not shown.'
+      )
+    return kept
+
   rollouts = read_lines('rollouts.jsonl', 'no samples of it are shown', True)
+  credit = read_lines('credit.jsonl', 'no credit is shown', False, True)
   seed = config.get('seed')
   run = Run(
     workdir=workdir,
@@ -236,9 +251,9 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     metrics=metrics,
     evals={k: v for k, v in evals.items() if isinstance(v, (int, float))},
     questions={k: v for k, v in questions.items() if isinstance(v, dict)},
-    rollouts=rollouts,
+    rollouts=sound('rollouts.jsonl', rollouts),
     alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
-    credit=read_lines('credit.jsonl', 'no credit is shown', False, True),
+    credit=sound('credit.jsonl', credit),
   )
   return run, notes
 
@@ -259,7 +274,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
   with open(path, encoding='utf-8', errors='replace') as file:
     for number, line in enumerate(file, 1):
       try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_nothing)
       except ValueError:
         if not line.endswith('\n'):
           return
@@ -335,6 +350,21 @@ def curve_points(groups: Sequence[Group], name: str) -> list[int]:
     for key in run.evals
   )
   return sorted({int(match[1]) for match in matches if match})
+
+
+def _nothing(_: str) -> None:
+  """What stands for NaN and infinities, which JSON does not have."""
+
+
+def _is_rollout(record: dict[str, Any]) -> bool:
+  return (
+    isinstance(record.get('step'), (int, type(None)))
+    and isinstance(record.get('question_id'), (str, int, type(None)))
+    and all(
+      isinstance(record.get(name), (list, type(None)))
+      for name in ('concepts', 'demonstrations')
+    )
+  )
 
 
 def _first_and_last_step(records: Iterator[dict]) -> list[dict]:

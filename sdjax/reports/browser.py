@@ -5,8 +5,10 @@ time. The filters stand in the page's address: `index.html#verdict=wrong` is a
 link to the wrong ones.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sdjax.eval import runs as runs_lib
@@ -44,13 +46,15 @@ def collect(
     the number of rollouts left out.
   """
   texts: dict[str, int] = {}
-  rows, left_out = [], 0
+  rows: list[list[Any]] = []
+  left_out = 0
   share = budget / max(sum(len(one.runs) for one in groups), 1)
   for place, one in enumerate(groups):
     for run in one.runs:
       spent = 0.0
       seen: dict[Any, set[Any]] = {}
-      for record in run.rollouts:
+      kept: list[tuple[int, list[Any]]] = []
+      for order, record in _in_turn(run.rollouts):
         asked = seen.setdefault(record.get('step'), set())
         asked.add(record.get('question_id'))
         if questions is not None and len(asked) > questions:
@@ -60,20 +64,35 @@ def collect(
         known = len(texts)
         row = _row(record, place, run.seed, texts)
         new = list(texts)[known:]
-        size = len(to_json([row, new]).encode())
+        size = len(to_json([row, new]).encode(errors='replace'))
         if spent + size > share:
           for text in new:
             del texts[text]
           left_out += 1
           continue
         spent += size
-        rows.append(row)
+        kept.append((order, row))
+      rows += [row for _, row in sorted(kept, key=operator.itemgetter(0))]
   packed = {
     'methods': [one.label for one in groups],
     'texts': list(texts),
     'rows': rows,
   }
   return packed, left_out
+
+
+def _in_turn(
+  records: Sequence[dict[str, Any]],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields places and records, of each step one in turn.
+
+  What is left out for want of room is then of all steps alike.
+  """
+  of_step: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+  for place, record in enumerate(records):
+    of_step.setdefault(record.get('step'), []).append((place, record))
+  for turn in itertools.zip_longest(*of_step.values()):
+    yield from filter(None, turn)
 
 
 def _row(

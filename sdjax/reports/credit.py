@@ -78,26 +78,31 @@ def _method(
     by_question.setdefault(at, []).append(record)
   parts, left_out = [], 0
   for place, ((step, question), records) in enumerate(by_question.items()):
-    rows = [_row(record, scale) for record in records]
-    kept = []
-    for row in rows:
-      if len(row) <= budget:
-        budget -= len(row)
-        kept.append(row)
-    left_out += len(rows) - len(kept)
+    # What one question does not need is the others'.
+    share = budget // (len(by_question) - place)
     right = sum(bool(record.get('correct')) for record in records)
-    parts.append(
-      f'<details{" open" if not place else ""}><summary>step '
+    head = (
+      f'<details{" open" if not parts else ""}><summary>step '
       f'{page.escape(step)}, question {page.escape(question)}: {right} of '
       f'{len(records)} correct</summary>'
       f'<pre>{page.escape(records[0].get("question", ""))}</pre>'
       '<div class="credit"><span></span><span class="h">teacher</span>'
-      f'<span class="h">RL</span>{"".join(kept)}</div></details>'
+      '<span class="h">RL</span>'
     )
+    spent, kept = len(head), []
+    for record in records:
+      row = _row(record, scale)
+      if spent + len(row) <= share:
+        spent += len(row)
+        kept.append(row)
+    left_out += len(records) - len(kept)
+    if kept:
+      budget -= spent
+      parts.append(f'{head}{"".join(kept)}</div></details>')
   note = ''
   if left_out:
     note = (
-      f'<p class="none">{page.count(left_out, "long rollout")} left out to '
+      f'<p class="none">{page.count(left_out, "rollout")} left out to '
       'keep the page small.</p>'
     )
   return f'<h3>{page.escape(one.label)}</h3>{"".join(parts)}{note}'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax import plots
+from sdjax.config_rules import PLAIN_ADVANTAGES
 from sdjax.eval import runs as runs_lib
 from sdjax.eval.tables import BASE
 from sdjax.reports import chart, marks, page
@@ -24,12 +25,22 @@ METRICS = {
 LAWS = {'rl': ('rl',), 'sd': ('sd',), 'mix': ('rl', 'sd')}
 """Whose forecast is one of a method's."""
 
+SAMPLED = ('model.', 'task.', 'eval.num_samples', 'eval.temperature')
 MATTERS = {
-  BASE: ('model.', 'task.'),
-  'rl': ('model.', 'task.', 'loss.kl_'),
-  'sd': ('model.', 'task.', 'loss.kl_', 'method.', 'rollout.'),
+  BASE: SAMPLED,
+  'rl': (*SAMPLED, 'loss.kl_'),
+  'sd': (*SAMPLED, 'loss.kl_', 'method.', 'rollout.', 'train.num_steps'),
 }
 """Options that a forecast of each law depends on."""
+
+PLAIN_RL = {
+  'method.name': ('rl',),
+  'method.diversity_weight': (0.0,),
+  'method.advantage': PLAIN_ADVANTAGES,
+}
+"""Options of the RL whose law is forecast: each answer has its own reward."""
+
+UNKNOWN = 'its options are not known'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,20 +123,28 @@ def differing(source: Source, run: runs_lib.Run, law: str) -> list[str] | None:
     law: key of `MATTERS`.
 
   Returns:
-    Names of the options that differ and matter; None if the two began with
-    different models, so that there is nothing to compare.
+    Names of the options that differ and matter, `UNKNOWN` where one of the
+    two has no config; None if the two began with different models, so that
+    there is nothing to compare.
   """
   mine, its = runs_lib.flat_options(run.config), source.options
   if not its or not mine:
-    return []
+    return [UNKNOWN]
   if mine.get('model.path') != its.get('model.path'):
     return None
-  return [
+  differs = [
     key
     # What only one of them has is of another release, or of another method.
     for key in sorted(mine.keys() & its.keys())
     if key.startswith(MATTERS[law]) and mine[key] != its[key]
   ]
+  if law == 'rl':
+    differs += [
+      key
+      for key, plain in PLAIN_RL.items()
+      if key in mine and mine[key] not in plain
+    ]
+  return differs
 
 
 def choose(
@@ -147,10 +166,11 @@ def choose(
     differs = differing(source, run, law)
     if differs is not None:
       own = source.folder.resolve() == run.workdir.resolve()
-      found.append((len(differs), not own, place, differs))
+      known = UNKNOWN not in differs
+      found.append((not known, len(differs), not own, place, differs))
   if not found:
     return None
-  _, _, place, differs = min(found)
+  *_, place, differs = min(found)
   return sources[place], differs
 
 
