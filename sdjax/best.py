@@ -5,7 +5,7 @@ the best one is what it was there. So a best checkpoint that another one has
 superseded is deleted only when the run can no longer go back to before.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +37,33 @@ class BestCheckpoint:
     """The step of the best evaluation so far; None: there was none."""
     return self._checkpoints.latest_step()
 
-  def rewind(self, step: int, history: Iterable[Mapping[str, Any]]) -> None:
+  def rewind(self, step: int) -> None:
     """Goes back to what was best at a checkpoint that the run resumes from.
 
     Args:
       step: of that checkpoint.
-      history: the records of `metrics.jsonl` up to it.
+
+    Raises:
+      CheckpointError: if the best checkpoint is damaged.
     """
     for later in self._checkpoints.steps():
       if later > step:
         self._checkpoints.delete(later)
     self._best = None
-    for record in history:
-      if record['step'] == self.step and self._key in record:
-        self._best = self._sign * record[self._key]
+    if self.step is not None:
+      self._best = self._sign * self._checkpoints.extra(self.step)['value']
     self.forget(step)
 
   def offer(self, record: Mapping[str, Any], state: Any) -> None:
     """Saves the state if its evaluation is better than all before.
 
     Args:
-      record: of `metrics.jsonl`, with the metric and `step`.
+      record: as in `metrics.jsonl`; one without the metric, or of the step
+        that is kept, changes nothing.
       state: as for `Checkpoints.save`.
     """
+    if self._key not in record or record['step'] == self.step:
+      return
     value = self._sign * record[self._key]
     if self._best is None or value > self._best:
       self._best = value

@@ -213,6 +213,23 @@ class Checkpoints:
     )
     return restored[STATE], restored[EXTRA]
 
+  def extra(self, step: int) -> dict[str, Any]:
+    """Reads what was saved beside the state of a checkpoint.
+
+    Args:
+      step: one of `steps`.
+
+    Returns:
+      The `extra` of its `save`.
+
+    Raises:
+      CheckpointError: if it is missing or damaged. Nothing is deleted.
+    """
+    args = ocp.args.Composite(**{EXTRA: ocp.args.JsonRestore()})
+    return self._read(
+      step, lambda step: self._manager.restore(step, args=args)[EXTRA]
+    )
+
   def wait(self) -> None:
     """Blocks until the save in progress is on disk."""
     self._manager.wait_until_finished()

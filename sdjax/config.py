@@ -245,7 +245,8 @@ class Train:
     keep_best: `SET/METRIC` of the evaluations during training, e.g.
       `harder/pass@64`; the checkpoint at its highest value is kept besides,
       in checkpoints_best/, and measured at the end. With a `-` in front:
-      at its lowest. Empty: none is.
+      at its lowest. Empty: none is. The last step counts where `eval.sets`
+      has the set.
     logged_questions: questions a step whose rollouts go to rollouts.jsonl.
     credit_questions: questions of the first and of the last step whose tokens
       go to credit.jsonl, with what a teacher and what RL credit them with; 0:

@@ -112,7 +112,7 @@ def train(
   credited = {0, total - 1} if config.train.credit_questions else set()
   workdir.rewind_credit([step for step in credited if step < start])
   if best:
-    best.rewind(start, workdir.history())
+    best.rewind(start)
   watch = follow(config, workdir, progress)
   end = start if watch.stops else total
   if start < end:
@@ -184,6 +184,7 @@ def train(
     measure(workdir, trainer, 'final')
   watch.add(workdir.final_record(done))
   if best:
+    best.offer(workdir.final_record(done), trainer.state)
     best.forget(done)
     if best.step is not None and not workdir.has_eval('best'):
       progress.note(f'evaluating the best model, of step {best.step}')

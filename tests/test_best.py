@@ -46,9 +46,6 @@ def steps(folder):
 
 
 VALUES = {1: 0.5, 2: 0.4, 3: 0.7, 5: 0.7, 6: 0.8}
-HISTORY = [{'step': 1, 'train/loss': 1.0}] + [
-  record(step, value) for step, value in VALUES.items()
-]
 
 
 @pytest.mark.parametrize(('metric', 'step'), [(KEY, 6), (f'-{KEY}', 2)])
@@ -72,11 +69,15 @@ def test_it_goes_back_with_the_run(tmp_path):
   assert steps(tmp_path) == [3, 6]
   best.close()
   best = BestCheckpoint(tmp_path, KEY)
-  best.rewind(4, [r for r in HISTORY if r['step'] <= 4])
+  best.rewind(4)
   assert best.step == 3 and steps(tmp_path) == [3]
   offer(best, {5: 0.7})
   assert best.step == 3
+  best.offer({'step': 6, 'eval/larger/pass@1': 0.9}, state(6))
+  assert best.step == 3  # Of another set: it says nothing.
   offer(best, {6: 0.8})
+  assert best.step == 6
+  offer(best, {6: 0.9})  # Measured again with more samples, say.
   assert best.step == 6
   best.close()
 
@@ -85,7 +86,7 @@ def test_a_run_that_goes_back_to_before_all_of_it_begins_anew(tmp_path):
   best = BestCheckpoint(tmp_path, KEY)
   offer(best, VALUES)
   best.wait()
-  best.rewind(0, [])
+  best.rewind(0)
   assert best.step is None
   offer(best, {1: 0.1})
   assert best.step == 1
@@ -118,7 +119,7 @@ def test_killed_while_saving_a_better_one_the_old_one_is_left(tmp_path):
   left = [path.name for path in (tmp_path / FOLDER).iterdir()]
   assert '1' in left and '2' not in left and len(left) == 2
   best = BestCheckpoint(tmp_path, KEY)
-  best.rewind(1, [record(1, 0.5)])
+  best.rewind(1)
   assert best.step == 1
   zeros = {f'w{i}': jax.numpy.zeros(500_000) for i in range(4)}
   again = best.restore(zeros)
@@ -139,7 +140,7 @@ def on_one_device():
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """A run with alarms at step 2 that goes on, keeping the best of 1, 2, 3."""
+  """A run with alarms at step 2 that goes on, keeping the best of 1 to 4."""
   root = tmp_path_factory.mktemp('best')
   config = replace(
     SMALL,
@@ -184,10 +185,11 @@ def evaluations(folder):
 def test_a_run_keeps_and_measures_its_best(whole):
   config, folder = whole
   values = evaluations(folder)
-  assert list(values) == [1, 2, 3] and len(set(values.values())) == 3
+  evals = json.loads((folder / 'eval.json').read_text())
+  values[4] = evals['final/in_distribution/token_entropy']
+  assert list(values) == [1, 2, 3, 4] and len(set(values.values())) == 4
   step = min(values, key=lambda s: values[s])
   assert steps(folder) == [step]
-  evals = json.loads((folder / 'eval.json').read_text())
   assert evals['best_step'] == step
   # The same weights under the same noise.
   assert evals['best/in_distribution/token_entropy'] == values[step]
