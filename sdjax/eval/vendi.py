@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike
 
 from sdjax.eval.ngrams import NgramCounts, Rows, chunks, count_ngrams
@@ -202,10 +203,10 @@ def _kernels(rows: Rows, order: int):
 def _cosines(grams: NgramCounts, q: int, first: int, size: int) -> np.ndarray:
   start, stop = np.searchsorted(grams.question, [q, q + 1])
   held = slice(*np.searchsorted(grams.gram, [start, stop]))
-  matrix = np.zeros((size, stop - start))
-  matrix[grams.answer[held] - first, grams.gram[held] - start] = grams.count[
-    held
-  ]
-  norm = np.linalg.norm(matrix, axis=1, keepdims=True)
-  matrix /= np.where(norm > 0, norm, 1.0)
-  return matrix @ matrix.T
+  # Sparse: each of long answers has thousands of n-grams that few others have.
+  shape = int(size), int(stop - start)
+  place = grams.answer[held] - first, grams.gram[held] - start
+  count = grams.count[held].astype(np.float64)
+  norm = np.sqrt(np.bincount(place[0], count**2, minlength=size))
+  matrix = scipy.sparse.csr_array((count / norm[place[0]], place), shape)
+  return (matrix @ matrix.T).toarray()
