@@ -94,7 +94,7 @@ def test_the_grid_goes_on_where_it_was(monkeypatch, tmp_path):
 
 
 def test_what_counts_as_complete(tmp_path):
-  def complete(steps=5, seed=0):
+  def complete(steps: int | None = 5, seed: int = 0):
     config = remedies.resolved('sd', seed, steps)
     return remedies.is_complete(tmp_path, config)
 

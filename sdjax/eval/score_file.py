@@ -6,6 +6,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -162,7 +163,7 @@ def _columns(
   num_Q = np.asarray([len(row) for row in answers.answer])
   right_Q = np.asarray([sum(row) for row in answers.correct])
 
-  def of_k(measure: Callable[..., np.ndarray], k: int, *rows: Sequence):
+  def of_k(measure: Callable[..., np.ndarray], k: int, *rows: Any):
     """A measure of the questions with at least k answers."""
     value_Q = np.full(len(num_Q), np.nan)
     enough = np.flatnonzero(num_Q >= k)
