@@ -153,7 +153,9 @@ def bags(size: int = VOCAB, seed: int = 0) -> tuple[Callable[..., Any], Any]:
     return jnp.concatenate([one, out], axis=-1), kv
 
   weights = 0.7 * np.random.default_rng(seed).standard_normal((2 * size, size))
-  return apply_fn, jnp.asarray(weights, jnp.float32)
+  # NumPy: made and cached while something is traced, a JAX array would be of
+  # that trace.
+  return apply_fn, weights.astype(np.float32)
 
 
 @functools.cache
