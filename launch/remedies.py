@@ -4,9 +4,9 @@
 
 trains the shipped model by every method of `configs/concept_graph_remedies.py`
 with three seeds, and writes a report that ranks them by accuracy and variety.
-A run that is complete is not repeated, an interrupted one goes on, one whose
-config has changed since is refused; a run that fails does not stop the others,
-and is named at the end. `--only=NAME,NAME` and `--seeds=0` do a part;
+A run that is complete is not repeated, an interrupted one goes on, one of
+another method is refused; a run that fails does not stop the others, and is
+named at the end. `--only=NAME,NAME` and `--seeds=0` do a part;
 `--workers=2` runs two at once.
 """
 
@@ -59,7 +59,9 @@ def is_complete(folder: Path, config: dict[str, Any]) -> bool:
     results = json.loads((folder / 'eval.json').read_text())
   except (OSError, ValueError):
     return False
-  return found == config and any(key.startswith('final/') for key in results)
+  last = folder / 'checkpoints' / str(config['train']['num_steps'])
+  measured = any(key.startswith('final/') for key in results)
+  return found == config and last.is_dir() and measured
 
 
 def train(folder: Path, name: str, seed: int, steps: int | None) -> bool:

@@ -17,12 +17,19 @@ FOLDER = 'checkpoints_best'
 class BestCheckpoint:
   """Saves the state whenever an evaluation is better than all before it."""
 
-  def __init__(self, workdir: str | Path, metric: str):
+  def __init__(
+    self,
+    workdir: str | Path,
+    metric: str,
+    measured: Mapping[str, Any] | None = None,
+  ):
     """Opens the folder.
 
     Args:
       workdir: of the run.
       metric: `SET/METRIC`, highest is best; with a `-` in front lowest is.
+      measured: how evaluations sample, JSON values. What is kept is never
+        compared with, and so never replaced by, what was sampled otherwise.
 
     Raises:
       CheckpointError: if the folder cannot be used.
@@ -31,6 +38,8 @@ class BestCheckpoint:
     self._sign = -1 if metric.startswith('-') else 1
     self._checkpoints = Checkpoints(Path(workdir) / FOLDER, keep=None)
     self._best: float | None = None
+    self._measured = dict(measured or {})
+    self._comparable = True
 
   @property
   def step(self) -> int | None:
@@ -49,25 +58,34 @@ class BestCheckpoint:
     for later in self._checkpoints.steps():
       if later > step:
         self._checkpoints.delete(later)
-    self._best = None
+    self._best, self._comparable = None, True
     if self.step is not None:
-      self._best = self._sign * self._checkpoints.extra(self.step)['value']
+      kept = self._checkpoints.extra(self.step)
+      self._best = self._sign * kept['value']
+      # Of a release that did not store it: taken to be the same.
+      self._comparable = kept.get('measured', self._measured) == self._measured
     self.forget(step)
 
   def offer(self, record: Mapping[str, Any], state: Any) -> None:
     """Saves the state if its evaluation is better than all before.
 
     Args:
-      record: as in `metrics.jsonl`; one without the metric, or of the step
-        that is kept, changes nothing.
+      record: as in `metrics.jsonl`; one without the metric, of the step that
+        is kept, or not comparable with it, changes nothing.
       state: as for `Checkpoints.save`.
     """
     if self._key not in record or record['step'] == self.step:
       return
+    if not self._comparable:
+      return
     value = self._sign * record[self._key]
     if self._best is None or value > self._best:
       self._best = value
-      extra = {'metric': self._key, 'value': record[self._key]}
+      extra = {
+        'metric': self._key,
+        'value': record[self._key],
+        'measured': self._measured,
+      }
       self._checkpoints.save(record['step'], state, extra)
 
   def forget(self, step: int) -> None:

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import config as config_lib
-from sdjax import forecast_report
+from sdjax import config_dict, forecast_report
 from sdjax.data.context import check_thinking, encode_context, opens_thinking
 from sdjax.demonstrations import Shown, context_buckets, strip_thinking
 from sdjax.evaluate import Evaluator
@@ -231,6 +231,9 @@ class Forecaster:
 def forecast(config: config_lib.Config, path: str) -> None:
   """Forecasts a run and writes `forecast.json`, `.md` and a picture.
 
+  `forecast_config.json` says what of: the folder's `config.json` is the run's,
+  which may have been forecast otherwise.
+
   Args:
     config: a checked config of mode `forecast`.
     path: a folder, new or of the run that is forecast.
@@ -246,6 +249,8 @@ def forecast(config: config_lib.Config, path: str) -> None:
     numbers = summarize(*forecaster.measure(name), config)
     flat |= {f'{name}/{metric}': value for metric, value in numbers.items()}
   text = forecast_report.table(flat)
+  options = config_dict.to_dict(config)
+  write_json_atomic(workdir.path / 'forecast_config.json', options)
   write_json_atomic(workdir.path / 'forecast.json', flat)
   (workdir.path / 'forecast.md').write_text(text + '\n', encoding='utf-8')
   picture = workdir.path / 'plots' / 'forecast.png'

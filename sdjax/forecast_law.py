@@ -177,9 +177,9 @@ def iterated_sd_law(
     return np.exp(base)
   for _ in range(steps):
     tilt = _tilt(answers, student, run) + teacher - base
-    target = _log(theory.sdsd_optimum(base, tilt, run.beta, run.anchor))
-    student = _normalised((1 - STRIDE) * student + STRIDE * target)
-    teacher = _normalised((1 - rate) * teacher + rate * student)
+    target = theory.log_sdsd_optimum(base, tilt, run.beta, run.anchor)
+    student = theory.log_softmax((1 - STRIDE) * student + STRIDE * target)
+    teacher = theory.log_softmax((1 - rate) * teacher + rate * student)
   return np.exp(student)
 
 
@@ -273,9 +273,3 @@ def _shown_together(
 def _log(law: np.ndarray) -> np.ndarray:
   """Log that stays finite where a probability has underflowed."""
   return np.log(np.maximum(law, np.finfo(np.float64).tiny))
-
-
-def _normalised(logits: np.ndarray) -> np.ndarray:
-  # Held above what exp can still tell from 0: PCMI needs finite laws.
-  logits = np.maximum(logits - logits.max(), -700.0)
-  return logits - np.logaddexp.reduce(logits)

@@ -92,24 +92,38 @@ def sdsd_optimum(
   Source: arXiv 2606.26091, Props. 2, 4 and (for next tokens) 5;
   `forward_kl`: ours.
   """
+  return np.exp(log_sdsd_optimum(logp0, expected_pcmi, beta, anchor))
+
+
+def log_sdsd_optimum(
+  logp0: Array,
+  expected_pcmi: Array,
+  beta: float = 0.0,
+  anchor: str = 'reverse_kl',
+) -> np.ndarray:
+  """Log of `sdsd_optimum`, which has its arguments and errors.
+
+  Returns:
+    float64 [..., Y], nats, finite also where the probability underflows.
+  """
   logp0 = _law('logp0', logp0)
   tilt = _like('expected_pcmi', expected_pcmi, logp0)
   _check_anchor(anchor)
   if not 0 <= beta < math.inf:
     raise ValueError(f'beta={beta} must be at least 0 and finite.')
   if anchor == 'reverse_kl' or beta == 0:
-    return softmax(logp0 + tilt / (1 + beta))
+    return log_softmax(logp0 + tilt / (1 + beta))
   # Stationarity, with pooled teacher q and u = beta pi0 / pi:
   # log u + u = log(beta pi0 / q) + nu, and nu normalises pi.
   log_q = log_softmax(logp0 + tilt)
   bias = np.log(beta) + logp0 - log_q
 
-  def policy(nu):
-    return np.exp(np.log(beta) + logp0 - _log_lambert(bias + nu))
+  def log_policy(nu):
+    return np.log(beta) + logp0 - _log_lambert(bias + nu)
 
   low = np.max(log_q + beta * np.exp(logp0), axis=-1, keepdims=True)
   high = np.max(log_q - logp0, axis=-1, keepdims=True) + beta
-  return _normalised(policy, low, high)
+  return _normalised(log_policy, low, high)
 
 
 def mixture_optimum(
@@ -177,12 +191,17 @@ def kl_rl_optimum(
   # gap = lambda - max R stays apart from R, or a small beta would drown; and
   # its logarithm is sought, or a base policy that hardly knows the best would.
   below = np.max(reward, axis=-1, keepdims=True) - reward
-  prior = np.maximum(beta * np.exp(logp0), np.finfo(np.float64).tiny)
-  low = np.max(np.where(below == 0, prior, 0), axis=-1, keepdims=True)
-  return _normalised(
-    lambda log_gap: prior / (np.exp(log_gap) + below),
-    np.log(low),
-    np.log(beta),
+  with np.errstate(divide='ignore'):
+    log_below = np.log(below)
+  log_prior = np.log(beta) + logp0
+  best = np.where(below == 0, log_prior, -np.inf)
+  low = np.max(best, axis=-1, keepdims=True)
+  return np.exp(
+    _normalised(
+      lambda log_gap: log_prior - np.logaddexp(log_gap, log_below),
+      low,
+      np.log(beta),
+    )
   )
 
 
@@ -281,15 +300,15 @@ def _log_lambert(x: np.ndarray) -> np.ndarray:
 
 
 def _normalised(
-  policy: Callable[[np.ndarray], np.ndarray], low: Any, high: Any
+  log_policy: Callable[[np.ndarray], np.ndarray], low: Any, high: Any
 ) -> np.ndarray:
-  """Bisects for the number at which a falling `policy` sums to 1."""
+  """Bisects for the number at which a falling `log_policy` is a law."""
   high = high + np.zeros_like(low)
   for _ in range(200):
     middle = (low + high) / 2
-    heavy = policy(middle).sum(axis=-1, keepdims=True) > 1
+    heavy = np.exp(log_policy(middle)).sum(axis=-1, keepdims=True) > 1
     low, high = np.where(heavy, middle, low), np.where(heavy, high, middle)
-  return policy((low + high) / 2)
+  return log_policy((low + high) / 2)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

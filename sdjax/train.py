@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sdjax import config as config_lib
-from sdjax import grading
+from sdjax import config_dict, grading
 from sdjax.alarm import Alert, Watch
 from sdjax.best import FOLDER as BEST_FOLDER
 from sdjax.best import BestCheckpoint
@@ -28,7 +28,7 @@ from sdjax.sharding import (
 )
 from sdjax.trainer import Compilations, Sampled, Trainer
 from sdjax.types import Gathered
-from sdjax.workdir import Workdir
+from sdjax.workdir import Workdir, measured
 
 
 def records(
@@ -75,7 +75,11 @@ def train(
   )
   best = None
   if config.train.keep_best:
-    best = BestCheckpoint(workdir.path, config.train.keep_best)
+    best = BestCheckpoint(
+      workdir.path,
+      config.train.keep_best,
+      measured(config_dict.to_dict(config)),
+    )
   total = config.train.num_steps
   progress = Progress(total)
   credit = CreditMap(trainer)
@@ -186,6 +190,8 @@ def train(
   if best:
     best.offer(workdir.final_record(done), trainer.state)
     best.forget(done)
+    if workdir.read_eval().get('best_step') != best.step:
+      workdir.drop_eval('best')
     if best.step is not None and not workdir.has_eval('best'):
       progress.note(f'evaluating the best model, of step {best.step}')
       add_best(workdir, trainer, best)

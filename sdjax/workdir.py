@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import weakref
 from collections.abc import Container
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,7 +29,10 @@ below those that are done.
 """
 
 NOT_MEASURED = ('during', 'batch_questions', 'save_samples')
-"""Options of `eval` that the numbers in `eval.json` do not depend on."""
+"""Options of `eval` that say nothing of how samples are drawn and counted.
+
+Evaluations of steps, which `metrics.jsonl` logs, stay as they were drawn.
+"""
 
 
 class WorkdirError(ValueError):
@@ -75,9 +79,11 @@ class Workdir:
     old = _check_same_run(file, resolved) if file.exists() else None
     if config.mode in ('train', 'pretrain'):
       _check_steps(self.path, config.train.num_steps)
-    self._lock = _locked(self.path / '.lock')
+    lock = (self.path / '.lock').resolve()
+    _lock(lock)
+    self._unlock = weakref.finalize(self, _unlock, lock)
     if old and config.mode != 'forecast':
-      if _measured(old) != _measured(resolved):
+      if measured(old) != measured(resolved):
         # They would stand beside others that were sampled otherwise.
         for when in ('base', 'final', 'best'):
           self.drop_eval(when)
@@ -197,15 +203,24 @@ class Workdir:
     self.rollouts.close()
     self.alarms.close()
     self.credit.close()
-    self._lock.close()
+    self._unlock()
 
 
-def _locked(path: Path) -> TextIO:
-  """Opens a file that one process can have open so: two would mix logs.
+_locks: dict[Path, tuple[TextIO, int]] = {}
+"""The locks of this process: the open file, and how many hold it."""
 
-  A lock of the process, not of the file: a notebook whose run was interrupted
-  may go on with it, and a worker process that outlives its run holds nothing.
+
+def _lock(path: Path) -> None:
+  """Locks a file for this process: two in one folder would mix their logs.
+
+  For the process, not for the caller: a notebook whose run was interrupted may
+  go on with it. The file is opened once, because a lock of POSIX ends when ANY
+  descriptor of its file is closed.
   """
+  if path in _locks:
+    file, holders = _locks[path]
+    _locks[path] = file, holders + 1
+    return
   file = open(path, 'a+', encoding='utf-8')
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +237,15 @@ def _locked(path: Path) -> TextIO:
   file.truncate(0)
   file.write(f'{os.getpid()}\n')
   file.flush()
-  return file
+  _locks[path] = file, 1
+
+
+def _unlock(path: Path) -> None:
+  file, holders = _locks.pop(path)
+  if holders > 1:
+    _locks[path] = file, holders - 1
+  else:
+    file.close()
 
 
 def _evaluation(values: dict[str, Any], when: str) -> dict[str, Any]:
@@ -238,8 +261,12 @@ def _without(values: dict[str, Any], when: str) -> dict[str, Any]:
   return {k: v for k, v in values.items() if not k.startswith(mine)}
 
 
-def _measured(resolved: dict[str, Any]) -> dict[str, Any]:
-  """What the numbers of an evaluation depend on."""
+def measured(resolved: dict[str, Any]) -> dict[str, Any]:
+  """Returns what the numbers of an evaluation depend on.
+
+  Args:
+    resolved: a config as nested dicts.
+  """
   options = {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
   # Through JSON, so that tuples compare equal to the lists they became.
   return json.loads(json.dumps(options))

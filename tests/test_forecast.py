@@ -221,6 +221,19 @@ def test_long_correct_answers_beside_a_short_wrong_one():
       ]
       for law in laws:
         assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+      assert laws[0][0] == pytest.approx(math.exp(3) * laws[0][1])
+
+
+def test_improbable_answers_are_forecast_like_probable_ones():
+  given = np.array([[-10.0, -10.0], [-13.0, -13.0], [-20.0, -20.0]])
+  near, far = (
+    forecast_summary.laws(
+      forecast_law.restrict(np.array([at, at - 3, -20.0]), given), SMALL
+    )
+    for at in (-300.0, -900.0)
+  )
+  for name in ('rl', 'sd_once', 'sd_fixed', 'sd'):
+    np.testing.assert_allclose(far[name], near[name], rtol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize('estimator', ['k1', 'k2', 'k3', 'full'])

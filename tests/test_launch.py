@@ -60,6 +60,7 @@ class Runs:
       config = remedies.resolved(name, seed, steps)
       (folder / 'config.json').write_text(json.dumps(config))
       (folder / 'eval.json').write_text('{"final/s/pass@1": 1}')
+      (folder / 'checkpoints' / '5').mkdir(parents=True, exist_ok=True)
     return subprocess.CompletedProcess(command, 0)
 
   def trained(self):
@@ -105,6 +106,8 @@ def test_what_counts_as_complete(tmp_path):
   (tmp_path / 'eval.json').write_text('{"base/s/pass@1": 1}')
   assert not complete()
   (tmp_path / 'eval.json').write_text('{"final/s/pass@1": 1}')
+  assert not complete()  # Measured, but before its last step.
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
   assert complete()
   # A trial, or another seed, is not a run of the grid.
   assert not complete(steps=None) and not complete(seed=1)

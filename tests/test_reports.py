@@ -368,6 +368,14 @@ def test_a_forecast_for_other_options_is_marked(tmp_path):
   assert forecast.section([one], []) == ''
 
 
+def test_a_forecast_knows_its_own_options_in_the_folder_of_a_run(tmp_path):
+  folder = forecast_folder(tmp_path, train={'num_steps': 150})
+  longer = {'model': {'path': 'builtin:x'}, 'train': {'num_steps': 600}}
+  metrics.write_json_atomic(folder / 'forecast_config.json', longer)
+  source, _ = forecast.read(folder)
+  assert source and source.options['train.num_steps'] == 600
+
+
 @pytest.mark.parametrize(
   'law, method, change, differs',
   [
@@ -679,8 +687,8 @@ def test_odd_lines_cost_themselves_alone(tmp_path):
     rollout(demonstrations=3),
     rollout(step=[1]),
   ]
-  good = [rollout(answer='half \ud83d of a pair', reward=math.nan), rollout()]
-  write_lines(workdir / 'rollouts.jsonl', good + odd)
+  good = [rollout(answer='half \ud83d of a pair', reward=math.nan)]
+  write_lines(workdir / 'rollouts.jsonl', [*good, rollout(step=9), *odd])
   evals = json.loads((workdir / 'eval.json').read_text())
   name = next(name for name in evals if name.startswith('final/'))
   (workdir / 'eval.json').write_text(json.dumps(evals | {name: math.nan}))
@@ -690,7 +698,9 @@ def test_odd_lines_cost_themselves_alone(tmp_path):
   page = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
   assert 'half ? of a pair' in page
   data = re.search(r'id="data">(.*?)</script>', page)
-  assert data and len(json.loads(data[1], parse_constant=pytest.fail)['rows'])
+  assert data
+  rows = json.loads(data[1], parse_constant=pytest.fail)['rows']
+  assert [row[2] for row in rows] == [1, 9]
 
 
 def test_ten_long_runs_stay_under_five_megabytes(tmp_path):

@@ -115,6 +115,9 @@ def test_what_says_nothing_is_no_measure(tmp_path):
   lines[0]['reward'] = 0.5  # A judge who is not quite sure.
   flat = score_file(write(tmp_path / 'b.jsonl', lines))
   assert flat['best_of@2'] == 1.0
+  strategies = [line(0, 'a', True, strategy=[], concepts=['k'])]
+  flat = score_file(write(tmp_path / 's.jsonl', strategies))
+  assert flat['strategies_correct'] == 1.0
   shown = [line(0, 'a', True, demonstration=text) for text in ('a', '')]
   flat = score_file(write(tmp_path / 'c.jsonl', shown))
   assert flat['copy_overlap'] == 1.0

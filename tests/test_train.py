@@ -1,6 +1,7 @@
 """Whole runs from the shipped model: outputs, resuming, and being killed."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -297,8 +298,11 @@ def test_one_process_at_a_time_is_in_a_folder(tmp_path):
   other = subprocess.run(command, capture_output=True, text=True)
   assert f'in use: process {os.getpid()} is running' in other.stderr
   # A notebook whose run was interrupted has never closed it.
-  Workdir(str(tmp_path), SMALL)
-  workdir.close()
+  again = Workdir(str(tmp_path), SMALL)
+  del workdir
+  gc.collect()
+  assert subprocess.run(command, capture_output=True).returncode
+  again.close()
   subprocess.run(command, check=True)
 
 

@@ -103,7 +103,7 @@ def read_answers(
       right = read_verdict(record)
       identity = _name(record, 'solution')
       used = _names(record, 'strategy')
-      if used is None:
+      if not used:
         used = _names(record, 'concepts')
       has_strategy |= bool(used)
       has_solution |= record.get('solution') is not None
@@ -147,9 +147,9 @@ def read_answers(
       f'though {named} correct answers have one; give one to every correct '
       'answer, or to none.'
     )
+  if _flat(scores['reward']) == rights:
+    del scores['reward']
   scored = _of_every_line(path, scores, unscored)
-  if scored is not None and _flat(scored) == rights:
-    scored = None
   return Answers(
     question_ids=list(place),
     answer=answer,

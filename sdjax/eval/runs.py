@@ -198,11 +198,26 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     notes.append(f'{workdir}: {name} {problem}; {lost}.')
     return {}
 
+  def sound(name: str, records: Iterator[dict]) -> Iterator[dict]:
+    odd = 0
+    for record in records:
+      if _is_rollout(record):
+        yield record
+      else:
+        odd += 1
+    if odd:
+      notes.append(
+        f'{workdir}: {odd} lines of {name} have fields of another kind than a '
+        'rollout has; they are not shown.'
+      )
+
   def read_lines(
     name: str, lost: str, ends: bool = False, optional: bool = False
   ) -> list[dict]:
     try:
       lines = read_json_lines(workdir / name)
+      if name in ('rollouts.jsonl', 'credit.jsonl'):
+        lines = sound(name, lines)
       records = _first_and_last_step(lines) if ends else list(lines)
       if records or optional:
         return records
@@ -230,15 +245,6 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
   if missing:
     notes.append(f'{workdir}: eval.json has no number for {missing[0]}.')
 
-  def sound(name: str, records: list[dict]) -> list[dict]:
-    kept = [record for record in records if _is_rollout(record)]
-    if len(kept) < len(records):
-      notes.append(
-        f'{workdir}: {len(records) - len(kept)} lines of {name} have fields of '
-        'another kind than a rollout has; they are not shown.'
-      )
-    return kept
-
   rollouts = read_lines('rollouts.jsonl', 'no samples of it are shown', True)
   credit = read_lines('credit.jsonl', 'no credit is shown', False, True)
   seed = config.get('seed')
@@ -251,9 +257,9 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     metrics=metrics,
     evals={k: v for k, v in evals.items() if isinstance(v, (int, float))},
     questions={k: v for k, v in questions.items() if isinstance(v, dict)},
-    rollouts=sound('rollouts.jsonl', rollouts),
+    rollouts=rollouts,
     alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
-    credit=sound('credit.jsonl', credit),
+    credit=credit,
   )
   return run, notes
 

@@ -94,17 +94,20 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   """
   file = path / FILE if path.is_dir() else path
   try:
-    numbers = json.loads(file.read_text(encoding='utf-8'))
+    numbers = json.loads(
+      file.read_text(encoding='utf-8'), parse_constant=lambda _: None
+    )
     if not isinstance(numbers, dict):
       raise ValueError(f'it holds a {type(numbers).__name__}, not an object')
   except FileNotFoundError:
     return None, []
   except (OSError, ValueError) as error:
     return None, [f'{file} cannot be read ({error}); it is not compared.']
+  # A forecast of a release that did not write it was of the config beside it.
+  its_own = file.with_name('forecast_config.json')
+  beside = its_own if its_own.exists() else file.with_name('config.json')
   try:
-    config = json.loads(
-      (file.parent / 'config.json').read_text(encoding='utf-8')
-    )
+    config = json.loads(beside.read_text(encoding='utf-8'))
     options = runs_lib.flat_options(config) if isinstance(config, dict) else {}
   except (OSError, ValueError):
     options = {}
