@@ -12,6 +12,7 @@ named at the end. `--only=NAME,NAME` and `--seeds=0` do a part;
 
 import argparse
 import concurrent.futures
+import functools
 import importlib.util
 import json
 import subprocess
@@ -25,6 +26,7 @@ from sdjax import config_dict
 CONFIG = Path(__file__).parents[1] / 'configs' / 'concept_graph_remedies.py'
 
 
+@functools.cache
 def _configs() -> ModuleType:
   """Returns the config file as a module."""
   spec = importlib.util.spec_from_file_location('remedies', CONFIG)
@@ -48,8 +50,7 @@ def resolved(name: str, seed: int, steps: int | None) -> dict[str, Any]:
   """Returns the `config.json` that a run is to have."""
   config = _configs().get_config(name)
   config.update_from_flattened_dict(changes(seed, steps))
-  options = config_dict.to_dict(config_dict.from_config_dict(config))
-  return json.loads(json.dumps(options))  # where tuples are lists
+  return config_dict.to_json(config_dict.from_config_dict(config))
 
 
 def is_complete(folder: Path, config: dict[str, Any]) -> bool:

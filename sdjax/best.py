@@ -74,9 +74,11 @@ class BestCheckpoint:
         is kept, or not comparable with it, changes nothing.
       state: as for `Checkpoints.save`.
     """
-    if self._key not in record or record['step'] == self.step:
-      return
-    if not self._comparable:
+    if (
+      self._key not in record
+      or record['step'] == self.step
+      or not self._comparable
+    ):
       return
     value = self._sign * record[self._key]
     if self._best is None or value > self._best:

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -58,6 +59,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     elif value is not None:
       out[field.name] = value
   return out
+
+
+def to_json(config: Any) -> dict[str, Any]:
+  """Turns a config into what `config.json` holds, where tuples are lists.
+
+  Args:
+    config: a dataclass of this module.
+
+  Returns:
+    Nested dicts, equal to those that are read back.
+  """
+  return json.loads(json.dumps(to_dict(config)))
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:

@@ -115,8 +115,8 @@ def read_external(path: str) -> dict[int, list[str]]:
 
   Args:
     path: JSONL, `{"question_id": int, "answer": str}` a line; several lines
-      may share a question, and those with a `correct` of false or 0
-      are left out.
+      may share a question, and those with a `correct` of false or 0 are left
+      out.
 
   Returns:
     The answers to each question, without thinking blocks.

@@ -249,7 +249,7 @@ def forecast(config: config_lib.Config, path: str) -> None:
     numbers = summarize(*forecaster.measure(name), config)
     flat |= {f'{name}/{metric}': value for metric, value in numbers.items()}
   text = forecast_report.table(flat)
-  options = config_dict.to_dict(config)
+  options = config_dict.to_json(config)
   write_json_atomic(workdir.path / 'forecast_config.json', options)
   write_json_atomic(workdir.path / 'forecast.json', flat)
   (workdir.path / 'forecast.md').write_text(text + '\n', encoding='utf-8')

@@ -78,7 +78,7 @@ def train(
     best = BestCheckpoint(
       workdir.path,
       config.train.keep_best,
-      measured(config_dict.to_dict(config)),
+      measured(config_dict.to_json(config)),
     )
   total = config.train.num_steps
   progress = Progress(total)
@@ -98,12 +98,11 @@ def train(
       best.forget(older)
 
   start = checkpoints.latest_step()
-  if start is None:
-    workdir.rewind(None)
   if start is None or not workdir.has_eval('base'):
     progress.note('evaluating the model before training')
     measure(workdir, trainer, 'base')
   if start is None:
+    workdir.rewind(None)
     start = 0
     save(start)
   else:

@@ -74,7 +74,7 @@ class Workdir:
         f'--workdir={path} cannot be written to. Choose another folder or '
         'change its permissions.'
       )
-    resolved = config_dict.to_dict(config)
+    resolved = config_dict.to_json(config)
     file = self.path / 'config.json'
     old = _check_same_run(file, resolved) if file.exists() else None
     if config.mode in ('train', 'pretrain'):
@@ -82,14 +82,15 @@ class Workdir:
     lock = (self.path / '.lock').resolve()
     _lock(lock)
     self._unlock = weakref.finalize(self, _unlock, lock)
-    if old and config.mode != 'forecast':
+    if old is None:
+      write_json_atomic(file, resolved)
+    elif config.mode != 'forecast':
       if measured(old) != measured(resolved):
         # They would stand beside others that were sampled otherwise.
         for when in ('base', 'final', 'best'):
           self.drop_eval(when)
       if config.mode == 'eval':
         resolved = {**old, 'eval': resolved['eval']}
-    if not old or config.mode != 'forecast':
       write_json_atomic(file, resolved)
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
@@ -265,11 +266,9 @@ def measured(resolved: dict[str, Any]) -> dict[str, Any]:
   """Returns what the numbers of an evaluation depend on.
 
   Args:
-    resolved: a config as nested dicts.
+    resolved: a config as it stands in `config.json`.
   """
-  options = {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
-  # Through JSON, so that tuples compare equal to the lists they became.
-  return json.loads(json.dumps(options))
+  return {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
 
 
 def _check_steps(path: Path, num_steps: int) -> None:
@@ -292,10 +291,9 @@ def _check_same_run(file: Path, resolved: dict[str, Any]) -> dict[str, Any]:
       f'{file} is not readable as a config ({error}). It says which run the '
       'folder holds: restore it, or choose another --workdir.'
     ) from error
-  # Through JSON, so that tuples compare equal to the lists they became.
-  new_flat = config_check.flatten(json.loads(json.dumps(resolved)))
-  old = json.loads(json.dumps(config_dict.to_dict(old)))
-  old_flat = config_check.flatten(old)
+  # With the defaults of options that are newer than the folder.
+  old = config_dict.to_json(old)
+  new_flat, old_flat = map(config_check.flatten, (resolved, old))
   fixed = set()
   if new_flat.get('optimizer.schedule') == 'cosine':
     fixed.add('train.num_steps')

@@ -86,18 +86,13 @@ def test_what_was_sampled_otherwise_replaces_nothing(tmp_path):
   best = BestCheckpoint(tmp_path, KEY, {'temperature': 1.0})
   offer(best, {3: 0.7})
   best.close()
-  best = BestCheckpoint(tmp_path, KEY, {'temperature': 0.8})
-  best.rewind(4)
-  offer(best, {5: 0.9})
-  best.forget(5)
-  assert steps(tmp_path) == [3]
-  best.close()
-  best = BestCheckpoint(tmp_path, KEY, {'temperature': 1.0})
-  best.rewind(4)
-  offer(best, {5: 0.8})
-  best.forget(5)
-  assert steps(tmp_path) == [5]
-  best.close()
+  for temperature, kept in ((0.8, 3), (1.0, 5)):
+    best = BestCheckpoint(tmp_path, KEY, {'temperature': temperature})
+    best.rewind(4)
+    offer(best, {5: 0.8})
+    best.forget(5)
+    assert steps(tmp_path) == [kept]
+    best.close()
 
 
 def test_a_run_that_goes_back_to_before_all_of_it_begins_anew(tmp_path):

@@ -187,7 +187,7 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
   def read(name: str, lost: str) -> dict[str, Any]:
     try:
       text = (workdir / name).read_text(encoding='utf-8')
-      value = json.loads(text, parse_constant=_nothing)
+      value = parse(text)
       if isinstance(value, dict):
         return value
       problem = f'holds a {type(value).__name__}, not an object'
@@ -246,7 +246,6 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     notes.append(f'{workdir}: eval.json has no number for {missing[0]}.')
 
   rollouts = read_lines('rollouts.jsonl', 'no samples of it are shown', True)
-  credit = read_lines('credit.jsonl', 'no credit is shown', False, True)
   seed = config.get('seed')
   run = Run(
     workdir=workdir,
@@ -259,9 +258,21 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     questions={k: v for k, v in questions.items() if isinstance(v, dict)},
     rollouts=rollouts,
     alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
-    credit=credit,
+    credit=read_lines('credit.jsonl', 'no credit is shown', False, True),
   )
   return run, notes
+
+
+def parse(text: str) -> Any:
+  """Reads JSON; NaN and infinities, which it does not have, are None.
+
+  Args:
+    text: one value.
+
+  Raises:
+    ValueError: when it is not JSON.
+  """
+  return json.loads(text, parse_constant=lambda _: None)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -280,7 +291,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
   with open(path, encoding='utf-8', errors='replace') as file:
     for number, line in enumerate(file, 1):
       try:
-        record = json.loads(line, parse_constant=_nothing)
+        record = parse(line)
       except ValueError:
         if not line.endswith('\n'):
           return
@@ -356,10 +367,6 @@ def curve_points(groups: Sequence[Group], name: str) -> list[int]:
     for key in run.evals
   )
   return sorted({int(match[1]) for match in matches if match})
-
-
-def _nothing(_: str) -> None:
-  """What stands for NaN and infinities, which JSON does not have."""
 
 
 def _is_rollout(record: dict[str, Any]) -> bool:

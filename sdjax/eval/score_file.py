@@ -1,7 +1,7 @@
 """Success and variety of the judged answers of any system.
 
-`python -m sdjax.evaluate --rollouts=FILE --out=OUT.json` is this module's
-`score_file`.
+`python -m sdjax.evaluate --rollouts=FILE --out=OUT.json` writes what
+`score_file` returns.
 """
 
 import os

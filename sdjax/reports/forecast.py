@@ -94,9 +94,7 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   """
   file = path / FILE if path.is_dir() else path
   try:
-    numbers = json.loads(
-      file.read_text(encoding='utf-8'), parse_constant=lambda _: None
-    )
+    numbers = runs_lib.parse(file.read_text(encoding='utf-8'))
     if not isinstance(numbers, dict):
       raise ValueError(f'it holds a {type(numbers).__name__}, not an object')
   except FileNotFoundError:
