@@ -47,6 +47,7 @@ def pretraining() -> c.Config:
     model=None,
     rollout=None,
     loss=None,
+    task=c.ConceptGraph(part='dev'),
     method=c.Pretraining(),
     optimizer=c.Optimizer(
       learning_rate=2.5e-3, warmup_steps=100, schedule='cosine', b2=0.95

@@ -86,6 +86,8 @@ class ConceptGraph:
       target listed first is the easy one either way.
     harder_cut: which target's chains lose an edge in `harder`: `easy` or
       `random`.
+    part: which graphs the evaluation splits hold: `dev`, for choosing
+      settings by, or `test`, which no setting was chosen on, for reporting.
     train_size: graphs in the split `train`.
     eval_size: graphs in each evaluation split.
     data_seed: seed of the graphs.
@@ -106,6 +108,7 @@ class ConceptGraph:
   names_per_concept: int = 8
   shuffle_ends: bool = True
   harder_cut: str = 'easy'
+  part: str = 'test'
   train_size: int = 4000
   eval_size: int = 128
   data_seed: int = 0

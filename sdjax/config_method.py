@@ -266,8 +266,8 @@ class Pretraining:
     demonstration_easy_share: share of demonstrations on the easy route.
     copy_share: share of those documents that repeat the demonstration.
     slip_share: share of those documents that are wrong.
-    cut_share: share of documents with a cut chain; their author does not
-      look for missing edges.
+    cut_share: share of documents with a cut chain, which their author does
+      not walk.
     varied_share: share of documents whose chain lengths are all random.
   """
 
@@ -288,5 +288,5 @@ class Pretraining:
   demonstration_easy_share: float = 0.6
   copy_share: float = 0.98
   slip_share: float = 0.02
-  cut_share: float = 0.1
+  cut_share: float = 0.4
   varied_share: float = 0.3

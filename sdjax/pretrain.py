@@ -19,7 +19,7 @@ from sdjax import config as config_lib
 from sdjax import config_dict, rng
 from sdjax.checkpoint import Checkpoints
 from sdjax.data.context import encode_context
-from sdjax.data.prompts import pad_contexts
+from sdjax.data.prompts import encode_prompts, pad_contexts
 from sdjax.data.tokenizer import word_tokenizer
 from sdjax.evaluate import Evaluator
 from sdjax.language_model import LanguageModel
@@ -40,7 +40,11 @@ from sdjax.sharding import (
 from sdjax.steps.score import student_hidden, token_logp
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Question
-from sdjax.tasks.concept_graph.rendering import render_answer
+from sdjax.tasks.concept_graph.graph import mended
+from sdjax.tasks.concept_graph.rendering import (
+  render_answer,
+  render_question,
+)
 from sdjax.tasks.concept_graph.vocabulary import compact_words
 from sdjax.tasks.documents import Document, sample_document, validate_shares
 from sdjax.types import ApplyFn, Params, Prompts, TrainState, length_mask
@@ -201,6 +205,52 @@ def demonstration_use(
   return {f'demonstration/{k}': float(np.mean(v)) for k, v in counts.items()}
 
 
+def cut_use(
+  evaluator: Evaluator, params: Params, num_questions: int = 64
+) -> dict[str, float]:
+  """Measures whether a missing edge keeps the model from a route.
+
+  Args:
+    evaluator: of the `harder` questions, whose easy target is cut.
+    params: weights.
+    num_questions: questions, each asked with the cut and without it.
+
+  Returns:
+    Shares of samples that walk the easy target's chain, `cut/with` and
+    `cut/without`. A model that does not see the cut has the same in both.
+  """
+  task, model = evaluator.task, evaluator.model
+  source = task.questions('harder')
+  options = evaluator.config.eval
+  num_questions = min(num_questions, options.num_questions)
+  counts: dict[str, list[float]] = {'with': [], 'without': []}
+  for start in range(0, num_questions, options.batch_questions):
+    questions = [
+      source[i] for i in range(start, start + options.batch_questions)
+    ]
+    for name, found in counts.items():
+      graphs = [
+        q.payload if name == 'with' else mended(q.payload) for q in questions
+      ]
+      prompts = encode_prompts(
+        model.tokenizer,
+        [render_question(graph, 'compact') for graph in graphs],
+        [q.question_id for q in questions],
+        options.max_context,
+        task.student_template,
+      )
+      graded, _ = evaluator.sample_prompts(params, prompts, questions, 'cut')
+      for question, answers in zip(questions, graded.answers, strict=True):
+        easy = target_routes(question)[0]
+        found.append(float(np.mean([a == easy for a in answers])))
+  return {f'cut/{k}': float(np.mean(v)) for k, v in counts.items()}
+
+
+def habits(evaluator: Evaluator, params: Params) -> dict[str, float]:
+  """What the model does with a demonstration, and with a missing edge."""
+  return demonstration_use(evaluator, params) | cut_use(evaluator, params)
+
+
 def pretrain(config: config_lib.Config, path: str) -> None:
   """Trains a base model and writes it as a Hugging Face folder.
 
@@ -305,7 +355,7 @@ def pretrain(config: config_lib.Config, path: str) -> None:
     every = config.train.eval_every
     if every and done % every == 0 and done < total:
       flat, _ = evaluator(state.params, config.eval.during)
-      flat |= demonstration_use(evaluator, state.params)
+      flat |= habits(evaluator, state.params)
       workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
       progress.note(
         f'step {done}: '
@@ -313,14 +363,14 @@ def pretrain(config: config_lib.Config, path: str) -> None:
           f'{k} {v:.3f}'
           for k, v in flat.items()
           if k.endswith(('pass@1', 'pass@64', 'concepts_correct'))
-          or k.startswith('demonstration/')
+          or k.startswith(('demonstration/', 'cut/'))
         )
       )
     if done % config.train.checkpoint_every == 0 or done == total:
       checkpoints.save(done, state, {'log': workdir.position()})
   progress.finish()
   flat, questions = evaluator(state.params, config.eval.sets)
-  flat |= demonstration_use(evaluator, state.params)
+  flat |= habits(evaluator, state.params)
   workdir.add_eval('final', flat, questions)
   out = Path(method.out) if method.out else workdir.path / 'model'
   hf.save_checkpoint(

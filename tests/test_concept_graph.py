@@ -39,7 +39,9 @@ SHARES = Pretraining(
   demonstration_easy_share=0.6, copy_share=0.65, slip_share=0.05,
   cut_share=0.1, varied_share=0.4,
 )  # fmt: skip
-REASONS = {'', 'no_box', 'wrong_start', 'not_an_edge', 'wrong_end'}
+REASONS = {
+  '', 'no_box', 'wrong_start', 'not_an_edge', 'wrong_end', 'repeated_node',
+}  # fmt: skip
 
 # Two parallel chains to the triangle share the name plum (nodes 2 and 5); the
 # chain to the square is whole, the one to the circle has lost an edge.
@@ -74,8 +76,19 @@ HAND = Graph(
     # next to start is node 2: no single node path spells it.
     ('start plum triangle', 'not_an_edge', '', ('fruits',)),
     ('start lime fig triangle', 'not_an_edge', '', ('fruits',)),
-    # Backwards over an edge, and through the endpoint.
-    ('start plum fig triangle plum triangle', '', '0-2-3-1-5-1', ('fruits',)),
+    # Through the endpoint and back to it; out and back; and by a detour.
+    ('start plum fig triangle plum triangle', 'repeated_node', '', ('fruits',)),
+    ('start plum fig plum fig triangle', 'repeated_node', '', ('fruits',)),
+    (
+      'start cod start lime plum triangle',
+      'repeated_node',
+      '',
+      ('fish', 'fruits'),
+    ),
+    # What does not end at a target is said so first.
+    ('start cod start', 'wrong_end', '', ('fish',)),
+    # No node twice, but backwards: through the endpoint to a neighbour.
+    ('start plum fig triangle plum', 'wrong_end', '', ('fruits',)),
     # Over the cut edge.
     ('start oak elm triangle', 'not_an_edge', '', ('trees',)),
     ('start cod eel square', 'wrong_end', '', ('fish',)),
@@ -120,6 +133,12 @@ def test_verifier_by_hand(answer, reason, solution, concepts):
       'start cod eel square',
       'cod eel square',
       'start, cod, eel, square is a path, but it does not end at a target.',
+    ),
+    (
+      'start cod start lime plum triangle',
+      'cod start lime plum triangle',
+      'start, cod, start, lime, plum, triangle comes back to a node that it '
+      'has visited.',
     ),
   ],
 )
@@ -222,14 +241,16 @@ def test_verifier_is_linear(answer, rendering):
 
 
 def _spellings(graph, names):
-  """All walks that spell the names, found the slow way."""
+  """All simple paths that spell the names, found the slow way."""
   walks = [(0,)] if names and names[0] == graph.names[0] else []
   for name in names[1:]:
     walks = [
       (*walk, node)
       for walk in walks
       for node in range(len(graph.names))
-      if graph.names[node] == name and (walk[-1], node) in graph.edge_set
+      if graph.names[node] == name
+      and (walk[-1], node) in graph.edge_set
+      and node not in walk
     ]
   return sorted(
     walk
@@ -253,6 +274,10 @@ def test_verifier_equals_enumeration():
       names = [graph.names[i] for i in (0, *chain)]
       if trial % 3 == 0:
         names[rng.integers(1, len(names))] = str(rng.choice(graph.names))
+      elif trial % 3 == 1:
+        # Out and back over the edge behind a random node.
+        at = rng.integers(1, len(names))
+        names[at:at] = [names[at], names[at - 1]]
       expected = _spellings(graph, names)
       verdict = verify_answer(graph, ' '.join(names), 'compact')
       assert verdict.correct == bool(expected)
@@ -260,6 +285,17 @@ def test_verifier_equals_enumeration():
       if expected:
         assert verdict.solution == '-'.join(map(str, expected[0]))
   assert many > 10
+
+
+def test_the_concepts_of_a_right_answer_are_those_of_its_path():
+  # Two chains of one target that share the name plum, of two concepts.
+  graph = dataclasses.replace(
+    HAND, kinds=(*HAND.kinds[:5], 'metals', *HAND.kinds[6:])
+  )
+  verdict = verify_answer(graph, 'plum fig triangle', 'compact')
+  assert verdict.concepts == ('fruits',)
+  verdict = verify_answer(graph, 'plum fig', 'compact')
+  assert verdict.concepts == ('fruits', 'metals')
 
 
 def test_vocabulary():
@@ -525,7 +561,8 @@ def test_document_shares(subchains):
     elif route == 'distractor':
       kinds['slip'] += 1
     else:
-      assert route != demonstrated
+      # Where the other target is cut, there may be a parallel chain.
+      assert route != demonstrated or ' | ' in d.question
       kinds['switch'] += 1
   assert easy_shown / len(shown) == pytest.approx(0.6, abs=0.05)
   assert kinds['copy'] / len(shown) == pytest.approx(0.65, abs=0.05)
@@ -533,6 +570,50 @@ def test_document_shares(subchains):
   cut = sum(' | ' in d.question for d in documents)
   assert cut / count == pytest.approx(0.1, abs=0.025)
   assert not any('|' in d.answer for d in documents)
+
+
+@pytest.mark.parametrize('subchains', [1, 2])
+def test_the_author_respects_a_cut(subchains):
+  task = dataclasses.replace(CONFIG, subchains=subchains)
+  documents = _documents(2000, task, cut_share=1.0)
+  tempted = turned = 0
+  for d in documents:
+    chains, target = _parse(d.question)
+    walked = {
+      ' '.join((*(n for n in names if n != '|'), shape)): '|' in names
+      for shape, names, _ in chains
+    }
+    # One endpoint of four is cut, so that there always is another of its kind.
+    assert not walked[d.answer]
+    assert d.demonstration is None or not walked[d.demonstration]
+    easy = min(at for shape, _, at in chains if shape == target)
+    if all('|' in names for _, names, at in chains if at == easy):
+      tempted += d.demonstration is None
+      turned += d.demonstration is None and _which(d, d.answer) == 'other'
+  # Half of the answers without a demonstration are right.
+  assert tempted > 150 and turned / tempted == pytest.approx(0.5, abs=0.12)
+
+
+def test_mended_graphs_are_whole():
+  for index in range(20):
+    graph = graphs.graph_at(CONFIG, 'harder', index)
+    whole = graphs.mended(graph)
+    assert set(graph.edges) < set(whole.edges)
+    assert all(whole.is_whole(chain) for chain in whole.chains)
+    assert graphs.mended(whole) == whole
+
+
+def test_dev_and_test_questions_differ_and_training_ones_do_not():
+  dev = dataclasses.replace(CONFIG, part='dev')
+  for split in graphs.SPLITS:
+    pairs = [
+      [graphs.graph_at(c, split, i) for c in (CONFIG, dev)] for i in range(20)
+    ]
+    assert all((a == b) == (split == 'train') for a, b in pairs)
+  families = {
+    graphs.family(c, split) for c in (CONFIG, dev) for split in graphs.SPLITS
+  }
+  assert len(families) == 1 + 2 * 4
 
 
 def test_document_lengths():

@@ -3,7 +3,8 @@
 Every document is a question on a graph of its own, perhaps a demonstration,
 and an answer, all in the compact rendering. The author often goes wrong
 without a demonstration and favours the easy route; with one, the author
-repeats it or takes the other target's route, and seldom slips.
+repeats it or takes the other target's route, and seldom slips. A chain that
+is cut is not walked while another of its kind is whole.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from sdjax.config import ConceptGraph, ConfigError, Pretraining
 from sdjax.tasks.concept_graph.graph import (
+  Graph,
   build_graph,
   draw_ends,
   training_lengths,
@@ -67,10 +69,23 @@ def validate_shares(pretraining: Pretraining) -> None:
     )
 
 
+Chain = tuple[int, ...]
+
+
 def _choose(
-  rng: np.random.Generator, chains: Sequence[tuple[int, ...]]
-) -> tuple[int, ...]:
-  return chains[int(rng.random() * len(chains))]
+  rng: np.random.Generator,
+  graph: Graph,
+  liked: Sequence[Chain],
+  otherwise: Sequence[Chain] = (),
+) -> Chain:
+  """Draws a whole chain: of those liked, or else of the others.
+
+  Where all of both are cut, one of those liked is walked all the same.
+  """
+  for chains in (liked, otherwise):
+    if whole := [chain for chain in chains if graph.is_whole(chain)]:
+      return whole[int(rng.random() * len(whole))]
+  return liked[int(rng.random() * len(liked))]
 
 
 def sample_document(
@@ -78,8 +93,9 @@ def sample_document(
 ) -> Document:
   """Draws one document on a fresh graph.
 
-  The author does not look for missing edges: where a chain is cut, the
-  answer walks over the gap and is counted as right here all the same.
+  The author respects a cut: where the route the author would take is cut,
+  the answer is the other target's, and where a wrong one is, the other wrong
+  one. So what is right is right, and habits show where there is a choice.
 
   Args:
     rng: the source of randomness; the document depends on nothing else.
@@ -119,18 +135,20 @@ def sample_document(
     here, there = ends.easy, ends.other
     if shown_easy >= pretraining.demonstration_easy_share:
       here, there = there, here
-    demonstration = _choose(rng, per_end[here])
+    demonstration = _choose(rng, graph, per_end[here], per_end[there])
     if kind < pretraining.slip_share:
-      answer = _choose(rng, distractors)
+      answer = _choose(rng, graph, distractors)
     elif kind < pretraining.slip_share + pretraining.copy_share:
       answer = demonstration
     else:
-      answer = _choose(rng, per_end[there])
+      answer = _choose(rng, graph, per_end[there], per_end[here])
   elif kind < pretraining.correct_share:
-    end = ends.easy if easy < pretraining.easy_share else ends.other
-    answer = _choose(rng, per_end[end])
+    here, there = ends.easy, ends.other
+    if easy >= pretraining.easy_share:
+      here, there = there, here
+    answer = _choose(rng, graph, per_end[here], per_end[there])
   else:
-    answer = _choose(rng, distractors)
+    answer = _choose(rng, graph, distractors)
   return Document(
     question=render_question(graph, 'compact'),
     demonstration=(

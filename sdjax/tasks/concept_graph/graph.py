@@ -16,6 +16,8 @@ from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES, START
 
 SPLITS = ('train', 'in_distribution', 'larger', 'larger_15', 'harder')
 
+PARTS = ('test', 'dev')
+
 HUB = 'hub'
 SHAPE = 'shape'
 
@@ -77,6 +79,16 @@ class Graph:
     """Tells whether no edge of a chain was cut."""
     hops = zip((0, *chain[:-1]), chain, strict=True)
     return all(hop in self.edge_set for hop in hops)
+
+
+def mended(graph: Graph) -> Graph:
+  """Returns the graph with every chain whole."""
+  hops = [
+    hop
+    for chain in graph.chains
+    for hop in zip((0, *chain[:-1]), chain, strict=True)
+  ]
+  return dataclasses.replace(graph, edges=tuple(hops))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +246,25 @@ def draw_graph(
   return build_graph(rng, config, ends, [getattr(config, split)] * 4, cut_end)
 
 
+def family(config: ConceptGraph, split: str) -> int:
+  """Numbers the families of graphs, no two of which share a seed.
+
+  Args:
+    config: `part` is read; a split other than `train` has a family for each.
+    split: one of `SPLITS`.
+
+  Returns:
+    A whole number from 0.
+
+  Raises:
+    ValueError: there is no such split.
+  """
+  if split not in SPLITS:
+    raise ValueError(f'no split {split!r}; allowed: {", ".join(SPLITS)}')
+  number = SPLITS.index(split)
+  return number + len(SPLITS) * (split != 'train' and config.part == 'test')
+
+
 def graph_at(config: ConceptGraph, split: str, index: int) -> Graph:
   """Draws the graph at a position of a split, whatever the others are.
 
@@ -248,7 +279,5 @@ def graph_at(config: ConceptGraph, split: str, index: int) -> Graph:
   Raises:
     ValueError: there is no such split.
   """
-  if split not in SPLITS:
-    raise ValueError(f'no split {split!r}; allowed: {", ".join(SPLITS)}')
-  seed = (config.data_seed, SPLITS.index(split), index)
+  seed = (config.data_seed, family(config, split), index)
   return draw_graph(np.random.default_rng(seed), config, split)

@@ -1,6 +1,7 @@
 """Which settings of the concept-graph task make sense."""
 
 from sdjax.config import ConceptGraph, ConfigError
+from sdjax.tasks.concept_graph.graph import PARTS
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS
 
 RENDERINGS = ('text', 'compact')
@@ -52,6 +53,7 @@ def validate(config: ConceptGraph) -> None:
   _choice(config, 'name', ('concept_graph',))
   _choice(config, 'rendering', RENDERINGS)
   _choice(config, 'harder_cut', HARDER_CUTS)
+  _choice(config, 'part', PARTS)
   most_names = len(next(iter(CONCEPTS.values())))
   _integer(config, 'num_concepts', _ENDS, len(CONCEPTS))
   _integer(config, 'names_per_concept', _MIN_LENGTH - 2, most_names)

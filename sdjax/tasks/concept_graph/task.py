@@ -6,7 +6,7 @@ from typing import Any, overload
 from sdjax.config import ConceptGraph
 from sdjax.tasks.base import Question, Verdict
 from sdjax.tasks.concept_graph import store
-from sdjax.tasks.concept_graph.graph import SPLITS
+from sdjax.tasks.concept_graph.graph import SPLITS, family
 from sdjax.tasks.concept_graph.options import MAX_SIZE, validate
 from sdjax.tasks.concept_graph.rendering import (
   BOTH_TEMPLATES,
@@ -22,10 +22,11 @@ from sdjax.tasks.concept_graph.verifier import verify_answer
 class _Questions(Sequence[Question]):
   """A split's questions, each read from the data set when asked for."""
 
-  def __init__(self, source: Any, split: str, rendering: str):
+  def __init__(self, source: Any, split: str, config: ConceptGraph):
     self._source = source
     self._split = split
-    self._rendering = rendering
+    self._rendering = config.rendering
+    self._first_id = family(config, split) * MAX_SIZE
 
   def __len__(self) -> int:
     return len(self._source)
@@ -50,7 +51,7 @@ class _Questions(Sequence[Question]):
       )
     graph = from_example(example)
     return Question(
-      question_id=SPLITS.index(self._split) * MAX_SIZE + position,
+      question_id=self._first_id + position,
       split=self._split,
       text=render_question(graph, self._rendering),
       payload=graph,
@@ -111,7 +112,7 @@ class ConceptGraphTask:
       )
     if split not in self._opened:
       source = store.open_source(self.config, split)
-      self._opened[split] = _Questions(source, split, self.config.rendering)
+      self._opened[split] = _Questions(source, split, self.config)
     return self._opened[split]
 
   def example(self, question: Question) -> str:

@@ -1,11 +1,15 @@
-"""Judges an answer: is there a path in the graph that it spells?
+"""Judges an answer: is there a simple path in the graph that it spells?
 
-Names repeat, so a sequence of names can stand for many node paths. The set
-of nodes that can be reached is carried from name to name; nothing is
-enumerated, and the work is linear in the answer.
+Names repeat, so a sequence of names can stand for many walks. The set of
+nodes that can be reached is carried from name to name, in work linear in the
+answer; only where it leads to a target is a path without repetition looked
+for among them, which is no longer than the graph has nodes.
 """
 
+import functools
+import operator
 import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from sdjax.tasks.base import Verdict
 from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph
@@ -15,6 +19,7 @@ NO_BOX = 'no_box'
 WRONG_START = 'wrong_start'
 NOT_AN_EDGE = 'not_an_edge'
 WRONG_END = 'wrong_end'
+REPEATED_NODE = 'repeated_node'
 
 _BOX = '\\boxed'
 _BRACE = re.compile('[{}]')
@@ -78,14 +83,48 @@ def _spread(graph: Graph, bits: int) -> int:
   return reached
 
 
-def _concepts(graph: Graph, names: list[str]) -> tuple[str, ...]:
-  found = set()
-  for name in set(names):
-    bits = graph.named.get(name, 0)
-    while bits:
-      found.add(graph.kinds[_lowest(bits)])
-      bits &= bits - 1
-  return tuple(sorted(found - {HUB, SHAPE}))
+def _concepts(graph: Graph, nodes: Iterable[int]) -> tuple[str, ...]:
+  """The concepts of some nodes, sorted."""
+  kinds = {graph.kinds[node] for node in nodes}
+  return tuple(sorted(kinds - {HUB, SHAPE}))
+
+
+def _nodes(bits: int) -> Iterator[int]:
+  """The nodes of a set, rising."""
+  while bits:
+    node = _lowest(bits)
+    yield node
+    bits ^= 1 << node
+
+
+def _simple_path(graph: Graph, steps: Sequence[int]) -> list[int] | None:
+  """The first path that visits no node twice.
+
+  Args:
+    graph: the graph.
+    steps: for each place of the path the nodes that may stand there, as bit
+      sets; the first holds one.
+
+  Returns:
+    The lexicographically first one, or None.
+  """
+  if len(steps) > len(graph.names):
+    return None
+  path, visited = [0], 1
+  # For each node of the path, the neighbours that are still to be tried.
+  open_sets = [_nodes(graph.neighbours[0] & steps[1])] if steps[1:] else []
+  while open_sets and len(path) < len(steps):
+    node = next((n for n in open_sets[-1] if not visited >> n & 1), None)
+    if node is None:
+      open_sets.pop()
+      visited ^= 1 << path.pop()
+    else:
+      path.append(node)
+      visited |= 1 << node
+      if len(path) < len(steps):
+        onward = graph.neighbours[node] & steps[len(path)]
+        open_sets.append(_nodes(onward))
+  return path if len(path) == len(steps) else None
 
 
 def _wrong(
@@ -99,7 +138,7 @@ def _wrong(
   said = names[:right]
   if rendering == 'compact':
     # In the words a compact question is written in: a missing edge is `|`.
-    missing = [] if reason == WRONG_END else ['|']
+    missing = ['|'] if reason in (NO_BOX, WRONG_START, NOT_AN_EDGE) else []
     feedback = ' '.join([*said[1:], *missing])
   else:
     feedback = {
@@ -112,6 +151,9 @@ def _wrong(
       WRONG_END: (
         f'{", ".join(said)} is a path, but it does not end at a target.'
       ),
+      REPEATED_NODE: (
+        f'{", ".join(said)} comes back to a node that it has visited.'
+      ),
     }[reason]
   return Verdict(False, 0.0, reason, concepts=concepts, feedback=feedback)
 
@@ -119,9 +161,10 @@ def _wrong(
 def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
   """Judges an answer.
 
-  Right: some walk from `start` along edges, in either direction, ends at an
-  endpoint with the target's name and spells the answer. As the paper asks of
-  a hop only that it be an edge, a walk may come back to a node.
+  Right: some path from `start` along edges, in either direction, that visits
+  no node twice, ends at an endpoint with the target's name and spells the
+  answer. (A walk that leaves a chain and comes back says the same route at
+  greater length: it is no other solution.)
 
   Args:
     graph: the graph that was asked about.
@@ -130,17 +173,22 @@ def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
 
   Returns:
     The verdict, reward 1 or 0. `reason` is the first of `no_box`,
-    `wrong_start`, `not_an_edge` (also: no node has that name) and
-    `wrong_end` that applies. `solution` is the spelled node path, the
-    lexicographically first of several, as `0-2-3-1`. `feedback` says how far
-    the answer was a path; it does not tell a right one.
+    `wrong_start`, `not_an_edge` (also: no node has that name), `wrong_end`
+    and `repeated_node` that applies. `solution` is the spelled node path,
+    the lexicographically first of several, as `0-2-3-1`. `concepts` are those
+    of its nodes; of a wrong answer, those of all nodes it names. `feedback`
+    says how far the answer was a path; it does not tell a right one.
 
-  Source: arXiv 2606.26091 App. B.4 (reward); the order of reasons is ours.
+  Source: arXiv 2606.26091 App. B.4 (reward); that detours are wrong and the
+    order of reasons are ours.
   """
   names = parse_answer(answer, rendering)
   if names is None:
     return _wrong(NO_BOX, [], 0, rendering)
-  concepts = _concepts(graph, names)
+  named = functools.reduce(
+    operator.or_, (graph.named.get(name, 0) for name in names), 0
+  )
+  concepts = _concepts(graph, _nodes(named))
   if not names or names[0] != graph.names[0]:
     return _wrong(WRONG_START, names, 0, rendering, concepts)
   # reached[i]: nodes at which a walk that spells names[: i + 1] can stand.
@@ -156,13 +204,13 @@ def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
     goal |= (graph.names[end] == graph.target) << end
   if not reached[-1] & goal:
     return _wrong(WRONG_END, names, len(names), rendering, concepts)
-  # Backward: keep the nodes from which the goal is still spelled. Forward
-  # again: the smallest node at each step gives the first such path.
+  # Backward: keep the nodes from which the goal is still spelled.
   reached[-1] &= goal
   for i in range(len(reached) - 2, -1, -1):
     reached[i] &= _spread(graph, reached[i + 1])
-  path = [0]
-  for step in reached[1:]:
-    path.append(_lowest(graph.neighbours[path[-1]] & step))
+  path = _simple_path(graph, reached)
+  if path is None:
+    return _wrong(REPEATED_NODE, names, len(names), rendering, concepts)
   solution = '-'.join(map(str, path))
+  concepts = _concepts(graph, path)
   return Verdict(True, 1.0, solution=solution, concepts=concepts)
