@@ -1,88 +1,69 @@
-"""Remedies for the loss of variety, on concept graphs with the shipped model.
+"""The methods that are compared for what they leave of variety.
 
   python -m sdjax.main --config=configs/concept_graph_remedies.py:balanced \
     --workdir=runs/balanced
 
-The part after the colon is a key of METHODS. All share model, questions,
-optimizer, sampling and length with the twins of `configs/concept_graph.py`;
-they differ in what stands here. `launch/remedies.py` runs them all.
+The part after the colon is one of NAMES. Each is the config of that name in
+`configs/concept_graph.py`, evaluated less often while it trains; its result
+is the same. `launch/remedies.py` runs them all.
 """
 
-from typing import Any
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 from sdjax import config as c
-from sdjax import presets
-from sdjax.config_dict import replace, to_config_dict
 
-EMA = 0.01
-"""The teacher's average moves slowly, see `configs/concept_graph.py`."""
-
-
-def sd(**options: Any) -> c.SelfDistillation:
-  """Self-distillation as the twin `sd` has it, with changes."""
-  return c.SelfDistillation(ema_rate=EMA, **options)
-
-
-def published(name: str) -> c.Config:
-  """A preset; where its teacher is an average, at the rate of the twins."""
-  config = presets.apply(c.Config(), name)
-  method = config.method
-  if isinstance(method, c.SelfDistillation) and method.teacher == 'ema':
-    config = replace(config, method__ema_rate=EMA)
-  if isinstance(method, c.Mix) and method.sd.teacher == 'ema':
-    config = replace(config, method__sd__ema_rate=EMA)
-  return config
-
-
-METHODS: dict[str, c.Config] = {
+NAMES = (
   # What is to be mended, and what it is compared with.
-  'sd': c.Config(method=sd()),
-  'sd_k3': c.Config(method=sd(demonstrations=c.Demonstrations(count=3))),
-  'rl': c.Config(method=c.PolicyGradient()),
-  'rl_diversity': c.Config(method=c.PolicyGradient(diversity_weight=0.5)),
+  'sd',
+  'sd_k3',
+  'rl',
+  'rl_diversity',
+  # The same with the paper's KL to the start.
+  'sd_kl',
+  'rl_kl',
+  'rl_diversity_kl',
   # One change to `sd` each.
-  'mixture': c.Config(
-    method=sd(pooling='mixture', demonstrations=c.Demonstrations(count=3))
-  ),
-  'most_different': c.Config(
-    method=sd(demonstrations=c.Demonstrations(strategy='most_different'))
-  ),
-  'kl_anchor': c.Config(
-    method=sd(), loss=c.Loss(kl_coef=0.1, kl_estimator='full')
-  ),
-  'debiased': c.Config(method=c.Mix(rule='debiased', weight=0.0, sd=sd())),
+  'mixture',
+  'most_different',
+  'other_text',
+  'kl_anchor',
+  'debiased',
   # Rewards beside it.
-  'lambda_diversity': c.Config(
-    method=c.Mix(weight=0.9, sd=sd(), rl=c.PolicyGradient(diversity_weight=0.5))
-  ),
-  # As published (the last two: by us), but for the rate of the teacher.
-  **{
-    name: published(name)
-    for name in (
-      'rlsd',
-      'srpo',
-      'rlcsd',
-      'antisd',
-      'beta_opsd',
-      'sc_sdpo',
-      'rosa',
-      'balanced',
-      'balanced_rl',
-    )
-  },
-}
+  'lambda_diversity',
+  # As published, but for the rate of a teacher that is an average, and what
+  # `sdjax.presets` marks as ours; of sizes and optimizer, the twins' own.
+  'rlsd',
+  'srpo',
+  'rlcsd',
+  'antisd',
+  'beta_opsd',
+  'sc_sdpo',
+  'rosa',
+  # Ours.
+  'balanced',
+  'balanced_rl',
+)
+
+
+def _twins() -> ModuleType:
+  """The config file beside this one; `configs` is no package."""
+  path = Path(__file__).with_name('concept_graph.py')
+  spec = importlib.util.spec_from_file_location('concept_graph', path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def get_config(name: str):
   """Returns the config of one method, as a `ConfigDict`."""
-  if name not in METHODS:
+  if name not in NAMES:
     raise c.ConfigError(
       f'configs/concept_graph_remedies.py:{name} does not exist; choose one '
-      f'of {", ".join(METHODS)}.'
+      f'of {", ".join(NAMES)}.'
     )
-  config = replace(
-    METHODS[name],
-    train__eval_every=75,
-    eval__sets=('in_distribution', 'harder'),
-  )
-  return to_config_dict(config)
+  config = _twins().get_config(name)
+  config.train.eval_every = 75
+  return config

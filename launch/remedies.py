@@ -38,7 +38,7 @@ def _configs() -> ModuleType:
 
 def names() -> list[str]:
   """Returns the methods of the config file, in its order."""
-  return list(_configs().METHODS)
+  return list(_configs().NAMES)
 
 
 def changes(seed: int, steps: int | None) -> dict[str, int]:
