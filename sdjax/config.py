@@ -86,6 +86,11 @@ class ConceptGraph:
       target listed first is the easy one either way.
     harder_cut: which target's chains lose an edge in `harder`: `easy` or
       `random`.
+    reference_route: which right route is the task's own answer, as `opsd` and
+      others show it: `any` (each whole chain to a target is equally likely,
+      and a question always gets the same) or `easy` (the easy target's, the
+      other's where that is cut; a student shown nothing else loses the other
+      route, whatever the method).
     train_size: graphs in the split `train`.
     eval_size: graphs in each evaluation split.
     data_seed: seed of the graphs.
@@ -106,6 +111,7 @@ class ConceptGraph:
   names_per_concept: int = 8
   shuffle_ends: bool = True
   harder_cut: str = 'easy'
+  reference_route: str = 'any'
   train_size: int = 4000
   eval_size: int = 128
   data_seed: int = 0

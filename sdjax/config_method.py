@@ -53,6 +53,10 @@ class Demonstrations:
     file: JSONL with `question_id` and `answer`, for `external`; lines that
       say `"correct": false` are left out, so the `samples_final.jsonl` of
       `eval.save_samples` will do.
+    file_draw: how `external` draws among a question's answers: by
+      `frequency`, each line being equally likely, so that what the author
+      says often is shown often; or `distinct`, each text being equally likely
+      however many lines hold it.
   """
 
   strategy: str = 'uniform'
@@ -65,6 +69,7 @@ class Demonstrations:
   both_template: str = ''
   max_context: int = 36
   file: str = ''
+  file_draw: str = 'frequency'
 
 
 @dataclasses.dataclass(frozen=True)

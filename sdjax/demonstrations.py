@@ -105,6 +105,25 @@ def choose(
   return tuple(texts[:count])
 
 
+def draw_distinct(
+  answers: Sequence[str], count: int, rng: np.random.Generator
+) -> tuple[str, ...]:
+  """Draws distinct texts by how often each is there.
+
+  Args:
+    answers: texts, which may repeat.
+    count: K.
+    rng: the source of randomness.
+
+  Returns:
+    K texts, or all where there are fewer: each was drawn, among those not yet
+    drawn, in proportion to its number.
+  """
+  # The texts of a random order of all answers, each at its first place.
+  shuffled = (answers[i] for i in rng.permutation(len(answers)))
+  return tuple(dict.fromkeys(shuffled))[:count]
+
+
 def _overlap(a: set[str], b: set[str]) -> float:
   """Jaccard index of two sets of words."""
   return len(a & b) / max(len(a | b), 1)
@@ -236,7 +255,8 @@ def assign(
     feedback: whether feedback on the rollout itself is shown: `never`,
       `without_peer` (where there is no answer to show) or `always`.
     given: answers to a question that no rollout gave, to be shown in place
-      of the peers'; each rollout sees K of them, drawn without repetition.
+      of the peers'; each rollout sees K distinct texts of them, drawn one
+      after another, each in proportion to how often it is there.
     opened: whether the rollouts began inside a thinking block.
 
   Returns:
@@ -257,8 +277,7 @@ def assign(
       if strategy == 'none':
         texts = ()
       elif given is not None:
-        known = list(dict.fromkeys(given(question)))
-        texts = tuple(known[i] for i in rng.permutation(len(known))[:count])
+        texts = draw_distinct(given(question), count, rng)
       else:
         texts = choose(
           said,

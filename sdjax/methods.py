@@ -401,6 +401,8 @@ def _given(
       f'method.demonstrations.file={shown.file!r} has an answer to none of the '
       'training questions: it is for another task or seed.'
     )
+  if shown.file_draw == 'distinct':
+    external = {q: list(dict.fromkeys(x)) for q, x in external.items()}
   return lambda question: external.get(question.question_id, ())
 
 

@@ -144,6 +144,11 @@ OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
       {},
       'exclude_self=False does nothing',
     ),
+    (
+      SD(demonstrations=c.Demonstrations(file_draw='distinct')),
+      {},
+      "file_draw='distinct' does nothing when .*strategy='uniform'",
+    ),
     (RL(clip_high=0.28), {}, 'clip_high=0.28 does nothing in the only update'),
     (RL(clip_high=0.28), {'rollout__top_p': 0.9}, 'all ratios are 1'),
     (

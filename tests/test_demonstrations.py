@@ -207,6 +207,55 @@ def test_external_demonstrations(tmp_path):
   assert out.shown[1] == [('+c',), ('+c',)]
 
 
+def test_answers_are_drawn_by_how_often_they_are_there():
+  """15 A and 1 B show B once in 16 times; two are drawn one by one."""
+  rng = np.random.default_rng(0)
+  answers = ['A'] * 15 + ['B']
+  draws = [demonstrations.draw_distinct(answers, 1, rng) for _ in range(4000)]
+  # Binomial: 250 +- 15.
+  assert 190 < draws.count(('B',)) < 310
+  assert demonstrations.draw_distinct(answers, 3, rng) in (
+    ('A', 'B'),
+    ('B', 'A'),
+  )
+  assert demonstrations.draw_distinct([], 2, rng) == ()
+  # P(AB) = 1/2 * 2/3, P(BA) = 1/3 * 3/4, P(CA) = 1/6 * 3/5, and so on.
+  answers = ['A', 'B', 'A', 'C', 'A', 'B']
+  expected = {
+    ('A', 'B'): 1 / 3,
+    ('A', 'C'): 1 / 6,
+    ('B', 'A'): 1 / 4,
+    ('B', 'C'): 1 / 12,
+    ('C', 'A'): 1 / 10,
+    ('C', 'B'): 1 / 15,
+  }
+  assert sum(expected.values()) == pytest.approx(1)
+  draws = [demonstrations.draw_distinct(answers, 2, rng) for _ in range(6000)]
+  for pair, share in expected.items():
+    error = 4 * (share * (1 - share) / 6000) ** 0.5
+    assert draws.count(pair) / 6000 == pytest.approx(share, abs=error)
+
+
+def test_what_rollouts_are_shown_of_a_file_follows_its_frequencies():
+  batch = graded([['b'] * 8] * 4)
+  shown = [
+    text
+    for step in range(60)
+    for row in demonstrations.assign(
+      batch,
+      step,
+      strategy='external',
+      count=1,
+      seed=0,
+      given=lambda question: ['A'] * 15 + ['B'],
+    )
+    for (cell,) in row
+    for text in [cell.demonstration]
+  ]
+  # 1920 draws: 120 +- 11 are B.
+  assert len(shown) == 1920 and 76 < shown.count('B') < 164
+
+
 def test_broken_external_file_names_the_line(tmp_path):
   file = tmp_path / 'shown.jsonl'
   file.write_text('{"question_id": 1, "answer": "a"}\n{"question_id": 2}\n')
