@@ -38,6 +38,9 @@ class Demonstrations:
       (feedback alone).
     count: K, demonstrations a rollout, each its own teacher.
     exclude_self: whether a correct rollout is never its own demonstration.
+    exclude_same_text: whether a rollout is shown no peer with its own text
+      either, which is what most correct rollouts are shown where a question
+      has few right texts (`train/shown_own_text`).
     contrast: wrong peers each rollout is shown as well, each in a context of
       its own, for the rule `rlcsd`.
     feedback: whether the teacher is shown what the verifier says of a failed
@@ -62,6 +65,7 @@ class Demonstrations:
   strategy: str = 'uniform'
   count: int = 1
   exclude_self: bool = True
+  exclude_same_text: bool = False
   contrast: int = 0
   feedback: str = 'never'
   template: str = ''

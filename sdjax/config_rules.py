@@ -194,6 +194,7 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'file': ('strategy', ('external',)),
     'file_draw': ('strategy', ('external',)),
     'exclude_self': ('strategy', PEER_STRATEGIES),
+    'exclude_same_text': ('strategy', PEER_STRATEGIES),
     'template': ('strategy', lambda strategy: strategy != 'none'),
     'count': ('strategy', lambda strategy: strategy != 'none'),
     'feedback_template': ('feedback', ('without_peer', 'always')),

@@ -142,6 +142,8 @@ def _teacher(method: config_lib.SelfDistillation) -> str:
   if shown.strategy != 'none':
     others = 'other ' if shown.exclude_self else ''
     source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
+    if shown.exclude_same_text:
+      source += " whose text is not the rollout's own"
     if shown.strategy == 'external':
       source += {
         'frequency': ' by frequency',

@@ -71,12 +71,12 @@ class Letters:
     )
 
 
-# Question 0: two right, of three kinds in all. 1: one right. 2: all right.
-# 3: none. Some end by themselves, some are cut off.
+# Question 0: two right, of three kinds in all. 1: one right. 2: all right,
+# two with the same text. 3: none. Some end by themselves, some are cut off.
 ANSWERS = [
   ['a b .', 'b c c c', 'c a .', 'd d d .'],
   ['a .', 'c b .', 'd a a .', 'c c .'],
-  ['a c .', 'b .', 'a d d d', 'b c .'],
+  ['b c .', 'b .', 'a d d d', 'b c .'],
   ['c .', 'd c .', 'c d a .', 'd .'],
 ]
 
@@ -184,6 +184,7 @@ def variants() -> dict[str, c.Config]:
     {'demonstrations__count': 3, 'pooling': 'sequence_mixture'},
     {'teacher_temperature': 0.5},
     {'demonstrations__exclude_self': False},
+    {'demonstrations__exclude_same_text': True},
     {'demonstrations__feedback': 'without_peer'},
     {
       'demonstrations__feedback': 'always',
@@ -402,6 +403,17 @@ def test_every_choice_is_made_somewhere():
     for name, values in ALLOWED[kind].items():
       for value in values:
         assert (kind, name, value) in made, (kind, name, value)
+
+
+@pytest.mark.parametrize('name', ['sd', 'mix'])
+def test_what_a_file_covers_is_noted(name):
+  config = EXTERNAL
+  if name == 'mix':
+    config = replace(MIX, method__sd=EXTERNAL.method)
+  made = methods.METHODS[name](config, apply_fn, Letters(), TOKENIZER)
+  (note,) = made.notes
+  assert 'letters.jsonl covers 3 of 4 training questions' in note
+  assert not methods.METHODS['sd'](SD, apply_fn, Letters(), TOKENIZER).notes
 
 
 def same(a: Any, b: Any) -> bool:
