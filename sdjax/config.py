@@ -88,6 +88,11 @@ class ConceptGraph:
       `random`.
     part: which graphs the evaluation splits hold: `dev`, for choosing
       settings by, or `test`, which no setting was chosen on, for reporting.
+    reference_route: which right route is the task's own answer, as `opsd` and
+      others show it: `any` (each whole chain to a target is equally likely,
+      and a question always gets the same) or `easy` (the easy target's, the
+      other's where that is cut; a student shown nothing else loses the other
+      route, whatever the method).
     train_size: graphs in the split `train`.
     eval_size: graphs in each evaluation split.
     data_seed: seed of the graphs.
@@ -109,6 +114,7 @@ class ConceptGraph:
   shuffle_ends: bool = True
   harder_cut: str = 'easy'
   part: str = 'test'
+  reference_route: str = 'any'
   train_size: int = 4000
   eval_size: int = 128
   data_seed: int = 0

@@ -177,6 +177,11 @@ def _validate_forecast(config: Config) -> None:
       method.demonstrations.feedback,
       ('never',),
     ),
+    (
+      'demonstrations.exclude_same_text',
+      method.demonstrations.exclude_same_text,
+      (False,),
+    ),
   ):
     if got not in allowed:
       raise ConfigError(

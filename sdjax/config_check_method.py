@@ -137,6 +137,11 @@ def _validate_demonstrations(
     raise ConfigError(
       f"{path}both_template does nothing when {path}strategy='none'."
     )
+  if shown.exclude_same_text and not shown.exclude_self:
+    raise ConfigError(
+      f'{path}exclude_self=False does nothing when {path}exclude_same_text='
+      "True: a rollout's own text is never shown to it."
+    )
   if peers and shown.exclude_self and config.rollout.num_samples < 2:
     raise ConfigError(
       f'rollout.num_samples={config.rollout.num_samples} leaves no rollout a '

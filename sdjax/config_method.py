@@ -38,6 +38,9 @@ class Demonstrations:
       (feedback alone).
     count: K, demonstrations a rollout, each its own teacher.
     exclude_self: whether a correct rollout is never its own demonstration.
+    exclude_same_text: whether a rollout is shown no peer with its own text
+      either, which is what most correct rollouts are shown where a question
+      has few right texts (`train/shown_own_text`).
     contrast: wrong peers each rollout is shown as well, each in a context of
       its own, for the rule `rlcsd`.
     feedback: whether the teacher is shown what the verifier says of a failed
@@ -53,11 +56,16 @@ class Demonstrations:
     file: JSONL with `question_id` and `answer`, for `external`; lines that
       say `"correct": false` are left out, so the `samples_final.jsonl` of
       `eval.save_samples` will do.
+    file_draw: how `external` draws among a question's answers: by
+      `frequency`, each line being equally likely, so that what the author
+      says often is shown often; or `distinct`, each text being equally likely
+      however many lines hold it.
   """
 
   strategy: str = 'uniform'
   count: int = 1
   exclude_self: bool = True
+  exclude_same_text: bool = False
   contrast: int = 0
   feedback: str = 'never'
   template: str = ''
@@ -65,6 +73,7 @@ class Demonstrations:
   both_template: str = ''
   max_context: int = 36
   file: str = ''
+  file_draw: str = 'frequency'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
   Demonstrations: {
     'strategy': (*PEER_STRATEGIES, *GIVEN_STRATEGIES, 'none'),
     'feedback': ('never', 'without_peer', 'always'),
+    'file_draw': ('frequency', 'distinct'),
   },
   PolicyGradient: {
     'advantage': (*PLAIN_ADVANTAGES, 'pass_at_k', 'rosa'),
@@ -191,7 +192,9 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
   },
   Demonstrations: {
     'file': ('strategy', ('external',)),
+    'file_draw': ('strategy', ('external',)),
     'exclude_self': ('strategy', PEER_STRATEGIES),
+    'exclude_same_text': ('strategy', PEER_STRATEGIES),
     'template': ('strategy', lambda strategy: strategy != 'none'),
     'count': ('strategy', lambda strategy: strategy != 'none'),
     'feedback_template': ('feedback', ('without_peer', 'always')),

@@ -5,7 +5,6 @@ Mirror image of `sdjax.rewards`.
 
 import collections
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,31 +12,10 @@ import numpy as np
 
 from sdjax.config_method import PEER_STRATEGIES
 from sdjax.data.context import encode_context
-from sdjax.data.tokenizer import THINKING
-from sdjax.eval.rollout_file import read_records, read_verdict
+from sdjax.data.tokenizer import strip_thinking
 from sdjax.grading import Graded
 from sdjax.tasks.base import Question
 from sdjax.types import Evidence, Gathered
-
-_OPEN, _CLOSE = THINKING
-_BLOCK = re.compile(f'{_OPEN}.*?{_CLOSE}', re.DOTALL)
-
-
-def strip_thinking(answer: str, opened: bool = False) -> str:
-  """Leaves of an answer what was said, not what was thought.
-
-  Args:
-    answer: a completion's text.
-    opened: whether its context had already opened a thinking block.
-
-  Returns:
-    The text without its thinking blocks: a block that was never closed
-    reaches to the end, one that was never opened begins at the start. Empty
-    when the answer is nothing but thinking.
-  """
-  text = (_OPEN if opened else '') + answer
-  said = _BLOCK.sub('', text).rpartition(_CLOSE)[2].partition(_OPEN)[0]
-  return answer if said == answer else said.strip()
 
 
 def choose(
@@ -49,6 +27,7 @@ def choose(
   count: int,
   rng: np.random.Generator,
   exclude_self: bool = True,
+  exclude_same_text: bool = False,
   solutions: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
   """Chooses the correct peers that one rollout is shown.
@@ -67,6 +46,7 @@ def choose(
     rng: for the strategies that draw.
     exclude_self: a rollout is never shown itself (a peer with the same text
       may be).
+    exclude_same_text: nor a peer with its own text.
     solutions: G identities of what the answers solve the question by, for
       `balanced`; None: each text is a solution of its own.
 
@@ -84,7 +64,9 @@ def choose(
   peers = [
     g
     for g, right in enumerate(correct)
-    if right and not (exclude_self and g == own)
+    if right
+    and not (exclude_self and g == own)
+    and not (exclude_same_text and answers[g] == answers[own])
   ]
   if strategy != 'first':
     peers = [peers[i] for i in rng.permutation(len(peers))]
@@ -105,50 +87,28 @@ def choose(
   return tuple(texts[:count])
 
 
+def draw_distinct(
+  answers: Sequence[str], count: int, rng: np.random.Generator
+) -> tuple[str, ...]:
+  """Draws distinct texts by how often each is there.
+
+  Args:
+    answers: texts, which may repeat.
+    count: K.
+    rng: the source of randomness.
+
+  Returns:
+    K texts, or all where there are fewer: each was drawn, among those not yet
+    drawn, in proportion to its number.
+  """
+  # The texts of a random order of all answers, each at its first place.
+  shuffled = (answers[i] for i in rng.permutation(len(answers)))
+  return tuple(dict.fromkeys(shuffled))[:count]
+
+
 def _overlap(a: set[str], b: set[str]) -> float:
   """Jaccard index of two sets of words."""
   return len(a & b) / max(len(a | b), 1)
-
-
-def read_external(path: str) -> dict[int, list[str]]:
-  """Reads demonstrations from outside the run.
-
-  Args:
-    path: JSONL, `{"question_id": int, "answer": str}` a line; several lines
-      may share a question, and those with a `correct` of false or 0 are left
-      out.
-
-  Returns:
-    The answers to each question, without thinking blocks.
-
-  Raises:
-    ValueError: naming the line that is not such a record, or the file if it
-      cannot be read.
-  """
-  answers: dict[int, list[str]] = {}
-  try:
-    records = list(read_records(path))
-  except OSError as error:
-    raise ValueError(
-      f'method.demonstrations.file={path!r} cannot be read: {error}'
-    ) from error
-  for number, record in records:
-    try:
-      question_id, answer = int(record['question_id']), record['answer']
-      if not isinstance(answer, str):
-        raise TypeError('answer is not a string')
-      if 'correct' in record and not read_verdict(record):
-        continue
-      answer = strip_thinking(answer)
-      if not answer:
-        raise ValueError('answer is empty, or nothing but thinking')
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f'{path}, line {number}: expected {{"question_id": int, "answer": '
-        f'str}}, got {str(record)[:80]} ({error!r})'
-      ) from error
-    answers.setdefault(question_id, []).append(answer)
-  return answers
 
 
 def context_buckets(num_contexts: int) -> list[int]:
@@ -215,6 +175,7 @@ def assign(
   count: int,
   seed: int,
   exclude_self: bool = True,
+  exclude_same_text: bool = False,
   contrast: int = 0,
   feedback: str = 'never',
   given: Callable[[Question], Sequence[str]] | None = None,
@@ -232,11 +193,13 @@ def assign(
     count: K.
     seed: the run's seed.
     exclude_self: see `choose`.
+    exclude_same_text: see `choose`.
     contrast: wrong peers that are shown as well.
     feedback: whether feedback on the rollout itself is shown: `never`,
       `without_peer` (where there is no answer to show) or `always`.
     given: answers to a question that no rollout gave, to be shown in place
-      of the peers'; each rollout sees K of them, drawn without repetition.
+      of the peers'; each rollout sees K distinct texts of them, drawn one
+      after another, each in proportion to how often it is there.
     opened: whether the rollouts began inside a thinking block.
 
   Returns:
@@ -257,8 +220,7 @@ def assign(
       if strategy == 'none':
         texts = ()
       elif given is not None:
-        known = list(dict.fromkeys(given(question)))
-        texts = tuple(known[i] for i in rng.permutation(len(known))[:count])
+        texts = draw_distinct(given(question), count, rng)
       else:
         texts = choose(
           said,
@@ -268,6 +230,7 @@ def assign(
           count=count,
           rng=rng,
           exclude_self=exclude_self,
+          exclude_same_text=exclude_same_text,
           solutions=[
             v.solution or x for v, x in zip(verdicts, said, strict=True)
           ],
@@ -353,6 +316,7 @@ def gather(
         index_QGK[q, g, k] = distinct[q].index(shown)
         mask_QGK[q, g, k] = True
 
+  own_QG = _own_texts(graded, cells, choice.get('opened', False))
   success_Q = graded.correct.any(axis=1)
   taught_QG = mask_QGK[..., :count].any(axis=-1)
   number = len(
@@ -364,6 +328,8 @@ def gather(
     'demonstrated': float(taught_QG.mean()),
     'distinct_demonstrations': number / max(int(success_Q.sum()), 1),
     'cut_demonstrations': float(cut),
+    # Of the correct rollouts; they can learn nothing but to repeat themselves.
+    'shown_own_text': float(own_QG.sum() / max(int(graded.correct.sum()), 1)),
   }
   if choice.get('feedback', 'never') != 'never':
     metrics['with_feedback'] = told / (num_q * num_g)
@@ -378,4 +344,24 @@ def gather(
     shown=[[tuple(x.text() for x in c) for c in row] for row in cells],
     useful=np.any(taught_QG, axis=1),
     metrics=metrics,
+  )
+
+
+def _own_texts(
+  graded: Graded, cells: Sequence[Sequence[Sequence[Shown]]], opened: bool
+) -> np.ndarray:
+  """Bool [Q, G]: correct rollouts that are shown their own text as right."""
+  return np.array(
+    [
+      [
+        v.correct
+        and strip_thinking(answer, opened)
+        in [x.demonstration for x in cell if not x.wrong]
+        for v, answer, cell in zip(verdicts, answers, row, strict=True)
+      ]
+      for verdicts, answers, row in zip(
+        graded.verdicts, graded.answers, cells, strict=True
+      )
+    ],
+    bool,
   )

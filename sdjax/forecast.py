@@ -42,7 +42,8 @@ import numpy as np
 from sdjax import config as config_lib
 from sdjax import config_dict, forecast_report
 from sdjax.data.context import check_thinking, encode_context, opens_thinking
-from sdjax.demonstrations import Shown, context_buckets, strip_thinking
+from sdjax.data.tokenizer import strip_thinking
+from sdjax.demonstrations import Shown, context_buckets
 from sdjax.evaluate import Evaluator
 from sdjax.forecast_summary import Answers, collect, summarize
 from sdjax.grading import grade

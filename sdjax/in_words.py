@@ -33,7 +33,7 @@ SOURCES = {
   'most_different': 'the correct rollouts least like it',
   'balanced': 'drawn uniformly from the solutions that rollouts found',
   'reference': "the task's own",
-  'external': 'from a file',
+  'external': 'drawn from a file',
 }
 
 RULES = {
@@ -142,6 +142,13 @@ def _teacher(method: config_lib.SelfDistillation) -> str:
   if shown.strategy != 'none':
     others = 'other ' if shown.exclude_self else ''
     source = SOURCES[shown.strategy].replace('correct', f'{others}correct')
+    if shown.exclude_same_text:
+      source += " whose text is not the rollout's own"
+    if shown.strategy == 'external':
+      source += {
+        'frequency': ' by frequency',
+        'distinct': ', each text equally likely',
+      }[shown.file_draw]
     pooled = {
       'loss': 'the losses averaged',
       'mixture': 'the teachers mixed token by token',

@@ -22,6 +22,7 @@ import numpy as np
 from sdjax import config as config_lib
 from sdjax import demonstrations, rewards, schedule
 from sdjax.data.context import check_endings, opens_thinking
+from sdjax.demonstration_file import read_external
 from sdjax.grading import Graded, strategies
 from sdjax.steps import mix, rl, sd
 from sdjax.tasks.base import Question, Task
@@ -58,6 +59,7 @@ class Method:
     refresh: `(params, prompts, rollout, signal) -> Signal`, pure, called with
       each mini-batch before its update; None: nothing to do.
     num_contexts: the sizes E may take in the evidence (each compiles once).
+    notes: what a person should be told before the first step.
   """
 
   gather: Callable[..., Gathered]
@@ -67,6 +69,7 @@ class Method:
   reference: bool = False
   refresh: Callable[..., Any] | None = None
   num_contexts: tuple[int, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def self_distillation(
@@ -76,8 +79,9 @@ def self_distillation(
   method = config.method
   assert isinstance(method, config_lib.SelfDistillation) and config.loss
   anchor = _anchor(method)
+  gather, notes = _show(config, method, task, tokenizer)
   return Method(
-    gather=_show(config, method, task, tokenizer),
+    gather=gather,
     signal=functools.partial(
       sd.signal_step,
       apply_fn,
@@ -98,6 +102,7 @@ def self_distillation(
     teacher=_teacher(method),
     reference=config.loss.kl_coef > 0 or anchor['anchor'] != 'none',
     num_contexts=_num_contexts(config, method.demonstrations),
+    notes=notes,
   )
 
 
@@ -128,7 +133,7 @@ def mixed(
   """Binds a config's options to the step with rewards and a teacher."""
   method = config.method
   assert isinstance(method, config_lib.Mix) and config.loss and config.rollout
-  show = _show(config, method.sd, task, tokenizer)
+  show, notes = _show(config, method.sd, task, tokenizer)
   reward = _reward(config, method.rl)
   anchor = _anchor(method.sd)
   on_loss = method.rule in mix.LOSS_RULES
@@ -196,6 +201,7 @@ def mixed(
     reference=config.loss.kl_coef > 0 or anchor['anchor'] != 'none',
     refresh=_refresh(config, method.rl, apply_fn),
     num_contexts=_num_contexts(config, method.sd.demonstrations),
+    notes=notes,
   )
 
 
@@ -314,12 +320,12 @@ def _show(
   method: config_lib.SelfDistillation,
   task: Task,
   tokenizer: Any,
-) -> Callable[[Graded, int], Gathered]:
-  """How the teacher's contexts are gathered."""
+) -> tuple[Callable[[Graded, int], Gathered], tuple[str, ...]]:
+  """How the teacher's contexts are gathered, and notes about it."""
   assert config.model
   shown, thinking = method.demonstrations, config.model.thinking
   check_example(config, task, tokenizer)
-  given = _given(shown, task)
+  given, notes = _given(shown, task)
   gather = functools.partial(
     demonstrations.gather,
     tokenizer=tokenizer,
@@ -336,12 +342,13 @@ def _show(
       'strategy',
       'count',
       'exclude_self',
+      'exclude_same_text',
       'contrast',
       'feedback',
     ),
   )
   if method.anchor_beta == 1:
-    return gather
+    return gather, notes
 
   def with_share(graded: Graded, step: int) -> Gathered:
     gathered = gather(graded, step)
@@ -357,7 +364,7 @@ def _show(
       metrics={**gathered.metrics, 'teacher_share': share},
     )
 
-  return with_share
+  return with_share, notes
 
 
 def _num_contexts(
@@ -388,20 +395,17 @@ def teacher_templates(
 
 def _given(
   shown: config_lib.Demonstrations, task: Task
-) -> Callable[[Question], Sequence[str]] | None:
-  """Where answers come from that are not the peers' own; None: nowhere."""
+) -> tuple[Callable[[Question], Sequence[str]] | None, tuple[str, ...]]:
+  """Where answers come from that are not the peers' own, and notes about it.
+
+  None: from nowhere.
+  """
   if shown.strategy == 'reference':
-    return lambda question: [x for x in [task.example(question)] if x]
+    return lambda question: [x for x in [task.example(question)] if x], ()
   if shown.strategy != 'external':
-    return None
-  external = demonstrations.read_external(shown.file)
-  # A weak author has no right answer to some questions: they teach nothing.
-  if not any(q.question_id in external for q in task.questions('train')):
-    raise config_lib.ConfigError(
-      f'method.demonstrations.file={shown.file!r} has an answer to none of the '
-      'training questions: it is for another task or seed.'
-    )
-  return lambda question: external.get(question.question_id, ())
+    return None, ()
+  external = read_external(shown.file, task, shown.file_draw)
+  return external.of, external.notes()
 
 
 def shown_of(config: config_lib.Config) -> config_lib.Demonstrations | None:

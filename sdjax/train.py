@@ -82,6 +82,8 @@ def train(
     )
   total = config.train.num_steps
   progress = Progress(total)
+  for note in trainer.method.notes:
+    progress.note(note)
   credit = CreditMap(trainer)
 
   def keep_credit(step: int, batch: Sampled) -> None:

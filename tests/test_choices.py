@@ -1,6 +1,7 @@
 """What may be chosen is what there is: no name on one side only."""
 
 import itertools
+import json
 from typing import Any
 
 import jax
@@ -160,10 +161,11 @@ class Taught:
 def shown(strategy, folder, feedback='never', right=RIGHT):
   """What each rollout is shown over many steps."""
   file = folder / 'external.jsonl'
-  file.write_text('{"question_id": 0, "answer": "from a file"}')
+  line = {'question_id': 0, 'question': 'q', 'answer': 'from a file'}
+  file.write_text(json.dumps(line))
   options = c.Demonstrations(strategy=strategy, file=str(file))
   task: Any = Taught()
-  given = methods._given(options, task)
+  given, _ = methods._given(options, task)
   return [
     demonstrations.assign(
       graded(right),

@@ -423,6 +423,82 @@ def test_harder_cuts_one_target(mode, subchains):
   assert hit_easy == 100 if mode == 'easy' else 30 < hit_easy < 70
 
 
+def _asked(split, index, config=CONFIG):
+  graph = graphs.graph_at(config, split, index)
+  position = graphs.SPLITS.index(split) * 10_000_000 + index
+  return Question(position, split, render_question(graph, 'compact'), graph)
+
+
+def test_references_take_every_right_route_alike():
+  task = make_task(CONFIG)
+  taken = []
+  for index in range(400):
+    question = _asked('train', index)
+    graph, answer = question.payload, task.example(question)
+    assert task.verify(question, answer).correct
+    # The same whoever asks, whenever.
+    assert make_task(CONFIG).example(question) == answer
+    routes = [
+      render_answer(graph, chain, 'compact')
+      for chain in graph.chains
+      if graph.names[chain[-1]] == graph.target
+    ]
+    assert len(set(routes)) == 2
+    taken.append(routes.index(answer))
+  # A fair coin, 400 times: 200 +- 10, and no run of one side.
+  assert 160 < sum(taken) < 240
+  changes = sum(a != b for a, b in zip(taken[1:], taken[:-1], strict=True))
+  assert 160 < changes < 240
+  other = make_task(dataclasses.replace(CONFIG, data_seed=1))
+  questions = [_asked('train', index) for index in range(100)]
+  again = [other.example(x) == task.example(x) for x in questions]
+  assert 25 < sum(again) < 75
+
+
+def test_the_easy_reference_is_the_first_whole_route():
+  easy = make_task(dataclasses.replace(CONFIG, reference_route='easy'))
+  for index in range(50):
+    question = _asked('train', index)
+    graph = question.payload
+    chain = next(c for c in graph.chains if c[-1] == graph.easy_end)
+    assert easy.example(question) == render_answer(graph, chain, 'compact')
+
+
+@pytest.mark.parametrize('route', ['any', 'easy'])
+def test_a_reference_is_whole_where_the_easy_route_is_cut(route):
+  task = make_task(dataclasses.replace(CONFIG, reference_route=route))
+  for index in range(50):
+    question = _asked('harder', index)
+    graph = question.payload
+    answer = task.example(question)
+    verdict = task.verify(question, answer)
+    assert verdict.correct
+    end = int(verdict.solution.rpartition('-')[2])
+    assert end != graph.easy_end and graph.names[end] == graph.target
+
+
+def test_references_are_drawn_among_all_parallel_routes():
+  config = dataclasses.replace(CONFIG, subchains=3)
+  task, taken = make_task(config), []
+  for index in range(600):
+    question = _asked('train', index, config)
+    graph = question.payload
+    routes = [
+      render_answer(graph, chain, 'compact')
+      for chain in graph.chains
+      if graph.names[chain[-1]] == graph.target
+    ]
+    taken.append(routes.index(task.example(question)))
+  # 600 throws of a die: 100 +- 9 of each side.
+  assert all(60 < taken.count(side) < 140 for side in range(6))
+
+
+def test_a_graph_without_a_right_route_has_no_reference():
+  shut = dataclasses.replace(HAND, edges=((0, 2), (0, 4), (0, 10)))
+  question = Question(0, 'train', '', shut)
+  assert make_task(CONFIG).example(question) == ''
+
+
 def test_graphs_are_seeded_and_independent():
   a = graphs.graph_at(CONFIG, 'train', 7)
   assert a == graphs.graph_at(CONFIG, 'train', 7)
@@ -459,6 +535,7 @@ def test_unknown_split():
   [
     ({'rendering': 'plain'}, ['rendering', "'plain'", 'compact']),
     ({'harder_cut': 'both'}, ['harder_cut', "'both'", 'random']),
+    ({'reference_route': 'both'}, ['reference_route', "'both'", 'any, easy']),
     ({'short': 3}, ['short', '3', '4..22']),
     ({'harder': 3}, ['harder', '3', '4..22']),
     ({'short': 8}, ['short', '8', 'long', '7']),

@@ -144,6 +144,29 @@ OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
       {},
       'exclude_self=False does nothing',
     ),
+    (
+      SD(
+        demonstrations=c.Demonstrations(
+          strategy='reference', exclude_same_text=True
+        )
+      ),
+      {},
+      'exclude_same_text=True does nothing',
+    ),
+    (
+      SD(
+        demonstrations=c.Demonstrations(
+          exclude_self=False, exclude_same_text=True
+        )
+      ),
+      {},
+      'exclude_self=False does nothing when .*exclude_same_text',
+    ),
+    (
+      SD(demonstrations=c.Demonstrations(file_draw='distinct')),
+      {},
+      "file_draw='distinct' does nothing when .*strategy='uniform'",
+    ),
     (RL(clip_high=0.28), {}, 'clip_high=0.28 does nothing in the only update'),
     (RL(clip_high=0.28), {'rollout__top_p': 0.9}, 'all ratios are 1'),
     (

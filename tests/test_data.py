@@ -71,7 +71,7 @@ def test_folder_name_holds_every_generator_setting(cache):
     'eval_size': 4, 'data_seed': 1,
   }  # fmt: skip
   fields = {field.name for field in dataclasses.fields(ConceptGraph)}
-  other = {'name', 'rendering', 'template', 'cache_dir'}
+  other = {'name', 'rendering', 'template', 'reference_route', 'cache_dir'}
   assert fields == set(changes) | other
   folders = {store.data_folder(cache)}
   for field, value in changes.items():

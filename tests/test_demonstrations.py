@@ -1,6 +1,5 @@
 """Which correct answers a rollout is shown, and the teacher's contexts."""
 
-import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,10 +10,9 @@ from chats import FAMILIES, family_tokenizer
 from sdjax import demonstrations, rewards
 from sdjax.data.context import QUESTION, encode_context, opens_thinking
 from sdjax.data.prompts import encode_prompts
-from sdjax.data.tokenizer import word_tokenizer
-from sdjax.demonstrations import Templates, strip_thinking
+from sdjax.data.tokenizer import strip_thinking, word_tokenizer
+from sdjax.demonstrations import Templates
 from sdjax.grading import Graded, grade
-from sdjax.metrics import write_json_lines_atomic
 from sdjax.models.cache import KV
 from sdjax.steps import sd
 from sdjax.tasks.base import Question, Verdict
@@ -71,6 +69,25 @@ def test_a_lone_success_has_no_demonstration():
 
 def test_a_peer_with_the_same_text_may_be_shown():
   assert choose(['+a', '+a'], 0) == ('+a',)
+
+
+def test_a_peer_with_the_same_text_may_be_left_out():
+  answers = ['+a', '+a', '+b', 'x', '+a']
+
+  def drawn(own, count=1):
+    return {
+      choose(answers, own, count=count, seed=s, exclude_same_text=True)
+      for s in range(40)
+    }
+
+  assert drawn(0) == drawn(1) == drawn(4) == drawn(0, 2) == {('+b',)}
+  assert drawn(2) == {('+a',)}
+  assert drawn(3) == {('+a',), ('+b',)}
+  assert choose(['+a', '+a'], 0, exclude_same_text=True) == ()
+  # Without the option two of the three peers of rollout 0 have its text's
+  # twin, so 2/3 of the draws do.
+  own = [choose(answers, 0, seed=s) for s in range(900)].count(('+a',))
+  assert 540 < own < 660
 
 
 def test_uniform_counts_rollouts_not_texts():
@@ -160,8 +177,32 @@ def test_contexts_are_shared_and_assigned():
   assert out.metrics['distinct_demonstrations'] == 2
 
 
+@pytest.mark.parametrize(
+  ('rows', 'changes', 'share'),
+  [
+    # Both of +a are shown the other; +b is shown +a; d is not counted.
+    ([['+a', '+a', '+b', 'd']], {'strategy': 'first'}, 2 / 3),
+    ([['+a', '+a', '+b', 'd']], {'exclude_same_text': True}, 0),
+    # Counted over the correct ones of all questions, shown or not.
+    ([['+a', '+a', 'd'], ['+b', 'd', 'd']], {}, 2 / 3),
+    # Among several, and in a file; a wrong answer for contrast is not shown
+    # as right.
+    ([['+a', '+a', '+b']], {'count': 2}, 2 / 3),
+    ([['+a', '+b', 'd']], {'given': lambda question: ['+b']}, 1 / 2),
+    ([['d', 'd']], {'contrast': 1}, 0),
+    ([['+a', '+a', 'd']], {'contrast': 1, 'strategy': 'first'}, 1),
+    # What was thought is no part of the text.
+    ([['+x</think>+a', '+y</think>+a']], {'opened': True}, 1),
+  ],
+)
+def test_the_share_that_is_shown_its_own_text(rows, changes, share):
+  out = gather(graded(rows), **changes)
+  assert out.metrics['shown_own_text'] == pytest.approx(share)
+
+
 def test_nothing_correct_anywhere():
   out = gather(graded([['b', 'd'], ['b', 'b']]))
+  assert out.metrics['shown_own_text'] == 0
   assert out.evidence.context_ids.shape == (2, 1, 6)
   assert not out.evidence.context_mask.any()
 
@@ -189,51 +230,53 @@ def test_a_long_demonstration_is_cut_and_counted():
   assert tokenizer.decode(out.evidence.context_ids[0, 0]) == '+a b b = q'
 
 
-def test_external_demonstrations(tmp_path):
-  file = tmp_path / 'shown.jsonl'
-  lines = [
-    {'question_id': 7, 'answer': '+a'},
-    {'question_id': 7, 'answer': '+b'},
-    {'question_id': 8, 'answer': '+c', 'correct': True},
-    {'question_id': 8, 'answer': 'd', 'correct': False},
-    {'question_id': 8, 'answer': 'd', 'correct': 0},
+def test_answers_are_drawn_by_how_often_they_are_there():
+  """15 A and 1 B show B once in 16 times; two are drawn one by one."""
+  rng = np.random.default_rng(0)
+  answers = ['A'] * 15 + ['B']
+  draws = [demonstrations.draw_distinct(answers, 1, rng) for _ in range(4000)]
+  # Binomial: 250 +- 15.
+  assert 190 < draws.count(('B',)) < 310
+  assert demonstrations.draw_distinct(answers, 3, rng) in (
+    ('A', 'B'),
+    ('B', 'A'),
+  )
+  assert demonstrations.draw_distinct([], 2, rng) == ()
+  # P(AB) = 1/2 * 2/3, P(BA) = 1/3 * 3/4, P(CA) = 1/6 * 3/5, and so on.
+  answers = ['A', 'B', 'A', 'C', 'A', 'B']
+  expected = {
+    ('A', 'B'): 1 / 3,
+    ('A', 'C'): 1 / 6,
+    ('B', 'A'): 1 / 4,
+    ('B', 'C'): 1 / 12,
+    ('C', 'A'): 1 / 10,
+    ('C', 'B'): 1 / 15,
+  }
+  assert sum(expected.values()) == pytest.approx(1)
+  draws = [demonstrations.draw_distinct(answers, 2, rng) for _ in range(6000)]
+  for pair, share in expected.items():
+    error = 4 * (share * (1 - share) / 6000) ** 0.5
+    assert draws.count(pair) / 6000 == pytest.approx(share, abs=error)
+
+
+def test_what_rollouts_are_shown_of_a_file_follows_its_frequencies():
+  batch = graded([['b'] * 8] * 4)
+  shown = [
+    text
+    for step in range(60)
+    for row in demonstrations.assign(
+      batch,
+      step,
+      strategy='external',
+      count=1,
+      seed=0,
+      given=lambda question: ['A'] * 15 + ['B'],
+    )
+    for (cell,) in row
+    for text in [cell.demonstration]
   ]
-  file.write_text('\n'.join(map(json.dumps, lines)) + '\n')
-  external = demonstrations.read_external(str(file))
-  assert external == {7: ['+a', '+b'], 8: ['+c']}
-  batch = graded([['b', 'd'], ['b', 'd']])
-  out = gather(batch, given=lambda q: external[q.question_id])
-  assert out.evidence.context_mask.all()
-  assert out.shown[1] == [('+c',), ('+c',)]
-
-
-def test_broken_external_file_names_the_line(tmp_path):
-  file = tmp_path / 'shown.jsonl'
-  file.write_text('{"question_id": 1, "answer": "a"}\n{"question_id": 2}\n')
-  with pytest.raises(ValueError, match='line 2: expected'):
-    demonstrations.read_external(str(file))
-  with pytest.raises(ValueError, match='cannot be read'):
-    demonstrations.read_external(str(tmp_path / 'none.jsonl'))
-  file.write_text('{"question_id": 1, "answer": "a", "correct": null}\n')
-  with pytest.raises(ValueError, match='line 1: .*correct is null'):
-    demonstrations.read_external(str(file))
-
-
-def test_external_demonstrations_may_hold_any_line_separator(tmp_path):
-  file = tmp_path / 'shown.jsonl'
-  text = 'a\u2028b\x85c\x0cd'  # Ends of lines to str.splitlines only.
-  write_json_lines_atomic(file, [{'question_id': 7, 'answer': text}])
-  assert demonstrations.read_external(str(file)) == {7: [text]}
-
-
-def test_external_demonstrations_are_shown_without_their_thinking(tmp_path):
-  file = tmp_path / 'shown.jsonl'
-  record = {'question_id': 7, 'answer': 'so\n</think>\n\n+a'}
-  file.write_text(json.dumps(record))
-  assert demonstrations.read_external(str(file)) == {7: ['+a']}
-  file.write_text(json.dumps(record | {'answer': '<think>so'}))
-  with pytest.raises(ValueError, match='line 1.*nothing but thinking'):
-    demonstrations.read_external(str(file))
+  # 1920 draws: 120 +- 11 are B.
+  assert len(shown) == 1920 and 76 < shown.count('B') < 164
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,7 @@ def test_what_is_found_is_sorted_out():
     ({'method__anchor_beta': 2.0}, 'method.anchor_beta'),
     ({'method__demonstrations__strategy': 'reference'}, 'strategy'),
     ({'method__demonstrations__feedback': 'without_peer'}, 'feedback'),
+    ({'method__demonstrations__exclude_same_text': True}, 'same_text'),
     ({'eval__temperature': 0.7}, 'eval.temperature=0.7'),
   ],
 )

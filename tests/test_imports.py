@@ -29,6 +29,7 @@ FLOORS = [
   {
     'steps',
     'demonstrations',
+    'demonstration_file',
     'rewards',
     'reward_function',
     'grading',

@@ -6,6 +6,7 @@ The model is a table that compiles in a moment: `models.bags`.
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,12 +71,12 @@ class Letters:
     )
 
 
-# Question 0: two right, of three kinds in all. 1: one right. 2: all right.
-# 3: none. Some end by themselves, some are cut off.
+# Question 0: two right, of three kinds in all. 1: one right. 2: all right,
+# two with the same text. 3: none. Some end by themselves, some are cut off.
 ANSWERS = [
   ['a b .', 'b c c c', 'c a .', 'd d d .'],
   ['a .', 'c b .', 'd a a .', 'c c .'],
-  ['a c .', 'b .', 'a d d d', 'b c .'],
+  ['b c .', 'b .', 'a d d d', 'b c .'],
   ['c .', 'd c .', 'c d a .', 'd .'],
 ]
 
@@ -131,6 +132,11 @@ BASE = c.Config(
 )
 SD = replace(BASE, method__demonstrations__max_context=12)
 RL = dataclasses.replace(BASE, method=c.PolicyGradient())
+EXTERNAL = replace(
+  SD,
+  method__demonstrations__strategy='external',
+  method__demonstrations__file=str(Path(__file__).parent / 'letters.jsonl'),
+)
 MIX = replace(
   dataclasses.replace(BASE, method=c.Mix()),
   method__sd__demonstrations__max_context=12,
@@ -139,7 +145,7 @@ MIX = replace(
 
 def variants() -> dict[str, c.Config]:
   """Config name to config, each switching something on."""
-  out = {'sd': SD, 'rl': RL, 'mix': MIX}
+  out = {'sd': SD, 'rl': RL, 'mix': MIX, 'sd:external': EXTERNAL}
 
   def add(base, prefix, **changes):
     label = ','.join(f'{k}={v}' for k, v in changes.items())
@@ -178,6 +184,7 @@ def variants() -> dict[str, c.Config]:
     {'demonstrations__count': 3, 'pooling': 'sequence_mixture'},
     {'teacher_temperature': 0.5},
     {'demonstrations__exclude_self': False},
+    {'demonstrations__exclude_same_text': True},
     {'demonstrations__feedback': 'without_peer'},
     {
       'demonstrations__feedback': 'always',
@@ -193,6 +200,7 @@ def variants() -> dict[str, c.Config]:
     {'demonstrations__template': '{demonstration} no {question}'},
   ):
     add(SD, 'method__', **changes)
+  add(EXTERNAL, 'method__', demonstrations__file_draw='distinct')
   for changes in (
     {'advantage': 'dr_grpo'},
     {'advantage': 'rloo'},
@@ -366,7 +374,6 @@ def test_every_option_is_switched_on_somewhere():
   not_here = {
     'name',
     'max_context',  # of every variant
-    'file',  # needs one; see test_demonstrations
   }
   kinds = (c.SelfDistillation, c.PolicyGradient, c.Mix, c.Demonstrations)
   changed: set[tuple[type, str]] = set()
@@ -392,12 +399,21 @@ def test_every_choice_is_made_somewhere():
     for _, section in sections(config)
     for name in ALLOWED.get(type(section), ())
   }
-  # Answers from elsewhere need a file; see test_demonstrations.
-  made.add((c.Demonstrations, 'strategy', 'external'))
   for kind in (*kinds, c.Loss):
     for name, values in ALLOWED[kind].items():
       for value in values:
         assert (kind, name, value) in made, (kind, name, value)
+
+
+@pytest.mark.parametrize('name', ['sd', 'mix'])
+def test_what_a_file_covers_is_noted(name):
+  config = EXTERNAL
+  if name == 'mix':
+    config = replace(MIX, method__sd=EXTERNAL.method)
+  made = methods.METHODS[name](config, apply_fn, Letters(), TOKENIZER)
+  (note,) = made.notes
+  assert 'letters.jsonl covers 3 of 4 training questions' in note
+  assert not methods.METHODS['sd'](SD, apply_fn, Letters(), TOKENIZER).notes
 
 
 def same(a: Any, b: Any) -> bool:
@@ -415,6 +431,8 @@ def test_an_option_makes_a_difference(name):
   """The loss or its slope is another than without it."""
   config = VARIANTS[name]
   base = {'sd': SD, 'rl': RL}[name[:2]]
+  if 'file_draw' in name:
+    base = EXTERNAL
   if config.train.epochs > 1 and config.method != base.method:
     base = replace(base, train__epochs=config.train.epochs)
   plain, metrics = plainly(base)

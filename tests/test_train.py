@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,14 +18,17 @@ import pytest
 from models import one_device
 
 from sdjax import config as c
+from sdjax import methods
 from sdjax import train as train_lib
 from sdjax import trainer as trainer_lib
 from sdjax.checkpoint import Checkpoints
 from sdjax.config_check import validate
 from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.demonstrations import read_external
+from sdjax.demonstration_file import read_lines
 from sdjax.eval.runs import read_json_lines
 from sdjax.eval.score_file import score_file
+from sdjax.language_model import load_from_config
+from sdjax.tasks import make_task
 from sdjax.types import TrainState
 from sdjax.workdir import Workdir, WorkdirError
 
@@ -394,8 +398,42 @@ def test_the_answers_of_an_evaluation_can_be_scored_and_shown(unbroken):
     want = np.mean([before[f'{when}/{name}/pass@1'] for name in sets])
     np.testing.assert_allclose(scores['pass@1'], want, rtol=1e-6)
     # As demonstrations, only the right ones.
-    shown = read_external(str(file))
-    assert sum(map(len, shown.values())) == sum(x['correct'] for x in lines)
+    shown = read_lines(str(file))
+    assert len(shown) == sum(x['correct'] for x in lines)
+    assert all(line.question for line in shown)
+
+
+def test_a_file_for_other_questions_is_refused_before_anything(cache, unbroken):
+  """What the library writes names its questions, so no seed is mistaken."""
+  config, folder = unbroken
+  file = folder / 'rollouts.jsonl'
+  given = c.Demonstrations(strategy='external', file=str(file))
+  shown = replace(small('sd', cache), method__demonstrations=given)
+  make = methods.METHODS['sd']
+  model = load_from_config(config.model)
+
+  def notes(config):
+    task = make_task(config.task)
+    return make(config, model.apply_fn, task, model.tokenizer).notes
+
+  (note,) = notes(shown)
+  assert re.search(r'covers \d+ of 4000 training questions', note)
+  with pytest.raises(c.ConfigError, match=r'line \d+: answers .*another seed'):
+    notes(replace(shown, task__data_seed=1))
+
+
+def test_a_method_s_notes_are_said_at_the_start(unbroken, monkeypatch, capsys):
+  config, folder = unbroken
+  make = methods.METHODS[config.method.name]
+  monkeypatch.setitem(
+    methods.METHODS,
+    config.method.name,
+    lambda *args: dataclasses.replace(make(*args), notes=('covers 3 of 4',)),
+  )
+  train_lib.train(config, str(folder))
+  out = capsys.readouterr()
+  said = out.out + out.err
+  assert said.index('covers 3 of 4') < said.index('is complete')
 
 
 def test_no_two_leaves_of_the_state_share_a_buffer(cache):

@@ -6,6 +6,7 @@ id.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ PAD, EOS, UNK = '<pad>', '<eos>', '<unk>'
 
 THINKING = ('<think>', '</think>')
 """What opens and closes a thinking block."""
+
+_OPEN, _CLOSE = THINKING
+_BLOCK = re.compile(f'{_OPEN}.*?{_CLOSE}', re.DOTALL)
 
 _NEEDED = (
   'a tokenizer folder needs tokenizer.json and tokenizer_config.json, as '
@@ -206,3 +210,20 @@ def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
   """
   control = control_tokens(tokenizer)
   return tokenizer.decode([i for i in map(int, ids) if i not in control])
+
+
+def strip_thinking(answer: str, opened: bool = False) -> str:
+  """Leaves of an answer what was said, not what was thought.
+
+  Args:
+    answer: a completion's text.
+    opened: whether its context had already opened a thinking block.
+
+  Returns:
+    The text without its thinking blocks: a block that was never closed
+    reaches to the end, one that was never opened begins at the start. Empty
+    when the answer is nothing but thinking.
+  """
+  text = (_OPEN if opened else '') + answer
+  said = _BLOCK.sub('', text).rpartition(_CLOSE)[2].partition(_OPEN)[0]
+  return answer if said == answer else said.strip()

@@ -6,6 +6,7 @@ from sdjax.tasks.concept_graph.vocabulary import CONCEPTS
 
 RENDERINGS = ('text', 'compact')
 HARDER_CUTS = ('easy', 'random')
+REFERENCE_ROUTES = ('any', 'easy')
 MAX_SIZE = 10_000_000
 """Graphs a split can hold; question ids of a split start at a multiple."""
 
@@ -54,6 +55,7 @@ def validate(config: ConceptGraph) -> None:
   _choice(config, 'rendering', RENDERINGS)
   _choice(config, 'harder_cut', HARDER_CUTS)
   _choice(config, 'part', PARTS)
+  _choice(config, 'reference_route', REFERENCE_ROUTES)
   most_names = len(next(iter(CONCEPTS.values())))
   _integer(config, 'num_concepts', _ENDS, len(CONCEPTS))
   _integer(config, 'names_per_concept', _MIN_LENGTH - 2, most_names)

@@ -28,15 +28,21 @@ GENERATOR_VERSION = '1.0.0'
 """Raise it when a graph of the same settings comes out different."""
 
 MANIFEST = 'manifest.json'
-_NOT_GENERATOR = ('name', 'rendering', 'template', 'cache_dir')
+_NOT_GENERATOR = (
+  'name',
+  'rendering',
+  'template',
+  'reference_route',
+  'cache_dir',
+)
 
 
 def data_folder(config: ConceptGraph) -> Path:
   """Names the folder of a data set.
 
   Args:
-    config: the task's settings. All but `name`, `rendering`, `template` and
-      `cache_dir` shape the graphs and so the name.
+    config: the task's settings. All but `name`, `rendering`, `template`,
+      `reference_route` and `cache_dir` shape the graphs and so the name.
 
   Returns:
     `CACHE/concept_graph-VERSION-HASH`; it need not exist.

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, overload
 
+import numpy as np
+
 from sdjax.config import ConceptGraph
 from sdjax.tasks.base import Question, Verdict
 from sdjax.tasks.concept_graph import store
@@ -17,6 +19,9 @@ from sdjax.tasks.concept_graph.rendering import (
   render_question,
 )
 from sdjax.tasks.concept_graph.verifier import verify_answer
+
+_REFERENCE = 1_000_003
+"""Names the random stream of reference answers; no split has this number."""
 
 
 class _Questions(Sequence[Question]):
@@ -122,14 +127,22 @@ class ConceptGraphTask:
       question: from `questions`.
 
     Returns:
-      The answer along the first chain that leads to a target.
+      The answer along a whole chain to a target, which of them being what
+      `reference_route` says. It depends on the question and `data_seed` only.
     """
     graph = question.payload
-    for chain in graph.chains:
-      answer = render_answer(graph, chain, self.config.rendering)
-      if self.verify(question, answer).correct:
-        return answer
-    return ''
+    right = [
+      chain
+      for chain in graph.chains
+      if graph.names[chain[-1]] == graph.target and graph.is_whole(chain)
+    ]
+    if not right:
+      return ''
+    chosen = 0  # The easy target is listed first.
+    if self.config.reference_route == 'any':
+      seed = (self.config.data_seed, _REFERENCE, question.question_id)
+      chosen = np.random.default_rng(seed).integers(len(right))
+    return render_answer(graph, right[chosen], self.config.rendering)
 
   def verify(self, question: Question, answer: str) -> Verdict:
     """Judges an answer; no string makes this raise.
