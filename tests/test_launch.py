@@ -10,7 +10,8 @@ import pytest
 
 from sdjax.config import Mix, SelfDistillation
 from sdjax.config_check import validate
-from sdjax.config_dict import from_config_dict
+from sdjax.config_dict import from_config_dict, replace
+from sdjax.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +29,27 @@ bases = load(ROOT / 'launch' / 'forecast_bases.py')
 configs = load(ROOT / 'configs' / 'concept_graph_remedies.py')
 
 
-@pytest.mark.parametrize('name', configs.METHODS)
+twins = load(ROOT / 'configs' / 'concept_graph.py')
+
+
+@pytest.mark.parametrize('name', configs.NAMES)
+def test_the_documented_command_of_a_preset_is_the_run_of_the_table(name):
+  """But for evaluations on the way, which change nothing of the result."""
+  documented = from_config_dict(twins.get_config(name))
+  assert documented.train.eval_every == 25
+  table = from_config_dict(remedies.resolved(name, documented.seed, None))
+  assert replace(documented, train__eval_every=75) == table
+
+
+def test_no_preset_has_another_teacher_rate_than_the_twins():
+  for name in PRESETS:
+    method = from_config_dict(twins.get_config(name)).method
+    teacher = method.sd if isinstance(method, Mix) else method
+    if isinstance(teacher, SelfDistillation) and teacher.teacher == 'ema':
+      assert teacher.ema_rate == twins.EMA == 0.01
+
+
+@pytest.mark.parametrize('name', configs.NAMES)
 def test_every_remedy_is_a_run_that_differs_in_the_method_alone(name):
   config = from_config_dict(configs.get_config(name))
   validate(config)
