@@ -55,7 +55,9 @@ METHODS: dict[str, c.Config] = {
   'lambda_diversity': c.Config(
     method=c.Mix(weight=0.9, sd=sd(), rl=c.PolicyGradient(diversity_weight=0.5))
   ),
-  # As published (the last two: by us), but for the rate of the teacher.
+  # As `sdjax.presets` has them: as published but for what is marked `ours`
+  # there (the last two: all of it). Optimizer, sampling, sizes and the rate of
+  # an averaging teacher are those of the twins.
   **{
     name: published(name)
     for name in (

@@ -53,6 +53,7 @@ FLOORS = [
     'workdir',
     'in_words',
     'presets',
+    'presets_mix',
     'forecast_report',
     'forecast_summary',
   },
