@@ -32,8 +32,9 @@ NAMES = (
   'debiased',
   # Rewards beside it.
   'lambda_diversity',
-  # As published, but for the rate of a teacher that is an average, and what
-  # `sdjax.presets` marks as ours; of sizes and optimizer, the twins' own.
+  # As `sdjax.presets` has them: as published but for what is marked `ours`
+  # there (the last two: all of it). Optimizer, sampling, sizes and the rate of
+  # an averaging teacher are those of the twins.
   'rlsd',
   'srpo',
   'rlcsd',
@@ -41,7 +42,6 @@ NAMES = (
   'beta_opsd',
   'sc_sdpo',
   'rosa',
-  # Ours.
   'balanced',
   'balanced_rl',
 )

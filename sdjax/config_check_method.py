@@ -187,6 +187,11 @@ def _validate_policy_gradient(
   if multiplied or method.diversity_by == 'solution':
     # A wrong rollout has no solution, and no reward to multiply.
     refuse(method, path, ('diversity_for',), 'for wrong rollouts then.')
+  if not method.std_epsilon > 0:
+    raise ConfigError(
+      f'{path}std_epsilon={method.std_epsilon} must be above 0: equal rewards '
+      'have no spread to divide by.'
+    )
   if 0 < method.dual_clip <= 1:
     raise ConfigError(
       f'{path}dual_clip={method.dual_clip} must be above 1, or 0 for none.'

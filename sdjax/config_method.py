@@ -155,6 +155,9 @@ class PolicyGradient:
       it adds to the set's best reward when any one concept may be the one
       that counts).
     pass_k: k of `pass_at_k`.
+    std: of `grpo`: the standard deviation of the group as a `population`
+      (squares over G) or as a `sample` (over G - 1).
+    std_epsilon: of `grpo`: added to the standard deviation.
     policy_loss: `clip` (clipped ratio, token by token), `gspo` (the
       sequence's ratio), `cispo` (clipped ratio as a constant weight) or
       `reinforce` (no ratio).
@@ -162,6 +165,10 @@ class PolicyGradient:
     clip_high: and above at 1 + this.
     dual_clip: bound of the loss of tokens with negative advantage, in units
       of the advantage; 0: none.
+    drop_low: of `cispo`: tokens with a negative advantage and a ratio below
+      1 - this, which `clip` would leave without a gradient, have no loss; 0:
+      none are dropped.
+    drop_high: likewise with a positive advantage and a ratio above 1 + this.
     adaptive_clip: clip widths from the spread of ratios among tokens of
       similar probability (ACPO), in place of the two above.
     diversity_weight: weight of a rollout's diversity, the share of the
@@ -178,10 +185,14 @@ class PolicyGradient:
   name: str = 'rl'
   advantage: str = 'grpo'
   pass_k: int = 4
+  std: str = 'population'
+  std_epsilon: float = 1e-4
   policy_loss: str = 'clip'
   clip_low: float = 0.2
   clip_high: float = 0.2
   dual_clip: float = 0.0
+  drop_low: float = 0.0
+  drop_high: float = 0.0
   adaptive_clip: bool = False
   diversity_weight: float = 0.0
   diversity_how: str = 'add'
@@ -223,6 +234,7 @@ class Mix:
       which the teacher is not heard.
     entropy_exponent: of `srpo`: a distilled token weighs exp(-this * the
       teacher's entropy).
+    positive_only: of `sdpg`: distil only where the advantage is above 0.
     contrast_temperature: of `rlcsd`, nats.
     contrast_clip: of `rlcsd`: bound of what is added to an advantage.
     contrast_threshold: of `rlcsd`: less than this is not added.
@@ -239,6 +251,7 @@ class Mix:
   ratio_clip: float = 0.2
   entropy_floor: float = 0.0
   entropy_exponent: float = 1.0
+  positive_only: bool = False
   contrast_temperature: float = 0.02
   contrast_clip: float = 2.0
   contrast_threshold: float = 0.02

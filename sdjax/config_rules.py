@@ -67,6 +67,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
   },
   PolicyGradient: {
     'advantage': (*PLAIN_ADVANTAGES, 'pass_at_k', 'rosa'),
+    'std': ('population', 'sample'),
     'policy_loss': (*CLIPPED_LOSSES, 'reinforce'),
     'diversity_how': ('add', 'multiply'),
     'diversity_by': ('concepts', 'solution'),
@@ -117,6 +118,8 @@ AT_LEAST: dict[type, dict[str, float]] = {
     'clip_low': 0,
     'clip_high': 0,
     'dual_clip': 0,
+    'drop_low': 0,
+    'drop_high': 0,
     'diversity_weight': 0,
   },
   Schedule: {'delay': 0, 'rise': 0, 'hold': 0, 'fall': 0},
@@ -202,9 +205,13 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
   },
   PolicyGradient: {
     'pass_k': ('advantage', ('pass_at_k',)),
+    'std': ('advantage', ('grpo',)),
+    'std_epsilon': ('advantage', ('grpo',)),
     'clip_low': ('policy_loss', CLIPPED_LOSSES),
     'clip_high': ('policy_loss', CLIPPED_LOSSES),
     'dual_clip': ('policy_loss', ('clip', 'gspo')),
+    'drop_low': ('policy_loss', ('cispo',)),
+    'drop_high': ('policy_loss', ('cispo',)),
     'adaptive_clip': ('policy_loss', ('clip',)),
     'diversity_how': ('diversity_weight', is_positive),
     'diversity_by': ('diversity_weight', is_positive),
@@ -218,6 +225,7 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'ratio_clip': ('rule', ('rlsd',)),
     'entropy_floor': ('rule', ('antisd',)),
     'entropy_exponent': ('rule', ('srpo',)),
+    'positive_only': ('rule', ('sdpg',)),
     'contrast_temperature': ('rule', ('rlcsd',)),
     'contrast_clip': ('rule', ('rlcsd',)),
     'contrast_threshold': ('rule', ('rlcsd',)),
@@ -259,7 +267,14 @@ SHAPES_THE_LOSS = (
 
 NEEDS_OLD_ROLLOUTS = {
   SelfDistillation: ('importance_clip',),
-  PolicyGradient: ('clip_low', 'clip_high', 'dual_clip', 'adaptive_clip'),
+  PolicyGradient: (
+    'clip_low',
+    'clip_high',
+    'dual_clip',
+    'drop_low',
+    'drop_high',
+    'adaptive_clip',
+  ),
 }
 """Options that act on ratios, which are 1 in the first update after sampling
 from the model's own law."""

@@ -43,8 +43,8 @@ RULES = {
   'antisd': 'A - w (softplus(u) - log 2) / 2',
   'rlcsd': 'A + w tanh(contrast / temperature), clipped, its sign kept',
   'loss': 'w L_rl + (1 - w) L_sd',
-  'srpo': 'L_rl for correct rollouts, L_sd for failed ones with a teacher',
-  'sdpg': 'L_rl + w L_sd where A > 0',
+  'srpo': 'L_sd for failed rollouts with a teacher, L_rl for all others',
+  'sdpg': 'L_rl + w L_sd',
 }
 
 
@@ -72,7 +72,10 @@ def loss_in_words(config: config_lib.Config) -> str:
     if method.rule in ADVANTAGE_RULES:
       told = ', u = log teacher - log student of the token'
       if method.rule == 'rlcsd':
-        told = ', contrast = log q(right answer shown) - log q(wrong ones)'
+        told = (
+          ', contrast = log q(right answer shown) - log q(wrong ones), '
+          'rollouts without both do not count'
+        )
       if method.entropy_floor:
         told += f', w = 0 below {method.entropy_floor:g} nats of the teacher'
       main = (
@@ -82,6 +85,8 @@ def loss_in_words(config: config_lib.Config) -> str:
       )
     else:
       weight = '' if method.rule == 'srpo' else f', {weight}'
+      if method.positive_only:
+        weight = f' where A > 0{weight}'
       main = (
         f'{RULES[method.rule]}{weight}; L_rl = {_policy(config, method.rl)}; '
         f'L_sd = {_distillation(method.sd)}'
@@ -215,10 +220,21 @@ def _policy(
     'cispo': f'-sg(clip(r, {low}, {high})) A log p',
     'reinforce': '-A log p',
   }[method.policy_loss]
+  drops = [
+    f'{sign} with A {side} 0'
+    for width, sign, side in (
+      (method.drop_low, f'below {1 - method.drop_low:g}', '<'),
+      (method.drop_high, f'above {1 + method.drop_high:g}', '>'),
+    )
+    if width
+  ]
+  if drops:
+    form += f', 0 where r is {" or ".join(drops)}'
   if method.dual_clip:
     form += f', at most {method.dual_clip:g} |A|'
   advantage = {
-    'grpo': '(R - mean) / (std + 1e-4)',
+    'grpo': f'(R - mean) / ({"sample " * (method.std == "sample")}std + '
+    f'{method.std_epsilon:g})',
     'dr_grpo': 'R - mean',
     'rloo': 'R - mean of the others',
     'reinforce': 'R',

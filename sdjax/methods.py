@@ -118,7 +118,7 @@ def policy_gradient(
     signal=functools.partial(
       rl.signal_step,
       apply_fn,
-      **_pick(method, 'advantage', 'pass_k'),
+      **_pick(method, 'advantage', 'pass_k', 'std', 'std_epsilon'),
       **_masks(config, method.policy_loss != 'reinforce'),
     ),
     loss=functools.partial(rl.loss, apply_fn, **_push(method), **_kl(config)),
@@ -139,11 +139,17 @@ def mixed(
   on_loss = method.rule in mix.LOSS_RULES
 
   def useful(graded: Graded, shown: Gathered, rewarded: Gathered) -> Any:
-    if method.rule in ('rlsd', 'rlcsd', 'sdpg'):  # nothing without an advantage
+    mask_QGK = np.asarray(shown.evidence.context_mask)
+    gated = method.rule == 'sdpg' and method.positive_only
+    if method.rule == 'rlsd' or gated:  # nothing without an advantage
       return rewarded.useful
+    if method.rule == 'rlcsd':  # which also needs something of either side
+      cut = mask_QGK.shape[-1] - method.sd.demonstrations.contrast
+      both_QG = mask_QGK[..., :cut].any(-1) & mask_QGK[..., cut:].any(-1)
+      return rewarded.useful & both_QG.any(axis=1)
     if method.rule == 'srpo':
-      taught = np.asarray(shown.evidence.context_mask).any(axis=-1)
-      return rewarded.useful | (taught & ~graded.correct).any(axis=1)
+      taught_QG = mask_QGK.any(axis=-1)
+      return rewarded.useful | (taught_QG & ~graded.correct).any(axis=1)
     return shown.useful | rewarded.useful
 
   def gather(graded: Graded, step: int) -> Gathered:
@@ -176,12 +182,13 @@ def mixed(
         'ratio_clip',
         'entropy_floor',
         'entropy_exponent',
+        'positive_only',
         'contrast_temperature',
         'contrast_clip',
         'contrast_threshold',
         'touched_weight',
       ),
-      **_pick(method.rl, 'advantage', 'pass_k'),
+      **_pick(method.rl, 'advantage', 'pass_k', 'std', 'std_epsilon'),
       **_pick(method.sd, 'pooling', 'teacher_temperature', 'success_exponent'),
       **anchor,
       **_masks(config, True),
@@ -265,7 +272,15 @@ def _distance(method: config_lib.SelfDistillation) -> dict[str, Any]:
 
 
 def _push(method: config_lib.PolicyGradient) -> dict[str, Any]:
-  return _pick(method, 'policy_loss', 'clip_low', 'clip_high', 'dual_clip')
+  return _pick(
+    method,
+    'policy_loss',
+    'clip_low',
+    'clip_high',
+    'dual_clip',
+    'drop_low',
+    'drop_high',
+  )
 
 
 def _refresh(

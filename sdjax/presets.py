@@ -31,7 +31,8 @@ otherwise; widths of contexts belong to the task and are not touched.
 
 Sources: T = arXiv 2606.26091; NANO = nano-aha-moment, the library T trained
 with (its defaults, where T is silent); SDPO = 2601.20802, SDPO-c its code;
-TRL = huggingface/trl; OPSD = 2601.18734; SDFT = 2601.19897; DISTIL =
+TRL = huggingface/trl; VERL = verl, on which most of the codes are built, and
+the run files of its examples; OPSD = 2601.18734; SDFT = 2601.19897; DISTIL =
 2606.05152; BETA = 2607.28582; SC = 2605.27765; GRPO = 2402.03300; DR =
 2503.20783; DAPO = 2503.14476; CISPO = 2506.13585; GSPO = 2507.18071; ACPO =
 2606.22570; PASSK = 2508.10751; ROSA = 2606.03962; DARLING = 2509.02534; RLOO =
@@ -46,8 +47,7 @@ from typing import Any
 from sdjax.config import METHODS, Config, ConfigError, Loss
 from sdjax.config_check import nearest, sections
 from sdjax.config_dict import replace
-
-OURS = 'ours'
+from sdjax.presets_mix import MIXED, OURS, VERL_STD
 
 RECIPE = ('optimizer.', 'model.', 'rollout.num_', 'rollout.t', 'rollout.min_p')
 """Options that say how a method was run, not what it is."""
@@ -114,6 +114,8 @@ _SDSD = {
 _GRPO_PAPER = {
   'method.advantage': ('grpo', 'T sec. 4.1'),
   'method.policy_loss': ('reinforce', 'NANO'),
+  'method.std': ('population', 'NANO'),
+  'method.std_epsilon': (1e-4, 'NANO'),
   **_NANO,
 }
 
@@ -133,6 +135,8 @@ _OPSD = {
   'rollout.top_p': (0.95, 'OPSD'),
   'rollout.top_k': (20, 'OPSD'),
 }
+
+_VERL = {f'method.{name}': value for name, value in VERL_STD.items()}
 
 _MINI = {'train.mini_batches': (4, 'SDPO: 32 questions, 8 an update')}
 
@@ -296,6 +300,7 @@ PRESETS: dict[str, Preset] = {
       'loss.aggregation': ('token_mean', 'DAPO'),
       'rollout.resample': (3, OURS),
       'optimizer.learning_rate': (1e-6, 'DAPO'),
+      **_VERL,
       **_MINI,
     },
   ),
@@ -303,10 +308,13 @@ PRESETS: dict[str, Preset] = {
     'rl',
     {
       'method.policy_loss': ('cispo', 'CISPO'),
-      'method.clip_low': (1.0, 'ACPO-c'),
-      'method.clip_high': (0.45, 'ACPO-c'),
+      # ACPO's variant: clip_high .45, drop_low .2 and drop_high .2.
+      'method.clip_low': (1.0, 'CISPO: no lower clip; VERL: 10, the same'),
+      'method.clip_high': (0.2, 'VERL'),
       'loss.aggregation': ('token_mean', 'CISPO'),
-      **_MINI,
+      'optimizer.learning_rate': (1e-6, 'VERL'),
+      **_VERL,
+      'train.mini_batches': (4, 'VERL: 1024 questions, 256 an update'),
     },
   ),
   'gspo': Preset(
@@ -316,6 +324,7 @@ PRESETS: dict[str, Preset] = {
       'method.clip_low': (3e-4, 'GSPO'),
       'method.clip_high': (4e-4, 'GSPO'),
       'loss.aggregation': ('sequence_mean', 'GSPO'),
+      **_VERL,
       **_MINI,
     },
   ),
@@ -326,6 +335,7 @@ PRESETS: dict[str, Preset] = {
       'method.dual_clip': (3.0, 'ACPO-c'),
       'loss.aggregation': ('sequence_mean', 'ACPO-c'),
       'optimizer.learning_rate': (1e-6, 'ACPO'),
+      **_VERL,
       'train.mini_batches': (2, 'ACPO: 128 questions, 64 an update'),
     },
   ),
@@ -355,81 +365,7 @@ PRESETS: dict[str, Preset] = {
       'method.diversity_by': ('solution', OURS),
     },
   ),
-  'lambda_mix': Preset(
-    'mix',
-    {
-      'method.rule': ('advantage', 'SDPO eq. 3'),
-      'method.weight': (0.9, 'SDPO fig. 11'),
-      'method.rl.advantage': ('dr_grpo', 'SDPO'),
-      'method.sd.teacher': ('ema', 'SDPO'),
-      'method.sd.ema_rate': (0.05, 'SDPO'),
-      'method.sd.demonstrations.strategy': ('first', 'SDPO-c'),
-      'optimizer.learning_rate': (1e-5, 'SDPO table 12'),
-    },
-  ),
-  'rlsd': Preset(
-    'mix',
-    {
-      'method.rule': ('rlsd', 'RLSD'),
-      'method.weight': (0.5, 'codes of RLCSD and SDPG'),
-      'method.ratio_clip': (0.2, 'codes of RLCSD and SDPG'),
-      'method.schedule.fall': (50, 'codes of RLCSD and SDPG'),
-      'method.sd.teacher': ('current', OURS),
-      'method.sd.demonstrations.strategy': ('reference', OURS),
-    },
-  ),
-  'srpo': Preset(
-    'mix',
-    {
-      'method.rule': ('srpo', 'SRPO'),
-      'method.entropy_exponent': (1.0, 'RLCSD-c'),
-      'method.sd.objective': ('jsd', 'RLCSD-c'),
-      'method.sd.jsd_alpha': (0.5, 'RLCSD-c'),
-      'method.sd.support': ('student_top_k', 'RLCSD-c'),
-      'method.sd.top_k': (100, 'RLCSD-c'),
-      'method.sd.importance_clip': (2.0, 'RLCSD-c'),
-      'method.sd.ema_rate': (0.05, 'RLCSD-c: the average keeps 0.95'),
-    },
-  ),
-  'sdpg': Preset(
-    'mix',
-    {
-      'method.rule': ('sdpg', 'SDPG'),
-      'method.weight': (1e-3, 'SDPG-c'),
-      'method.sd.objective': ('reverse_kl', 'SDPG-c'),
-      'method.sd.importance_clip': (0.0, OURS),
-      'method.sd.teacher': ('current', 'SDPG-c'),
-      'method.sd.demonstrations.strategy': ('reference', 'SDPG-c'),
-      'loss.kl_coef': (1e-3, 'SDPG-c'),
-      'loss.kl_estimator': ('k2', 'SDPG: URKL; k3 is its UFKL less 1'),
-      'optimizer.learning_rate': (1e-6, 'SDPG-c'),
-    },
-  ),
-  'antisd': Preset(
-    'mix',
-    {
-      'method.rule': ('antisd', 'ANTI'),
-      'method.weight': (1.0, OURS),
-      'method.schedule.delay': (5, 'ANTI'),
-      'method.sd.teacher': ('current', OURS),
-    },
-  ),
-  'rlcsd': Preset(
-    'mix',
-    {
-      'method.rule': ('rlcsd', 'RLCSD'),
-      'method.weight': (0.5, 'RLCSD-c: beta 1 times lambda 0.5'),
-      'method.contrast_temperature': (0.02, 'RLCSD-c'),
-      'method.contrast_clip': (2.0, 'RLCSD-c'),
-      'method.contrast_threshold': (0.02, 'RLCSD-c'),
-      'method.touched_weight': (1.0, 'RLCSD-c'),
-      'method.sd.teacher': ('snapshot', 'RLCSD-c'),
-      'method.sd.snapshot_every': (10, 'RLCSD-c'),
-      'method.sd.demonstrations.contrast': (4, 'RLCSD-c'),
-      'optimizer.learning_rate': (1e-6, 'RLCSD-c'),
-      'rollout.num_samples': (8, 'RLCSD-c'),
-    },
-  ),
+  **{name: Preset('mix', values) for name, values in MIXED.items()},
 }
 """Preset name to its options."""
 

@@ -5,6 +5,7 @@ import pytest
 
 from sdjax.objectives.advantage import (
   ADVANTAGES,
+  advantage_of,
   different_share,
   disjoint_share,
   group_normalised,
@@ -151,6 +152,29 @@ def test_groups_do_not_mix():
 
 def test_a_group_of_one_has_no_advantage():
   assert group_normalised(jnp.array([[3.0]])).tolist() == [[0.0]]
+
+
+def test_the_standard_deviation_of_a_sample_by_hand():
+  # Deviations 1 0 0 -1: 2/4 over the population, 2/3 over the sample.
+  reward = jnp.array([[2.0, 1.0, 1.0, 0.0], [3.0, 3.0, 3.0, 3.0]])
+  out = group_normalised(reward, 'sample', 1e-6)
+  unit = 1 / ((2 / 3) ** 0.5 + 1e-6)
+  np.testing.assert_allclose(out, [[unit, 0, 0, -unit], [0] * 4], rtol=1e-6)
+  # The constant is added to the deviation, not to the variance.
+  out = group_normalised(reward[:1], 'population', 0.5)
+  np.testing.assert_allclose(out[0, 0], 1 / (0.5**0.5 + 0.5), rtol=1e-6)
+  through = advantage_of('grpo', reward, std='sample', std_epsilon=1e-6)
+  np.testing.assert_allclose(through[0, 0], unit, rtol=1e-6)
+
+
+def test_a_sample_of_one_has_mean_0_and_deviation_1():
+  out = group_normalised(jnp.array([[3.0], [0.0]]), 'sample', 0.5)
+  np.testing.assert_allclose(out, [[2], [0]])
+
+
+def test_an_unknown_spread_is_named():
+  with pytest.raises(ValueError, match="std='range' is not one of"):
+    group_normalised(REWARD, 'range')
 
 
 def test_integer_and_bool_rewards():

@@ -34,6 +34,7 @@ SD, RL = c.SelfDistillation, c.PolicyGradient
     (SD, 'pooling', teacher.POOLINGS),
     (RL, 'advantage', advantage.CHOICES),
     (RL, 'policy_loss', POLICY_LOSSES),
+    (RL, 'std', advantage.STDS),
     (c.Mix, 'rule', mix.RULES),
     (c.Loss, 'aggregation', reduce.AGGREGATIONS),
     (c.Loss, 'kl_estimator', [*reference_kl.KL_ESTIMATORS, 'full']),

@@ -211,6 +211,11 @@ OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
     (RL(dual_clip=3.0), {}, 'set train.mini_batches or train.epochs'),
     (RL(dual_clip=0.5), OLD, 'dual_clip=0.5 must be above 1'),
     (RL(policy_loss='reinforce', clip_low=0.1), OLD, 'clip_low=0.1 does noth'),
+    (RL(policy_loss='cispo', drop_low=0.2), {}, 'all ratios are 1'),
+    (RL(drop_high=0.2), OLD, "drop_high=0.2 does nothing .*'clip'"),
+    (RL(advantage='rloo', std='sample'), {}, "std='sample' does nothing"),
+    (RL(std_epsilon=0.0), {}, 'std_epsilon=0.0 must be above 0'),
+    (MIX(rule='loss', positive_only=True), {}, 'positive_only=True does noth'),
     (RL(adaptive_clip=True, clip_low=0.1), OLD, 'when .*adaptive_clip=True'),
     (RL(pass_k=2), {}, "pass_k=2 does nothing when .*advantage='grpo'"),
     (RL(advantage='pass_at_k', pass_k=8), {}, 'pass_k=8 must be below'),
@@ -343,3 +348,11 @@ def test_loss_in_words_names_direction_teacher_and_weights():
     )
   )
   assert '0.25 x the share' in words and '0.01 x KL' in words
+  assert '(R - mean) / (std + 0.0001)' in words
+  words = loss_in_words(
+    c.Config(method=RL(policy_loss='cispo', std='sample', drop_high=0.3))
+  )
+  assert '(R - mean) / (sample std + 0.0001)' in words
+  assert 'A log p, 0 where r is above 1.3 with A > 0; A = ' in words
+  words = loss_in_words(c.Config(method=MIX(rule='sdpg', positive_only=True)))
+  assert 'L_rl + w L_sd where A > 0, w = 0.5' in words

@@ -50,6 +50,31 @@ def test_jsd_by_hand():
   )
 
 
+def test_a_clipped_jsd_by_hand():
+  # alpha = 1/4, by tokens: 3/4 p log(p/m) + 1/4 q log(q/m), then the clip.
+  p, q = np.array([0.7, 0.2, 0.1]), np.array([0.25, 0.25, 0.5])
+  m = 0.75 * p + 0.25 * q
+  each = 0.75 * p * np.log(p / m) + 0.25 * q * np.log(q / m)
+  assert each[0] > 0.02 and each[2] > 0.05 > 0.01 > each[1] > 0
+  for clip, want in (
+    (0.01, 0.01 + each[1] + 0.01),
+    (0.05, each[0] + each[1] + 0.05),
+    (1.0, each.sum()),
+  ):
+    got = generalised_jsd(OTHER, SKEWED, alpha=0.25, clip=clip)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    scaled = divergence('jsd', 0.25, True, clip)(OTHER, SKEWED)
+    np.testing.assert_allclose(scaled, want / (0.25 * 0.75), rtol=1e-5)
+
+
+def test_a_clipped_jsd_is_seldom_below_zero():
+  """Clipping either KL by itself would make most of these negative."""
+  rng = np.random.default_rng(0)
+  p, q = jax.nn.log_softmax(2 * rng.standard_normal((2, 200, 11)))
+  got = generalised_jsd(p, q, clip=0.01)
+  assert (got > 0).all()
+
+
 def test_sampled_form_by_hand():
   # (ln 1/2 - ln 1/4) ln 1/2, and the slope is the bracket alone.
   student, teacher = jnp.log(0.5), jnp.log(0.25)

@@ -54,6 +54,7 @@ FLOORS = [
     'workdir',
     'in_words',
     'presets',
+    'presets_mix',
     'forecast_report',
     'forecast_summary',
   },

@@ -47,6 +47,13 @@ def evidence_of(**changes) -> Evidence:
   return replace(evidence, **(graded | changes))
 
 
+def everyone(**changes) -> Evidence:
+  """Evidence in which no rollout lacks a teacher."""
+  evidence = evidence_of(**changes)
+  assert evidence.context_mask is not None
+  return replace(evidence, context_mask=evidence.context_mask | True)
+
+
 @functools.cache
 def step(module, signal_options, loss_options, aggregation='token_mean'):
   """Compiled (params, teacher, evidence) to signal, loss and gradient."""
@@ -150,10 +157,12 @@ def differ(a, b):
   ],
 )
 def test_one_end_is_pure_rl(rule, strength):
+  # Rollouts without right and wrong answers do not count in `rlcsd`.
+  evidence = everyone() if rule == 'rlcsd' else evidence_of()
   want = run(rl)
-  assert_close(run(mix, mixed(rule), strength=strength), want)
+  assert_close(run(mix, mixed(rule), (), evidence, strength=strength), want)
   # At another weight it is not.
-  other = run(mix, mixed(rule), strength=0.4)
+  other = run(mix, mixed(rule), (), evidence, strength=0.4)
   assert differ(other[1], want[1]) > 1e-3
 
 
@@ -183,10 +192,10 @@ def test_the_other_end_of_the_advantage_is_the_sampled_reverse_kl():
   """Rollouts without a teacher count in the mean, and pull nowhere."""
   evidence = one_teacher()
   assert evidence.context_mask is not None
-  everyone = replace(evidence, context_mask=evidence.context_mask | True)
+  complete = replace(evidence, context_mask=evidence.context_mask | True)
   taken = options(support='sampled')
-  _, got = run(mix, mixed('advantage'), (), everyone, strength=0.0)
-  assert_close(got, run(sd, (), taken, everyone)[1])
+  _, got = run(mix, mixed('advantage'), (), complete, strength=0.0)
+  assert_close(got, run(sd, (), taken, complete)[1])
   _, got = run(mix, mixed('advantage'), (), evidence, strength=0.0)
   # The gradient is that of the counted ones, over more tokens.
   _, rollout = sampled()
@@ -217,12 +226,13 @@ def test_between_the_ends_the_loss_is_the_weighted_sum():
 def test_srpo_is_rl_where_all_are_right_and_sd_where_none_is():
   right = replace(evidence_of(), correct=jnp.asarray(CORRECT | True))
   assert_close(run(mix, mixed('srpo'), (), right), run(rl))
-  wrong = replace(evidence_of(), correct=jnp.asarray(CORRECT & False))
+  wrong = everyone(correct=jnp.asarray(CORRECT & False))
   plain = mixed('srpo', entropy_exponent=0.0)
-  assert_close(run(mix, plain, (), wrong), run(sd))
+  want = run(sd, (), (), wrong)
+  assert_close(run(mix, plain, (), wrong), want)
   # Where the teacher is unsure it counts for less, in the mean not at all.
   weighted = run(mix, mixed('srpo', entropy_exponent=2.0), (), wrong)
-  assert differ(weighted[1], run(sd)[1]) > 1e-3
+  assert differ(weighted[1], want[1]) > 1e-3
 
 
 def test_srpo_routes_by_the_verdict():
@@ -230,23 +240,79 @@ def test_srpo_routes_by_the_verdict():
   signal = signal_of(mix, mixed('srpo'))
   has = np.asarray(evidence_of().context_mask).any(-1)
   failed = ~CORRECT & has
-  np.testing.assert_array_equal(signal.sample_mask, CORRECT | failed)
+  # A failed rollout without a teacher is left to the rewards, and counts.
+  assert (~CORRECT & ~has).sum() == 2
+  assert signal.sample_mask.all()
   assert signal.rl_weight is not None and signal.sd_weight is not None
-  np.testing.assert_array_equal(signal.rl_weight[..., 0] > 0, CORRECT)
+  np.testing.assert_array_equal(signal.rl_weight[..., 0], ~failed)
   np.testing.assert_array_equal(signal.sd_weight[..., 0] > 0, failed)
   counted = counted_tokens(rollout, signal) & failed[..., None]
   mean = np.asarray(signal.sd_weight)[np.asarray(counted)].mean()
   np.testing.assert_allclose(mean, 1, rtol=1e-5)
 
 
-def test_sdpg_distils_where_the_advantage_is_positive():
-  signal = signal_of(mix, mixed('sdpg'), strength=0.3)
-  has = np.asarray(evidence_of().context_mask).any(-1)
-  better = CORRECT & ~CORRECT.all(1, keepdims=True) & has
+def test_srpo_by_hand():
+  """Each token's loss, over the tokens of all rollouts."""
+  apply_fn, params = bags()
+  prompts, rollout = sampled()
+  signal = signal_of(mix, mixed('srpo', entropy_exponent=0.0))
+  failed = ~CORRECT & np.asarray(evidence_of().context_mask).any(-1)
+  mask = np.asarray(counted_tokens(rollout, signal))
+  _, each = sd.distilled(
+    apply_fn,
+    params,
+    bags(seed=1)[1],
+    None,
+    prompts,
+    rollout,
+    replace(signal, sd_weight=None),
+  )
+  # (R - mean) / (std + 1e-4) of 0/1 rewards, p their mean; the ratio is 1.
+  p = CORRECT.mean(axis=1, keepdims=True)
+  advantage = (CORRECT - p) / (np.sqrt(p * (1 - p)) + 1e-4)
+  want = np.where(failed[..., None], each, -advantage[..., None])
+  got, _ = run(mix, mixed('srpo', entropy_exponent=0.0))
+  np.testing.assert_allclose(got, want[mask].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('positive_only', [False, True])
+def test_sdpg_distils_all_or_where_the_advantage_is_positive(positive_only):
+  gate = mixed('sdpg', positive_only=positive_only)
+  signal = signal_of(mix, gate, strength=0.3)
+  where = np.asarray(evidence_of().context_mask).any(-1)
+  if positive_only:
+    where = where & CORRECT & ~CORRECT.all(1, keepdims=True)
   np.testing.assert_allclose(
-    signal.sd_weight, np.broadcast_to(0.3 * better[..., None], (4, 3, 5))
+    signal.sd_weight, np.broadcast_to(0.3 * where[..., None], (4, 3, 5))
   )
   assert signal.sample_mask.all()
+
+
+def test_rlcsd_leaves_out_who_lacks_a_right_or_a_wrong_answer():
+  # The last context shows a wrong answer.
+  has = np.asarray(evidence_of().context_mask).all(-1)
+  assert has.any() and not has.all()
+  signal = signal_of(mix, mixed('rlcsd'), strength=0.0)
+  value, _ = run(mix, mixed('rlcsd'), strength=0.0)
+  np.testing.assert_array_equal(signal.sample_mask, has)
+  # Nothing is touched at weight 0: the plain mean over those that are left.
+  _, rollout = sampled()
+  p = CORRECT.mean(axis=1, keepdims=True)
+  advantage = (CORRECT - p) / (np.sqrt(p * (1 - p)) + 1e-4)
+  tokens = np.asarray(rollout.length) * has
+  want = -(advantage * tokens).sum() / tokens.sum()
+  np.testing.assert_allclose(value, want, rtol=1e-5)
+
+
+def test_the_spread_of_a_group_is_as_asked():
+  plain = np.asarray(signal_of(rl).advantage)[0, :, 0]
+  sample = options(std='sample', std_epsilon=1e-6)
+  # One of three right: 2/3 over sqrt(1/3), where the population has sqrt(2)/3.
+  for module, how in ((rl, sample), (mix, mixed('rlsd', **dict(sample)))):
+    got = signal_of(module, how, strength=0.0).advantage
+    assert got is not None
+    np.testing.assert_allclose(got[0, 0, 0], 2 / 3 * 3**0.5, rtol=1e-5)
+  np.testing.assert_allclose(plain[0], 2 / 2**0.5, rtol=1e-3)
 
 
 def test_a_scheduled_weight_comes_from_the_evidence():

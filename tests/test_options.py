@@ -205,10 +205,14 @@ def variants() -> dict[str, c.Config]:
     {'advantage': 'dr_grpo'},
     {'advantage': 'rloo'},
     {'advantage': 'reinforce'},
+    {'std': 'sample'},
+    {'std_epsilon': 0.1},
     {'advantage': 'pass_at_k', 'pass_k': 2},
     {'advantage': 'rosa'},
     {'policy_loss': 'gspo'},
     {'policy_loss': 'cispo', 'clip_low': 1.0},
+    {'policy_loss': 'cispo', 'clip_low': 1.0, 'drop_low': 0.1},
+    {'policy_loss': 'cispo', 'clip_low': 1.0, 'drop_high': 0.1},
     {'policy_loss': 'reinforce'},
     {'clip_high': 0.28},
     {'dual_clip': 3.0},
@@ -255,6 +259,7 @@ def variants() -> dict[str, c.Config]:
     {'rule': 'loss', 'sd__objective': 'jsd', 'rl__advantage': 'rloo'},
     {'rule': 'srpo', 'entropy_exponent': 0.5},
     {'rule': 'sdpg'},
+    {'rule': 'sdpg', 'positive_only': True},
   ):
     add(MIX, 'method__', **changes)
   for name in presets.PRESETS:
@@ -414,6 +419,43 @@ def test_what_a_file_covers_is_noted(name):
   (note,) = made.notes
   assert 'letters.jsonl covers 3 of 4 training questions' in note
   assert not methods.METHODS['sd'](SD, apply_fn, Letters(), TOKENIZER).notes
+
+
+@pytest.mark.parametrize(
+  'rule, options, want',
+  [
+    # Question 1 has a single right rollout, 2 none wrong and 3 none right.
+    ('rlsd', {}, [True, True, False, False]),
+    ('rlcsd', {'sd__demonstrations__contrast': 2}, [True, True, False, False]),
+    ('sdpg', {}, [True, True, True, False]),
+    ('sdpg', {'positive_only': True}, [True, True, False, False]),
+    ('srpo', {}, [True, True, False, False]),
+  ],
+)
+def test_which_questions_teach_anything(rule, options, want):
+  changes = {f'method__{k}': v for k, v in options.items()}
+  config = replace(MIX, method__rule=rule, **changes)
+  task = Letters()
+  method = methods.METHODS['mix'](config, apply_fn, task, TOKENIZER)
+  host = jax.device_get(rollouts()[1])
+  graded = grade(task, TOKENIZER, task.questions(''), host)
+  np.testing.assert_array_equal(method.gather(graded, 1).useful, want)
+
+
+def test_a_question_without_right_and_wrong_answers_teaches_rlcsd_nothing():
+  """Diversity makes an advantage where all are right; a contrast it lacks."""
+  config = replace(
+    MIX,
+    method__rule='rlcsd',
+    method__sd__demonstrations__contrast=2,
+    method__rl__diversity_weight=0.5,
+  )
+  task = Letters()
+  method = methods.METHODS['mix'](config, apply_fn, task, TOKENIZER)
+  host = jax.device_get(rollouts()[1])
+  graded = grade(task, TOKENIZER, task.questions(''), host)
+  useful = method.gather(graded, 1).useful
+  np.testing.assert_array_equal(useful, [True, True, False, False])
 
 
 def same(a: Any, b: Any) -> bool:

@@ -7,6 +7,7 @@ from sdjax.objectives.advantage import group_normalised
 from sdjax.objectives.policy_gradient import (
   POLICY_LOSSES,
   adaptive_clip,
+  clipped_away,
   clipped_policy_gradient,
   truncated_ratio,
 )
@@ -78,6 +79,20 @@ def test_cispo_weighs_and_never_drops_a_token(ratio, weight):
   )(logp)
   np.testing.assert_allclose(value, -2 * weight * logp, rtol=1e-5)
   np.testing.assert_allclose(gradient, -2 * weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize('advantage', [2.0, -2.0, 0.0])
+def test_tokens_are_clipped_away_where_the_clip_has_no_slope(advantage):
+  logp = jnp.log(jnp.array([0.1, 0.75, 0.85, 1.0, 1.25, 1.35, 9.0])) - 3.0
+  slope = jax.grad(
+    lambda logp: clipped_policy_gradient(
+      logp, jnp.array(-3.0), jnp.array(advantage), clip_low=0.2, clip_high=0.3
+    ).sum()
+  )(logp)
+  got = clipped_away(logp, jnp.array(-3.0), jnp.array(advantage), 0.2, 0.3)
+  want = (slope == 0) & (advantage != 0)
+  np.testing.assert_array_equal(got, want)
+  assert int(got.sum()) == (2 if advantage else 0)
 
 
 def test_gspo_has_one_ratio_a_sequence_by_hand():

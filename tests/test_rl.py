@@ -110,6 +110,26 @@ def test_the_ratio_is_clipped_on_both_sides():
   assert jnp.abs(slope).max() > 0.01
 
 
+def test_tokens_that_ppo_would_clip_can_be_dropped():
+  # The right rollout's tokens became likelier by 1.5, the wrong one's by 0.5.
+  shift = jnp.log(jnp.array([[1.5], [0.5]]))
+  rollout = replace(ROLLOUT, behavior_logp=ROLLOUT.behavior_logp - shift)
+  how = {'policy_loss': 'cispo', 'clip_low': 1.0, 'clip_high': 0.3}
+  right = -1.3 * np.log(0.7 * 0.3) * UNIT / 9
+  wrong = 0.5 * np.log(0.1) * UNIT / 9
+  for drops, want in (
+    ({}, right + wrong),
+    ({'drop_high': 0.4}, wrong),
+    ({'drop_high': 0.6}, right + wrong),
+    ({'drop_low': 0.4}, right),
+    ({'drop_low': 0.6}, right + wrong),
+    ({'drop_low': 0.4, 'drop_high': 0.4}, 0),
+  ):
+    loss, _, slope = by_hand(rollout, **how, **drops)
+    np.testing.assert_allclose(loss, want, rtol=1e-4, atol=1e-7)
+    assert bool(jnp.abs(slope).max() > 1e-3) == bool(want)
+
+
 def test_kl_to_the_reference_by_hand():
   plain, *_ = by_hand()
   loss, metrics, _ = by_hand(ref=REF, kl_coef=0.5)

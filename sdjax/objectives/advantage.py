@@ -9,6 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+STDS = ('population', 'sample')
+"""What the sum of squares is divided by in the spread of a group."""
+
 
 def reinforce(reward_QG: jax.Array) -> jax.Array:
   """The reward itself, without a baseline (R. J. Williams, 1992)."""
@@ -25,20 +28,37 @@ def centred(reward_QG: jax.Array) -> jax.Array:
   return jnp.where(flat_Q1, 0, gap_QG)
 
 
-def group_normalised(reward_QG: jax.Array) -> jax.Array:
-  """(r - mean) / (std + 1e-4) within each question's group.
+def group_normalised(
+  reward_QG: jax.Array, std: str = 'population', epsilon: float = 1e-4
+) -> jax.Array:
+  """(r - mean) / (std + epsilon) within each question's group.
 
-  Source: GRPO (arXiv 2402.03300); population std and the constant as in the
-  single-GPU code base the target paper builds on.
+  Source: GRPO (arXiv 2402.03300), which names neither the divisor of the
+  variance nor the constant: the single-GPU code base that the target paper
+  builds on has `population` and 1e-4, verl `sample` and 1e-6, trl `sample`
+  and 1e-4.
 
   Args:
     reward_QG: float [Q, G].
+    std: the variance divides by G (`population`) or by G - 1 (`sample`). The
+      latter does not exist for a group of one: as in verl the mean is then 0
+      and the deviation 1.
+    epsilon: added to the deviation, > 0.
 
   Returns:
     float32 [Q, G].
+
+  Raises:
+    ValueError: for another std.
   """
+  if std not in STDS:
+    raise ValueError(f'std={std!r} is not one of {STDS}.')
   reward_QG = jnp.asarray(reward_QG, float)  # float64 under x64
-  return centred(reward_QG) / (reward_QG.std(axis=1, keepdims=True) + 1e-4)
+  sample = std == 'sample'
+  if sample and reward_QG.shape[1] == 1:
+    return reward_QG / (1 + epsilon)
+  deviation_Q1 = reward_QG.std(axis=1, keepdims=True, ddof=int(sample))
+  return centred(reward_QG) / (deviation_Q1 + epsilon)
 
 
 def leave_one_out(reward_QG: jax.Array) -> jax.Array:
@@ -152,6 +172,8 @@ def advantage_of(
   correct_QG: jax.Array | None = None,
   set_reward_QGS: jax.Array | None = None,
   pass_k: int = 1,
+  std: str = 'population',
+  std_epsilon: float = 1e-4,
 ) -> jax.Array:
   """Looks an advantage up and computes it.
 
@@ -161,6 +183,8 @@ def advantage_of(
     correct_QG: bool, for `pass_at_k`.
     set_reward_QGS: float, for `rosa`.
     pass_k: k of `pass_at_k`.
+    std: of `grpo`, see `group_normalised`.
+    std_epsilon: likewise.
 
   Returns:
     float32 [Q, G].
@@ -176,6 +200,8 @@ def advantage_of(
   if name == 'rosa':
     assert set_reward_QGS is not None
     return set_max(set_reward_QGS)
+  if name == 'grpo':
+    return group_normalised(reward_QG, std, std_epsilon)
   return ADVANTAGES[name](reward_QG)
 
 

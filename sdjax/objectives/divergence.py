@@ -14,9 +14,13 @@ import jax.numpy as jnp
 NO_CLIP = float('inf')
 
 
-def _kl(logp: jax.Array, other_logp: jax.Array, clip: float) -> jax.Array:
-  """sum_v min(p_v (log p_v - log o_v), clip)."""
-  terms = jnp.exp(logp) * (logp - other_logp)
+def _kl_terms(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
+  """p_v (log p_v - log o_v)."""
+  return jnp.exp(logp) * (logp - other_logp)
+
+
+def _clipped_sum(terms: jax.Array, clip: float) -> jax.Array:
+  """sum_v min(term_v, clip)."""
   return jnp.sum(terms if clip == NO_CLIP else jnp.minimum(terms, clip), -1)
 
 
@@ -35,7 +39,7 @@ def forward_kl(
   Returns:
     [...], nats, >= 0 unless clipped.
   """
-  return _kl(teacher_logp, student_logp, clip)
+  return _clipped_sum(_kl_terms(teacher_logp, student_logp), clip)
 
 
 def reverse_kl(
@@ -54,7 +58,7 @@ def reverse_kl(
   Returns:
     [...], nats, >= 0 unless clipped.
   """
-  return _kl(student_logp, teacher_logp, clip)
+  return _clipped_sum(_kl_terms(student_logp, teacher_logp), clip)
 
 
 def generalised_jsd(
@@ -77,7 +81,11 @@ def generalised_jsd(
     teacher_logp: [..., V], log q.
     alpha: the teacher's share of the mixture, in (0, 1).
     normalised: divide by alpha (1 - alpha) (ours).
-    clip: no term p log(p/m) or q log(q/m) exceeds this many nats.
+    clip: no token of the vocabulary adds more than this many nats to the
+      mixture of the two KLs (before `normalised` divides it), as the codes of
+      OPSD, RLCSD and d-OPSD have it. Where p is above m, q is below it:
+      clipping each KL by itself would cut the positive parts, keep the
+      negative ones, and leave most sums below 0.
 
   Returns:
     [...], nats, >= 0 unless clipped.
@@ -85,9 +93,10 @@ def generalised_jsd(
   mixture_logp = jnp.logaddexp(
     student_logp + jnp.log1p(-alpha), teacher_logp + jnp.log(alpha)
   )
-  value = (1 - alpha) * _kl(student_logp, mixture_logp, clip) + (
-    alpha * _kl(teacher_logp, mixture_logp, clip)
+  terms = (1 - alpha) * _kl_terms(student_logp, mixture_logp) + (
+    alpha * _kl_terms(teacher_logp, mixture_logp)
   )
+  value = _clipped_sum(terms, clip)
   return value / (alpha * (1 - alpha)) if normalised else value
 
 
@@ -109,8 +118,7 @@ def cross_entropy(
 
   Source: DistIL, arXiv 2606.05152.
   """
-  terms = -jnp.exp(teacher_logp) * student_logp
-  return jnp.sum(terms if clip == NO_CLIP else jnp.minimum(terms, clip), -1)
+  return _clipped_sum(-jnp.exp(teacher_logp) * student_logp, clip)
 
 
 def sampled_reverse_kl(

@@ -117,6 +117,31 @@ def sequence_policy_gradient(
   return _surrogate(r, advantage, clip_low, clip_high, dual_clip)
 
 
+def clipped_away(
+  logp: jax.Array,
+  old_logp: jax.Array,
+  advantage: jax.Array,
+  low: jax.Array | float,
+  high: jax.Array | float,
+) -> jax.Array:
+  """Marks the tokens that PPO's clip leaves without a gradient.
+
+  Args:
+    logp: [...], nats.
+    old_logp: [...], nats.
+    advantage: [...].
+    low: lower clip distance; inf for none.
+    high: upper clip distance; likewise.
+
+  Returns:
+    bool [...]: the ratio is above 1 + high and the advantage positive, or
+    below 1 - low and the advantage negative.
+  """
+  r = ratio(logp, old_logp)
+  above = (advantage > 0) & (r > 1 + high)
+  return above | ((advantage < 0) & (r < 1 - low))
+
+
 def clipped_importance(
   logp: jax.Array,
   old_logp: jax.Array,

@@ -53,6 +53,8 @@ def signal_step(
   weight: float = 0.5,
   advantage: str = 'grpo',
   pass_k: int = 4,
+  std: str = 'population',
+  std_epsilon: float = 1e-4,
   pooling: str = 'loss',
   teacher_temperature: float = 1.0,
   anchor: str = 'none',
@@ -61,6 +63,7 @@ def signal_step(
   ratio_clip: float = 0.2,
   entropy_floor: float = 0.0,
   entropy_exponent: float = 1.0,
+  positive_only: bool = False,
   num_contrast: int = 0,
   contrast_temperature: float = 0.02,
   contrast_clip: float = 2.0,
@@ -84,13 +87,18 @@ def signal_step(
     advantage  w A + (1 - w) u                       (SDPO eq. 3)
     debiased   w A + (1 - w) u', u' being u without its liking for one
                strategy over another, see `credit.debiased` (ours)
-    rlsd       A [(1 - w) + w clip(exp(sign(A) u))]  (arXiv 2604.03128)
+    rlsd       A [(1 - w) + w clip(exp(sign(A) u))]  (arXiv 2604.03128); u is
+               the ratio to the weights that sampled, as in SDPG's code, where
+               RLCSD's takes the weights of each update: at the first update
+               of a step they are the same
     antisd     A - w (softplus(u) - log 2) / 2       (2605.11609)
-    rlcsd      A plus a bounded contrast             (2606.11709)
+    rlcsd      A plus a bounded contrast; rollouts that lack a right or a
+               wrong answer to be shown do not count, as in its code
+               (2606.11709)
     loss       w L_rl + (1 - w) L_sd, each its own mean
-    srpo       L_rl for correct rollouts, L_sd for failed ones that have a
-               teacher, in one mean; others do not count (2604.02288)
-    sdpg       L_rl + w L_sd where A > 0             (2606.04036)
+    srpo       L_sd for failed rollouts that have a teacher, L_rl for all
+               others, in one mean (2604.02288 sec. 3.1)
+    sdpg       L_rl + w L_sd, if asked only where A > 0 (2606.04036)
 
   Args:
     apply_fn: the model.
@@ -104,6 +112,8 @@ def signal_step(
     weight: w, where the evidence does not say it.
     advantage: see `rl.signal_step`.
     pass_k: see `rl.signal_step`.
+    std: see `rl.signal_step`.
+    std_epsilon: see `rl.signal_step`.
     pooling: see `sd.loss`.
     teacher_temperature: see `sd.loss`.
     anchor: see `sd.signal_step`.
@@ -116,6 +126,8 @@ def signal_step(
       its arguments.
     entropy_exponent: of `srpo`: a token's distillation weighs
       exp(-this * teacher's entropy), scaled to mean 1 over those tokens.
+    positive_only: of `sdpg`: only rollouts whose advantage is above 0 are
+      distilled.
     num_contrast: of `rlcsd`: how many of the K contexts, the last ones, show
       a WRONG answer.
     contrast_temperature: of `rlcsd`, nats; see `credit.rlcsd`.
@@ -162,6 +174,8 @@ def signal_step(
     evidence,
     advantage=advantage,
     pass_k=pass_k,
+    std=std,
+    std_epsilon=std_epsilon,
     kl_estimator=kl_estimator,
     sampler_clip=sampler_clip,
     recompute=recompute,
@@ -206,9 +220,13 @@ def signal_step(
 
   if rule == 'rlcsd':
     logp_QGTK, _, found_QGTK = tokens()
+    contrast_QGT, both_QGT = _contrast(logp_QGTK, found_QGTK, num_contrast)
+    rewarded = replace(
+      rewarded, sample_mask=rewarded.sample_mask & both_QGT.any(axis=-1)
+    )
     new_QGT, touched_QGT = credit.rlcsd(
       rewarded.advantage,
-      _contrast(logp_QGTK, found_QGTK, num_contrast),
+      contrast_QGT,
       w_Q11,
       temperature=contrast_temperature,
       largest=contrast_clip,
@@ -247,11 +265,11 @@ def signal_step(
       sd_QGT = (1 - w_Q11) * sd_QGT * _ratio(own, both)
       rl_QGT = w_Q11 * rl_QGT
     elif rule == 'sdpg':
-      sd_QGT = w_Q11 * sd_QGT * (rewarded.advantage > 0)
+      sd_QGT = w_Q11 * sd_QGT
+      if positive_only:
+        sd_QGT = sd_QGT * (rewarded.advantage > 0)
     else:
-      correct_QG = jnp.asarray(evidence.correct)
-      failed_QG = ~correct_QG & has_QG
-      samples_QG = samples_QG & (correct_QG | failed_QG)
+      failed_QG = ~jnp.asarray(evidence.correct) & has_QG
       _, entropy_QGTK, found_QGTK = tokens()
       calm_QGT = jnp.exp(
         -entropy_exponent * mean_over_teachers(entropy_QGTK, found_QGTK)
@@ -262,7 +280,7 @@ def signal_step(
       )
       calm_QGT = calm_QGT / jnp.where(mean > 0, mean, 1)
       sd_QGT = jnp.where(failed_QG[..., None], sd_QGT * calm_QGT, 0)
-      rl_QGT = jnp.where(correct_QG[..., None], rl_QGT, 0)
+      rl_QGT = jnp.where(failed_QG[..., None], 0, rl_QGT)
     if rewarded.rl_weight is not None:  # the sampler's correction
       rl_QGT, sd_QGT = (x * rewarded.rl_weight for x in (rl_QGT, sd_QGT))
     signal = replace(
@@ -355,14 +373,14 @@ def _ratio(own: jax.Array, both: jax.Array) -> jax.Array:
 
 def _contrast(
   logp_QGTK: jax.Array, found_QGTK: jax.Array, num_contrast: int
-) -> jax.Array:
-  """The log-ratio of teachers shown right and wrong answers; 0 without."""
+) -> tuple[jax.Array, jax.Array]:
+  """The log-ratio of teachers shown right and wrong answers; who has both."""
   cut = logp_QGTK.shape[-1] - num_contrast
   right, wrong = found_QGTK[..., :cut], found_QGTK[..., cut:]
   liked = mean_over_teachers(logp_QGTK[..., :cut], right)
   mixed = arithmetic_mixture(logp_QGTK[..., cut:, None], wrong)[..., 0]
   both = right.any(axis=-1) & wrong.any(axis=-1)
-  return jnp.where(both, liked - mixed, 0)
+  return jnp.where(both, liked - mixed, 0), both
 
 
 def _weigh_touched(

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.objectives.advantage import advantage_of
-from sdjax.objectives.policy_gradient import POLICY_LOSSES, adaptive_clip
+from sdjax.objectives.policy_gradient import (
+  POLICY_LOSSES,
+  adaptive_clip,
+  clipped_away,
+)
 from sdjax.steps.view import (
   View,
   add_reference_kl,
@@ -40,6 +44,8 @@ def signal_step(
   *,
   advantage: str = 'grpo',
   pass_k: int = 4,
+  std: str = 'population',
+  std_epsilon: float = 1e-4,
   kl_estimator: str = 'k3',
   skip_tokens: int = 0,
   mask_truncated: bool = False,
@@ -61,6 +67,8 @@ def signal_step(
       set rewards.
     advantage: one of `sdjax.objectives.advantage.CHOICES`.
     pass_k: k of `pass_at_k`.
+    std: of `grpo`: `population` or `sample`, see `group_normalised`.
+    std_epsilon: of `grpo`: added to that standard deviation.
     kl_estimator: see `new_signal`; so the following.
     skip_tokens: first tokens of every completion that do not count.
     mask_truncated: rollouts that were cut off do not count; their rewards
@@ -92,7 +100,13 @@ def signal_step(
     chunk=chunk,
   )
   advantage_QG = advantage_of(
-    advantage, evidence.reward, evidence.correct, evidence.set_reward, pass_k
+    advantage,
+    evidence.reward,
+    evidence.correct,
+    evidence.set_reward,
+    pass_k,
+    std,
+    std_epsilon,
   )
   signal = replace(
     signal,
@@ -110,6 +124,8 @@ def token_loss(
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float = 0.0,
+  drop_low: float = 0.0,
+  drop_high: float = 0.0,
 ) -> jax.Array:
   """The policy loss of each token.
 
@@ -121,6 +137,8 @@ def token_loss(
     clip_low: see `loss`.
     clip_high: see `loss`.
     dual_clip: see `loss`.
+    drop_low: see `loss`.
+    drop_high: see `loss`.
 
   Returns:
     float32 [Q, G, T].
@@ -133,15 +151,25 @@ def token_loss(
       f'policy_loss={policy_loss!r} is not one of {sorted(POLICY_LOSSES)}.'
     )
   own = signal.clip_width
+  base_QGT = importance_base(rollout, signal)
   each_QGT = POLICY_LOSSES[policy_loss](
     view.logp,
-    importance_base(rollout, signal),
+    base_QGT,
     signal.advantage,
     clip_low=clip_low if own is None else own,
     clip_high=clip_high if own is None else own,
     dual_clip=dual_clip,
     mask=counted_tokens(rollout, signal),
   )
+  if drop_low or drop_high:
+    dropped_QGT = clipped_away(
+      view.logp,
+      base_QGT,
+      signal.advantage,
+      drop_low or jnp.inf,
+      drop_high or jnp.inf,
+    )
+    each_QGT = jnp.where(dropped_QGT, 0, each_QGT)
   if signal.rl_weight is not None:
     each_QGT = each_QGT * signal.rl_weight
   return each_QGT
@@ -161,6 +189,8 @@ def loss(
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float = 0.0,
+  drop_low: float = 0.0,
+  drop_high: float = 0.0,
   kl_coef: float = 0.0,
   kl_estimator: str = 'k3',
   temperature: float = 1.0,
@@ -181,6 +211,10 @@ def loss(
     clip_low: the ratio is clipped below at 1 - this.
     clip_high: and above at 1 + this.
     dual_clip: see `clipped_policy_gradient`; 0: none.
+    drop_low: tokens that PPO would clip below at 1 - this have no loss, and
+      still count in the mean; 0: none are dropped.
+    drop_high: likewise above at 1 + this. With `cispo` these are ACPO's
+      variant of it.
     kl_coef: weight of the KL to the reference.
     kl_estimator: `k1`, `k2`, `k3` or `full`.
     temperature: divides the logits.
@@ -210,6 +244,8 @@ def loss(
     clip_low=clip_low,
     clip_high=clip_high,
     dual_clip=dual_clip,
+    drop_low=drop_low,
+    drop_high=drop_high,
   )
   gap = jnp.abs(view.logp - importance_base(rollout, signal))
   metrics = {
