@@ -7,9 +7,13 @@ The step functions are pure and take a model as `apply_fn`:
   mix            the same two, with rewards and a teacher together
   update_step    gradient, optimizer, EMA teacher
 
-`load` makes one of a checkpoint, `logits` is its plain forward.
+`load` makes one of a checkpoint, `logits` is its plain forward. Between the
+steps, on the host: `decode_answers` gives the rollouts' texts, `demonstrate`
+makes of correct ones what a teacher is shown.
 """
 
+from sdjax.demonstrations import demonstrate
+from sdjax.grading import decode_answers
 from sdjax.language_model import LanguageModel, load, logits
 from sdjax.models.transformer import (
   Transformer,
@@ -42,6 +46,8 @@ __all__ = [
   'Transformer',
   'TransformerConfig',
   'completion_hidden',
+  'decode_answers',
+  'demonstrate',
   'init_params',
   'length_mask',
   'load',

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.config_check_method import check_template
 from sdjax.config_method import PEER_STRATEGIES
-from sdjax.data.context import encode_context
+from sdjax.data.context import QUESTION, encode_context, opens_thinking
 from sdjax.data.tokenizer import strip_thinking
-from sdjax.grading import Graded
-from sdjax.tasks.base import Question
+from sdjax.grading import Graded, group_size
+from sdjax.tasks.base import Question, Verdict
 from sdjax.types import Evidence, Gathered
 
 
@@ -365,3 +366,78 @@ def _own_texts(
     ],
     bool,
   )
+
+
+def demonstrate(
+  tokenizer: Any,
+  questions: Sequence[str],
+  answers: Sequence[Sequence[str]],
+  correct: Any,
+  template: str,
+  *,
+  max_context: int,
+  strategy: str = 'uniform',
+  count: int = 1,
+  exclude_self: bool = True,
+  exclude_same_text: bool = False,
+  seed: int = 0,
+  step: int = 0,
+  thinking: bool = False,
+) -> Evidence:
+  """Makes the evidence of self-distillation from texts, in one call.
+
+  Args:
+    tokenizer: of the model.
+    questions: Q texts, as they stand in the template.
+    answers: Q lists of G texts, the rollouts; see `decode_answers`.
+    correct: bool [Q, G], or lists, which of them are right.
+    template: the teacher's question; `{question}` and `{demonstration}` are
+      replaced, once each. It has to end as the student's question does.
+    max_context: C, the width of the contexts in tokens; a longer one loses
+      the end of what is shown.
+    strategy: see `choose`; so the following.
+    count: K.
+    exclude_self: whether a rollout is never shown itself.
+    exclude_same_text: nor a peer with its own text.
+    seed: of the draw.
+    step: of training: enters the draw.
+    thinking: what a chat template is told as `enable_thinking`.
+
+  Returns:
+    Host arrays: the contexts, who is scored under which, and `correct`. The
+    number of contexts of a question is a power of 2.
+
+  Raises:
+    ValueError: when shapes do not fit, the template lacks a field or holds it
+      twice, or there is no such strategy.
+  """
+  check_template('template', template, ('{question}', '{demonstration}'))
+  asked = [Question(q, 'train', text, None) for q, text in enumerate(questions)]
+  shape = len(asked), group_size(asked, answers)
+  right_QG = np.asarray(correct, bool)
+  if right_QG.shape != shape:
+    raise ValueError(
+      f'correct has shape {right_QG.shape}; it must be {shape}, one for each '
+      'answer.'
+    )
+  graded = Graded(
+    questions=asked,
+    answers=answers,
+    verdicts=[[Verdict(x, float(x)) for x in row] for row in right_QG.tolist()],
+    length=np.ones(shape, int),
+    finished=np.ones(shape, bool),
+  )
+  return gather(
+    graded,
+    step,
+    tokenizer=tokenizer,
+    templates=Templates(template),
+    max_context=max_context,
+    strategy=strategy,
+    count=count,
+    exclude_self=exclude_self,
+    exclude_same_text=exclude_same_text,
+    seed=seed,
+    thinking=thinking,
+    opened=opens_thinking(tokenizer, QUESTION, thinking),
+  ).evidence

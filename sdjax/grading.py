@@ -40,6 +40,27 @@ class Graded:
     return np.array([[v.reward for v in row] for row in self.verdicts], 'f4')
 
 
+def decode_answers(tokenizer: Any, rollout: Rollout) -> list[list[str]]:
+  """Turns a batch of rollouts into texts.
+
+  Args:
+    tokenizer: of the model that wrote them.
+    rollout: of Q questions, G samples each.
+
+  Returns:
+    Q lists of G texts, without special tokens.
+  """
+  return [
+    [
+      decode_completion(tokenizer, ids_T[:length].tolist())
+      for ids_T, length in zip(ids_GT, length_G, strict=True)
+    ]
+    for ids_GT, length_G in zip(
+      np.asarray(rollout.ids), np.asarray(rollout.length), strict=True
+    )
+  ]
+
+
 def grade(
   task: Task, tokenizer: Any, questions: Sequence[Question], rollout: Rollout
 ) -> Graded:
@@ -54,16 +75,9 @@ def grade(
   Returns:
     The graded answers.
   """
-  answers, verdicts = [], []
-  for question, ids_GT, length_G in zip(
-    questions, rollout.ids, rollout.length, strict=True
-  ):
-    texts = [
-      decode_completion(tokenizer, ids_T[:length].tolist())
-      for ids_T, length in zip(ids_GT, length_G, strict=True)
-    ]
+  answers, verdicts = decode_answers(tokenizer, rollout), []
+  for question, texts in zip(questions, answers, strict=True):
     judged = {text: task.verify(question, text) for text in set(texts)}
-    answers.append(texts)
     verdicts.append([judged[text] for text in texts])
   return Graded(
     questions=questions,

@@ -191,6 +191,13 @@ def test_contexts_are_shared_and_assigned():
     ([['+a', '+b', 'd']], {'given': lambda question: ['+b']}, 1 / 2),
     ([['d', 'd']], {'contrast': 1}, 0),
     ([['+a', '+a', 'd']], {'contrast': 1, 'strategy': 'first'}, 1),
+    # Of a wrong rollout nothing is counted, nor of what is shown as wrong.
+    ([['+a', 'd']], {'given': lambda question: ['d']}, 0),
+    (
+      [['+x</think>a', 'x</think>a']],
+      {'contrast': 1, 'opened': True},
+      0,
+    ),
     # What was thought is no part of the text.
     ([['+x</think>+a', '+y</think>+a']], {'opened': True}, 1),
   ],
@@ -198,6 +205,115 @@ def test_contexts_are_shared_and_assigned():
 def test_the_share_that_is_shown_its_own_text(rows, changes, share):
   out = gather(graded(rows), **changes)
   assert out.metrics['shown_own_text'] == pytest.approx(share)
+
+
+def test_evidence_from_texts_alone():
+  """As `gather` makes it of graded rollouts of the same texts."""
+  rows = [['+a', 'd', '+b', 'd'], ['b', '+c', 'd', 'b']]
+  made = demonstrations.demonstrate(
+    TOKENIZER,
+    ['q', 'd'],
+    rows,
+    np.array([[1, 0, 1, 0], [0, 1, 0, 0]]),
+    '{demonstration} = {question}',
+    max_context=6,
+    strategy='first',
+  )
+  assert made.context_ids.shape == (2, 2, 6)
+  assert made.correct.tolist() == [
+    [True, False, True, False],
+    [False, True, False, False],
+  ]
+  # The first right answer that is not one's own; a lone one has none.
+  assert made.context_mask[..., 0].tolist() == [
+    [True, True, True, True],
+    [True, False, True, True],
+  ]
+  shown = [
+    [
+      TOKENIZER.decode(
+        made.context_ids[q, made.context_index[q, g, 0]], True
+      ).strip()
+      for g in range(4)
+      if made.context_mask[q, g, 0]
+    ]
+    for q in range(2)
+  ]
+  assert shown == [
+    ['+b = q', '+a = q', '+a = q', '+a = q'],
+    ['+c = d'] * 3,
+  ]
+  assert made.reward is None
+
+
+def test_evidence_from_texts_takes_the_options_of_a_run():
+  rows = [['+a', '+a', '+b', '+c', 'd', 'd']] * 3
+  right = [[x != 'd' for x in row] for row in rows]
+
+  def drawn(**options):
+    made = demonstrations.demonstrate(
+      TOKENIZER,
+      ['q'] * 3,
+      rows,
+      right,
+      '{demonstration} = {question}',
+      max_context=6,
+      **options,
+    )
+    ids = made.context_ids[np.arange(3)[:, None, None], made.context_index]
+    return ids * made.context_mask[..., None]
+
+  def same(a, b):
+    return a.shape == b.shape and bool((a == b).all())
+
+  base = drawn()
+  assert same(base, drawn())
+  for options in (
+    {'seed': 1},
+    {'step': 1},
+    {'count': 2},
+    {'strategy': 'first'},
+    {'exclude_self': False},
+    {'exclude_same_text': True},
+  ):
+    assert not same(base, drawn(**options)), options
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'correct': [[True]]}, r'correct has shape \(1, 1\); it must be \(1, 2\)'),
+    ({'answers': [['+a', 'd']] * 2}, '1 questions came with 2 lists'),
+    ({'template': '{question}'}, '{demonstration} exactly once'),
+    ({'strategy': 'best'}, "'best' is not one of uniform"),
+  ],
+)
+def test_texts_that_do_not_fit_are_named(changes, says):
+  given: dict[str, Any] = {
+    'questions': ['q'],
+    'answers': [['+a', 'd']],
+    'correct': [[True, False]],
+    'template': '{demonstration} = {question}',
+    'max_context': 6,
+  }
+  with pytest.raises(ValueError, match=says):
+    demonstrations.demonstrate(TOKENIZER, **(given | changes))
+
+
+def test_a_text_is_read_without_the_thinking_its_context_began():
+  tokenizer = family_tokenizer('r1')  # whose template opens a thinking block
+  made = demonstrations.demonstrate(
+    tokenizer,
+    ['fig ?'],
+    [['so</think>+plum', 'so + it']],
+    [[True, True]],
+    SHOWN,
+    max_context=120,
+  )
+  # The second is nothing but thinking: the first has nothing to be shown.
+  assert made.context_mask[0, :, 0].tolist() == [False, True]
+  text = tokenizer.decode(made.context_ids[0, made.context_index[0, 1, 0]])
+  assert 'One answer: +plum Now' in text
 
 
 def test_nothing_correct_anywhere():

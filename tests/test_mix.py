@@ -116,6 +116,35 @@ def both(
   )
 
 
+@pytest.mark.parametrize(
+  ('module', 'field', 'options'),
+  [
+    (sd, 'sd_weight', {'objective': 'score_weighted'}),
+    (mix, 'advantage', {}),
+  ],
+  ids=['sd', 'mix'],
+)
+def test_without_a_teacher_the_student_teaches(module, field, options):
+  apply_fn, params = bags()
+  prompts, rollout = sampled()
+
+  def signal(teacher):
+    made = module.signal_step(
+      apply_fn,
+      params,
+      teacher,
+      None,
+      prompts,
+      rollout,
+      evidence_of(),
+      **options,
+    )
+    return getattr(made, field)
+
+  np.testing.assert_allclose(signal(None), signal(params), rtol=1e-6)
+  assert not np.allclose(signal(None), signal(bags(seed=1)[1]), atol=1e-3)
+
+
 def run(*args, **kw):
   """Loss and gradient of a step."""
   return both(*args, **kw)[1]

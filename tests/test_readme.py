@@ -1,8 +1,10 @@
 """The README's code is run as it stands."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +22,60 @@ README = (Path(__file__).parents[1] / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)
 
 
-def test_the_research_example_runs_and_learns_its_reward():
-  names = {}
-  exec(BLOCKS[0], names)  # noqa: S102
-  assert names['metrics']['grad_norm'] > 0
-  moved = jax.tree.map(
-    lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()),
-    names['lm'].params,
-    names['state'].params,
-  )
-  assert all(jax.tree.leaves(moved))
+def test_the_research_example_learns_from_peers_and_from_rewards(capsys):
+  code = BLOCKS[0]
+  assert len([x for x in code.splitlines() if x.strip()]) <= 30
+  names: dict[str, Any] = {}
+  exec(code, names)  # noqa: S102
+  said = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+  assert said == ['sdjax.steps.sd', 'sdjax.steps.rl']
+
+  def after(line, evidence, teacher=None):
+    """The example's update by one of its methods, written out."""
+    lm, batch = names['lm'], (names['prompts'], names['rollout'])
+    signal = line.signal_step(
+      lm.apply_fn, lm.params, teacher, None, *batch, evidence
+    )
+    return sdjax.update_step(
+      names['start'],
+      teacher,
+      None,
+      *batch,
+      signal,
+      loss_fn=functools.partial(line.loss, lm.apply_fn),
+      optimizer=names['optimizer'],
+    )
+
+  # The example ends with RL; without what a teacher is shown nothing changes.
+  correct = np.asarray(names['correct'], np.float32)
+  assert 0 < correct.mean() < 1
+  state, metrics = after(sdjax.rl, sdjax.Evidence(reward=correct))
+  assert metrics['grad_norm'] > 0
+  assert all(jax.tree.leaves(jax.tree.map(close, state, names['state'])))
+  # Self-distillation needs no reward, and its teacher is the student.
+  evidence = names['evidence'].replace(reward=None)
+  taught, metrics = after(sdjax.sd, evidence)
+  again, _ = after(sdjax.sd, evidence, names['lm'].params)
+  assert metrics['divergence'] > 0 and metrics['grad_norm'] > 0
+  assert all(jax.tree.leaves(jax.tree.map(close, taught, again)))
+  for learned in (state, taught):
+    moved = jax.tree.map(
+      lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()),
+      names['lm'].params,
+      learned.params,
+    )
+    assert all(jax.tree.leaves(moved))
+  # What a teacher was shown: a right answer, then the question.
+  shown = np.asarray(evidence.context_ids[0, 0])[
+    -evidence.context_length[0, 0] :
+  ]
+  text = names['lm'].tokenizer.decode(shown)
+  assert text.partition(' = ')[0] in names['right']
+  assert text.partition(' = ')[2] == names['question']
+
+
+def close(a, b):
+  return np.allclose(a, b, atol=1e-5)
 
 
 def test_a_method_of_ones_own_runs(monkeypatch, tmp_path):

@@ -43,7 +43,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 def signal_step(
   apply_fn: ApplyFn,
   params: Params,
-  teacher_params: Params,
+  teacher_params: Params | None,
   ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,
@@ -103,7 +103,7 @@ def signal_step(
   Args:
     apply_fn: the model.
     params: the weights that sampled the rollout.
-    teacher_params: the teacher's weights.
+    teacher_params: see `sd.signal_step`.
     ref_params: the reference's weights, or None without a use for them.
     prompts: the student's contexts.
     rollout: what was sampled.
@@ -161,6 +161,8 @@ def signal_step(
       "rule='debiased' needs evidence.strategy, int32 [Q, G]: which strategy "
       'each correct rollout takes, -1 for the others.'
     )
+  if teacher_params is None:
+    teacher_params = params
   masks = {'skip_tokens': skip_tokens, 'mask_truncated': mask_truncated}
   view = {'temperature': temperature, 'chunk': chunk}
   # The reference and the old weights are looked at once, for both.

@@ -36,7 +36,7 @@ from sdjax.types import (
 def signal_step(
   apply_fn: ApplyFn,
   params: Params,
-  teacher_params: Params,
+  teacher_params: Params | None,
   ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,

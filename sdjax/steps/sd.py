@@ -43,7 +43,7 @@ SCORE_WEIGHTED = 'score_weighted'
 def signal_step(
   apply_fn: ApplyFn,
   params: Params,
-  teacher_params: Params,
+  teacher_params: Params | None,
   ref_params: Params | None,
   prompts: Prompts,
   rollout: Rollout,
@@ -72,7 +72,8 @@ def signal_step(
   Args:
     apply_fn: the model.
     params: the weights that sampled the rollout.
-    teacher_params: the teacher's weights.
+    teacher_params: the teacher's weights; None: the student's own, `params`.
+      Where the training state holds an average, that is what to pass.
     ref_params: the reference's weights, or None without a use for them.
     prompts: the student's contexts.
     rollout: what is scored.
@@ -104,6 +105,8 @@ def signal_step(
   Raises:
     ValueError: for an anchor without a reference, or an unknown one.
   """
+  if teacher_params is None:
+    teacher_params = params
   signal = new_signal(
     apply_fn,
     params,
