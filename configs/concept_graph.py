@@ -20,6 +20,9 @@ SDPO's is 0.05 (arXiv 2606.26091 states none), with which this small model
 loses its accuracy before step 100; chosen on dev questions.
 """
 
+SLOW = 0.003
+"""The same for runs of 300 steps; chosen on dev questions."""
+
 PAPER_KL = c.Loss(kl_coef=0.001, kl_estimator='k3')
 """The KL to the start that arXiv 2606.26091 has in every graph model.
 
@@ -62,6 +65,18 @@ METHODS: dict[str, c.Config] = {
   # Rewards beside it.
   'lambda_diversity': c.Config(
     method=c.Mix(weight=0.9, sd=sd(), rl=c.PolicyGradient(diversity_weight=0.5))
+  ),
+  # Twice as long; a teacher that is an average moves more slowly.
+  'sd_long': c.Config(
+    method=c.SelfDistillation(ema_rate=SLOW), train=c.Train(num_steps=300)
+  ),
+  'rl_diversity_long': c.Config(
+    method=c.PolicyGradient(diversity_weight=0.5), train=c.Train(num_steps=300)
+  ),
+  'balanced_rl_long': replace(
+    presets.apply(c.Config(), 'balanced_rl'),
+    method__sd__ema_rate=SLOW,
+    train__num_steps=300,
   ),
 }
 # ---------------------------------------------------------------------------

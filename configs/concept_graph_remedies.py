@@ -3,7 +3,7 @@
   python -m sdjax.main --config=configs/concept_graph_remedies.py:balanced \
     --workdir=runs/balanced
 
-The part after the colon is one of NAMES. Each is the config of that name in
+The part after the colon is one of NAMES or LONGER. Each is the config of that name in
 `configs/concept_graph.py`, evaluated less often while it trains; its result
 is the same. `launch/remedies.py` runs them all.
 """
@@ -46,6 +46,11 @@ NAMES = (
   'balanced_rl',
 )
 
+"""What `launch/remedies.py` trains."""
+
+LONGER = ('sd_long', 'rl_diversity_long', 'balanced_rl_long')
+"""Twice as many steps; `launch/remedies.py --only=...` trains them."""
+
 
 def _twins() -> ModuleType:
   """The config file beside this one; `configs` is no package."""
@@ -59,10 +64,10 @@ def _twins() -> ModuleType:
 
 def get_config(name: str):
   """Returns the config of one method, as a `ConfigDict`."""
-  if name not in NAMES:
+  if name not in NAMES + LONGER:
     raise c.ConfigError(
       f'configs/concept_graph_remedies.py:{name} does not exist; choose one '
-      f'of {", ".join(NAMES)}.'
+      f'of {", ".join(NAMES + LONGER)}.'
     )
   config = _twins().get_config(name)
   config.train.eval_every = 75

@@ -6,8 +6,10 @@ trains the shipped model by every method of `configs/concept_graph_remedies.py`
 with three seeds, and writes a report that ranks them by accuracy and variety.
 A run that is complete is not repeated, an interrupted one goes on, one of
 another method is refused; a run that fails does not stop the others, and is
-named at the end. `--only=NAME,NAME` and `--seeds=0` do a part;
-`--workers=2` runs two at once.
+named at the end. `--only=NAME,NAME` and `--seeds=0` do a part, and
+`--only=sd_long,rl_diversity_long,balanced_rl_long` twice as many steps;
+`--workers=2` runs two at once. `launch/temperature.py` samples what was
+trained at another temperature.
 """
 
 import argparse
@@ -39,6 +41,11 @@ def _configs() -> ModuleType:
 def names() -> list[str]:
   """Returns the methods of the config file, in its order."""
   return list(_configs().NAMES)
+
+
+def longer() -> list[str]:
+  """Returns those that `--only` can ask for besides."""
+  return list(_configs().LONGER)
 
 
 def changes(seed: int, steps: int | None) -> dict[str, int]:
@@ -93,8 +100,11 @@ def main() -> int:
   parser.add_argument('--workers', type=int, default=1, help='runs at once')
   options = parser.parse_args()
   chosen = list(dict.fromkeys(options.only.split(',')))
-  if unknown := set(chosen) - set(known):
-    parser.error(f'no method is named {unknown}; choose of {", ".join(known)}.')
+  allowed = known + longer()
+  if unknown := set(chosen) - set(allowed):
+    parser.error(
+      f'no method is named {unknown}; choose of {", ".join(allowed)}.'
+    )
   runs = [
     (options.out / f'{name}_s{seed}', name, int(seed))
     for seed in dict.fromkeys(options.seeds.split(','))
