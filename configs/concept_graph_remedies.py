@@ -3,9 +3,9 @@
   python -m sdjax.main --config=configs/concept_graph_remedies.py:balanced \
     --workdir=runs/balanced
 
-The part after the colon is one of NAMES or LONGER. Each is the config of that name in
-`configs/concept_graph.py`, evaluated less often while it trains; its result
-is the same. `launch/remedies.py` runs them all.
+The part after the colon is one of NAMES or LONGER. Each is the config of that
+name in `configs/concept_graph.py`, evaluated less often while it trains; its
+result is the same. `launch/remedies.py` runs them all.
 """
 
 import importlib.util
