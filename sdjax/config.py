@@ -283,7 +283,8 @@ class Eval:
     during: evaluation splits every `train.eval_every` steps.
     num_questions: questions of each split.
     num_samples: n, samples a question; pass@k for k = 1, 2, 4 ... n.
-    batch_questions: questions sampled at once.
+    batch_questions: questions sampled at once; what is sampled does not
+      depend on it.
     max_context: widest context in tokens.
     max_new_tokens: where a sample is cut off.
     temperature: of the samples.

@@ -249,11 +249,6 @@ def _validate_rollout(config: Config, rollout: Rollout) -> None:
       f'loss.skip_tokens={config.loss.skip_tokens} leaves no token of '
       f'rollout.max_new_tokens={rollout.max_new_tokens}.'
     )
-  if config.eval.num_questions % config.eval.batch_questions:
-    raise ConfigError(
-      f'eval.batch_questions={config.eval.batch_questions} must divide '
-      f'eval.num_questions={config.eval.num_questions}.'
-    )
 
 
 def flatten(values: Mapping[str, Any], path: str = '') -> dict[str, Any]:

@@ -156,7 +156,7 @@ class CreditMap:
 
     Args:
       batch: the step's.
-      step: updates made before it was sampled.
+      step: the step, counted from 1.
 
     Yields:
       One record a rollout of the most telling questions; `log_ratio` is None
@@ -169,7 +169,7 @@ class CreditMap:
     rows = telling(graded.correct)[: -(-number // data) * data]
     gathered = batch.gathered
     if gathered.evidence.context_ids is None:
-      gathered = self._gather()(graded, step)
+      gathered = self._gather()(graded, step - 1)
     evidence = self._evidence(gathered.evidence, graded, rows)
     student = trainer.student()
     log_ratio_QGT, advantage_QG = jax.device_get(

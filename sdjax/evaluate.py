@@ -58,6 +58,23 @@ def metric_names(num_samples: int) -> list[str]:
   return list(flat)
 
 
+def full_batches(number: int, size: int) -> list[list[int]]:
+  """Parts places into batches of one size.
+
+  Args:
+    number: places there are, at least 1.
+    size: of a batch.
+
+  Returns:
+    0, 1 .. number - 1, and after them as many of the first again as the last
+    batch lacks.
+  """
+  return [
+    [place % number for place in range(start, start + size)]
+    for start in range(0, number, size)
+  ]
+
+
 def check_keep_best(config: config_lib.Config) -> None:
   """Checks that `train.keep_best`, if set, names a metric that there is.
 
@@ -75,6 +92,27 @@ def check_keep_best(config: config_lib.Config) -> None:
       f'train.keep_best={option!r} names the metric {metric!r}, which is not '
       f'one of {", ".join(known)}{nearest(metric, known)}.'
     )
+
+
+def sample_set(graded: Graded, stats: dict[str, Any]) -> SampleSet:
+  """Puts judged answers and what was measured of them together.
+
+  Args:
+    graded: Q questions, n answers each.
+    stats: `length`, `entropy_sum` and `finished`, [Q, n].
+
+  Returns:
+    What `summarize` takes.
+  """
+  return SampleSet(
+    correct=graded.correct,
+    concepts=[[v.concepts for v in row] for row in graded.verdicts],
+    solutions=[[v.solution for v in row] for row in graded.verdicts],
+    reason=[[v.reason for v in row] for row in graded.verdicts],
+    entropy_sum=stats['entropy_sum'],
+    length=stats['length'],
+    flags={'finished': stats['finished']},
+  )
 
 
 class Evaluator:
@@ -129,6 +167,10 @@ class Evaluator:
   def batches(self, name: str) -> Iterator[tuple[Prompts, list[Question]]]:
     """Yields a set's questions, with the contexts they are asked in.
 
+    All batches are of one size, that one program samples them all on any
+    number of devices: the last is filled up with the first questions again.
+    Whoever joins the batches keeps the first `eval.num_questions`.
+
     Args:
       name: the set.
 
@@ -137,9 +179,8 @@ class Evaluator:
     """
     options = self.config.eval
     source = self.task.questions(name)
-    for start in range(0, options.num_questions, options.batch_questions):
-      stop = start + options.batch_questions
-      questions = [source[i] for i in range(start, stop)]
+    for places in full_batches(options.num_questions, options.batch_questions):
+      questions = [source[i] for i in places]
       prompts = encode_prompts(
         self.model.tokenizer,
         [q.text for q in questions],
@@ -160,21 +201,37 @@ class Evaluator:
     Returns:
       The graded answers, and `length`, `entropy_sum` and `finished`, [Q, n].
     """
-    parts: list[Graded] = []
-    stats: dict[str, list[np.ndarray]] = {}
-    for prompts, questions in self.batches(name):
-      graded, part = self.sample_prompts(params, prompts, questions, name)
-      parts.append(graded)
-      for field, values in part.items():
-        stats.setdefault(field, []).append(values)
-    graded = Graded(
-      questions=[q for part in parts for q in part.questions],
-      answers=[a for part in parts for a in part.answers],
-      verdicts=[v for part in parts for v in part.verdicts],
-      length=np.concatenate([part.length for part in parts]),
-      finished=np.concatenate([part.finished for part in parts]),
+    return self.join(
+      [
+        self.sample_prompts(params, prompts, questions, name)
+        for prompts, questions in self.batches(name)
+      ]
     )
-    return graded, {k: np.concatenate(v) for k, v in stats.items()}
+
+  def join(
+    self, parts: Sequence[tuple[Graded, dict[str, Any]]]
+  ) -> tuple[Graded, dict[str, Any]]:
+    """Puts the batches of a set together, without what filled up the last.
+
+    Args:
+      parts: of each of `batches`, as `sample` returns them.
+
+    Returns:
+      As `sample`.
+    """
+    num_q = self.config.eval.num_questions
+    every = [graded for graded, _ in parts]
+    graded = Graded(
+      questions=[q for one in every for q in one.questions][:num_q],
+      answers=[a for one in every for a in one.answers][:num_q],
+      verdicts=[v for one in every for v in one.verdicts][:num_q],
+      length=np.concatenate([one.length for one in every])[:num_q],
+      finished=np.concatenate([one.finished for one in every])[:num_q],
+    )
+    return graded, {
+      name: np.concatenate([stats[name] for _, stats in parts])[:num_q]
+      for name in parts[0][1]
+    }
 
   def sample_prompts(
     self,
@@ -194,7 +251,20 @@ class Evaluator:
     Returns:
       As `sample`.
     """
-    rollout = self.rollout(params, prompts, name)
+    return self.judge(self.rollout(params, prompts, name), questions)
+
+  def judge(
+    self, rollout: Rollout, questions: Sequence[Question]
+  ) -> tuple[Graded, dict[str, Any]]:
+    """Judges what was sampled.
+
+    Args:
+      rollout: host arrays.
+      questions: what it answers.
+
+    Returns:
+      As `sample`.
+    """
     graded = grade(self.task, self.model.tokenizer, questions, rollout)
     return graded, {
       'length': rollout.length,
@@ -241,17 +311,7 @@ class Evaluator:
       graded, stats = self.sample(params, name)
       if keep:
         keep(name, graded)
-      numbers, questions[name] = summarize(
-        SampleSet(
-          correct=graded.correct,
-          concepts=[[v.concepts for v in row] for row in graded.verdicts],
-          solutions=[[v.solution for v in row] for row in graded.verdicts],
-          reason=[[v.reason for v in row] for row in graded.verdicts],
-          entropy_sum=stats['entropy_sum'],
-          length=stats['length'],
-          flags={'finished': stats['finished']},
-        )
-      )
+      numbers, questions[name] = summarize(sample_set(graded, stats))
       flat |= {f'{name}/{metric}': v for metric, v in numbers.items()}
     return flat, questions
 

@@ -27,11 +27,16 @@ answers each method leads to, and so its pass@k and its variety:
   0.83, `sd` 0.60 (`launch/forecast_bases.py`). On the shipped base the other
   two are nearer in size.
 * Truncation of the sampler (top-k, top-p, min-p) is left out.
+* `sampled` are the counts of the samples that the forecast is made from: with
+  one seed and the same options of `eval` those of `base` in the run's
+  `eval.json`, to the last digit. `base` is not: it takes the same answers by
+  their probabilities instead of by how often they came.
 
 Source: arXiv 2606.26091, Props. 1 and 2 and Remark 1; the rest is ours.
 """
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,9 +49,9 @@ from sdjax import config_dict, forecast_report
 from sdjax.data.context import check_thinking, encode_context, opens_thinking
 from sdjax.data.tokenizer import strip_thinking
 from sdjax.demonstrations import Shown, context_buckets
-from sdjax.evaluate import Evaluator
+from sdjax.eval import diversity
+from sdjax.evaluate import Evaluator, sample_set
 from sdjax.forecast_summary import Answers, collect, summarize
-from sdjax.grading import grade
 from sdjax.language_model import LanguageModel, load_from_config
 from sdjax.methods import check_example, teacher_templates
 from sdjax.metrics import write_json_atomic
@@ -150,20 +155,24 @@ class Forecaster:
       )
     )
 
-  def measure(self, name: str) -> tuple[list[Answers], list[dict[str, Any]]]:
+  def measure(
+    self, name: str
+  ) -> tuple[list[Answers], list[dict[str, Any]], dict[str, float]]:
     """Samples one set and scores what is found.
 
     Args:
       name: the set.
 
     Returns:
-      The answers to each question, and of each question `logp` [Y] and
-      `logp_given` [Y, C], nats, not renormalised.
+      The answers to each question; of each question `logp` [Y] and
+      `logp_given` [Y, C], nats, not renormalised; and what an evaluation
+      makes of the samples.
     """
-    answers, scores = [], []
+    answers, scores, judged = [], [], []
     for prompts, questions in self.evaluator.batches(name):
       rollout = self.evaluator.rollout(self.model.params, prompts, name)
-      graded = grade(self.task, self.model.tokenizer, questions, rollout)
+      graded, stats = self.evaluator.judge(rollout, questions)
+      judged.append((graded, stats))
       batch = []
       for q, question in enumerate(questions):
         ids = [
@@ -175,7 +184,10 @@ class Forecaster:
         )
       answers += batch
       scores += self._score_batch(prompts, batch)
-    return answers, scores
+    counted, _ = diversity.summarize(sample_set(*self.evaluator.join(judged)))
+    # What filled up the last batch is left out.
+    num_q = self.config.eval.num_questions
+    return answers[:num_q], scores[:num_q], counted
 
   def _score_batch(
     self, prompts: Prompts, batch: Sequence[Answers]
@@ -247,10 +259,16 @@ def forecast(config: config_lib.Config, path: str) -> None:
   forecaster = Forecaster(config, model, make_task(config.task), mesh)
   flat: dict[str, float] = {}
   for name in config.eval.sets:
-    numbers = summarize(*forecaster.measure(name), config)
+    *found, counted = forecaster.measure(name)
+    numbers = summarize(*found, config)
     flat |= {f'{name}/{metric}': value for metric, value in numbers.items()}
+    flat |= {f'{name}/sampled/{k}': value for k, value in counted.items()}
   text = forecast_report.table(flat)
   options = config_dict.to_json(config)
+  own = json.loads((workdir.path / 'config.json').read_text())
+  said = forecast_report.agreement(
+    flat, workdir.read_eval(), options['eval'], own['eval']
+  )
   write_json_atomic(workdir.path / 'forecast_config.json', options)
   write_json_atomic(workdir.path / 'forecast.json', flat)
   (workdir.path / 'forecast.md').write_text(text + '\n', encoding='utf-8')
@@ -258,4 +276,4 @@ def forecast(config: config_lib.Config, path: str) -> None:
   picture.parent.mkdir(exist_ok=True)
   picture.write_bytes(forecast_report.figure(flat))
   workdir.close()
-  print(f'{text}\n\nWritten to {workdir.path}.')
+  print(f'{text}\n\n{said}Written to {workdir.path}.')

@@ -1,6 +1,7 @@
 """The table and the picture of a forecast."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from sdjax import plots
 
@@ -13,9 +14,15 @@ LAWS = {
 }
 """Laws in the order they are shown, and what they are called."""
 
+SAMPLED = {'distinct_solutions': 'distinct_paths'}
+"""What an evaluation calls differently than a forecast."""
+
 DEFINITIONS = (
   'Forecast from the base model alone, over the answers it was found to give, '
   'with 95% bootstrap intervals over questions.',
+  '`base, as sampled`: what an evaluation counts in the samples that the '
+  'answers were found in. `base`: the same answers by their probabilities, '
+  'scaled to sum to 1; the two differ by chance, and where mass is below 1.',
   '`rl`: the KL-RL optimum. `sd, one step`: the self-distillation optimum with '
   "the base's demonstrations. `sd, teacher fixed`: demonstrations follow the "
   "student. `sd`: the teacher follows too, as the run's does.",
@@ -69,6 +76,11 @@ def table(flat: Mapping[str, float]) -> str:
       f'| | {" | ".join(columns.values())} |',
       f'|---|{"--:|" * len(columns)}',
     ]
+    counted = [
+      _cell(flat, f'{name}/sampled/{SAMPLED.get(metric, metric)}')
+      for metric in columns
+    ]
+    lines.append(f'| base, as sampled | {" | ".join(counted)} |')
     for law, label in LAWS.items():
       cells = [_cell(flat, f'{name}/{law}/{metric}') for metric in columns]
       lines.append(f'| {label} | {" | ".join(cells)} |')
@@ -81,6 +93,52 @@ def table(flat: Mapping[str, float]) -> str:
     ]
     parts.append('\n'.join(lines))
   return '\n\n'.join([*parts, *DEFINITIONS])
+
+
+def agreement(
+  flat: Mapping[str, float],
+  evals: Mapping[str, float],
+  options: Mapping[str, Any],
+  own: Mapping[str, Any],
+) -> str:
+  """Says whether a forecast and a run's evaluation saw the same samples.
+
+  Args:
+    flat: the content of `forecast.json`.
+    evals: of `eval.json`; empty without one.
+    options: the section `eval` of the forecast's config.
+    own: that of the run's.
+
+  Returns:
+    A line, or nothing when there is no number to compare.
+  """
+  pairs = {
+    f'{name}/pass@1': (
+      flat[f'{name}/sampled/pass@1'],
+      evals[f'base/{name}/pass@1'],
+    )
+    for name in sets_of(flat)
+    if f'base/{name}/pass@1' in evals
+  }
+  other = {at: pair for at, pair in pairs.items() if pair[0] != pair[1]}
+  if not pairs:
+    return ''
+  if not other:
+    return 'The base, as sampled, is that of eval.json.\n'
+  at, (here, there) = next(iter(other.items()))
+  differs = [
+    f'eval.{name}={options[name]!r}, {own[name]!r} there'
+    for name in options
+    if name in own and options[name] != own[name]
+  ]
+  reason = '; '.join(differs) or (
+    'the options agree, so one of the two was sampled with other arithmetic, '
+    'weights or software'
+  )
+  return (
+    f"The base, as sampled, is not that of eval.json ({at}: {here:.4g} here, "
+    f'{there:.4g} there): {reason}.\n'
+  )
 
 
 def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
@@ -158,5 +216,7 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
 def _cell(flat: Mapping[str, float], key: str) -> str:
   if key not in flat:
     return '-'
+  if f'{key}/low' not in flat:
+    return f'{flat[key]:.2f}'
   low, high = flat[f'{key}/low'], flat[f'{key}/high']
   return f'{flat[key]:.2f} [{low:.2f}, {high:.2f}]'

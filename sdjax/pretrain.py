@@ -21,7 +21,7 @@ from sdjax.checkpoint import Checkpoints
 from sdjax.data.context import encode_context
 from sdjax.data.prompts import encode_prompts, pad_contexts
 from sdjax.data.tokenizer import word_tokenizer
-from sdjax.evaluate import Evaluator
+from sdjax.evaluate import Evaluator, full_batches
 from sdjax.language_model import LanguageModel
 from sdjax.metrics import Progress, write_json_atomic
 from sdjax.models import hf
@@ -178,10 +178,9 @@ def demonstration_use(
   num_questions = min(num_questions, options.num_questions)
   counts: dict[str, list[float]] = {'correct': []}
   for route in (0, -1):
-    for start in range(0, num_questions, options.batch_questions):
-      questions = [
-        source[i] for i in range(start, start + options.batch_questions)
-      ]
+    found: dict[str, list[float]] = {'correct': [], 'copied': []}
+    for places in full_batches(num_questions, options.batch_questions):
+      questions = [source[i] for i in places]
       shown = [target_routes(q)[route] for q in questions]
       contexts = [
         encode_context(
@@ -197,11 +196,14 @@ def demonstration_use(
       graded, _ = evaluator.sample_prompts(
         params, prompts, questions, 'demonstration'
       )
-      counts['correct'] += graded.correct.mean(axis=1).tolist()
-      name = {0: 'easy', -1: 'other'}[route]
-      for text, answers in zip(shown, graded.answers, strict=True):
-        copied = float(np.mean([a == text for a in answers]))
-        counts.setdefault(f'copied_{name}', []).append(copied)
+      found['correct'] += graded.correct.mean(axis=1).tolist()
+      found['copied'] += [
+        float(np.mean([a == text for a in answers]))
+        for text, answers in zip(shown, graded.answers, strict=True)
+      ]
+    name = {0: 'easy', -1: 'other'}[route]
+    counts['correct'] += found['correct'][:num_questions]
+    counts[f'copied_{name}'] = found['copied'][:num_questions]
   return {f'demonstration/{k}': float(np.mean(v)) for k, v in counts.items()}
 
 

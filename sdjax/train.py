@@ -2,6 +2,11 @@
 
 The loop reads as the data flows; everything it calls on a device is a pure
 function from `sdjax.steps`.
+
+Steps are counted from 1 in all logs. Step n of `rollouts.jsonl`, of
+`credit.jsonl` and of `train/` in `metrics.jsonl` are the same rollouts, sampled
+by the weights of n - 1 steps; `eval/` at n is of the weights after it, and the
+model before training is at 0.
 """
 
 import functools
@@ -39,7 +44,7 @@ def records(
   Args:
     graded: the graded rollouts.
     gathered: their demonstrations.
-    step: updates made before they were sampled.
+    step: in which they were sampled, counted from 1, as `metrics.jsonl` does.
     num_questions: how many questions of the batch to log.
 
   Yields:
@@ -114,8 +119,8 @@ def train(
     questions.set_state(extra['data'])
     workdir.rewind(extra['log'])
     progress.note(f'resuming after step {start} of {total}')
-  credited = {0, total - 1} if config.train.credit_questions else set()
-  workdir.rewind_credit([step for step in credited if step < start])
+  credited = {1, total} if config.train.credit_questions else set()
+  workdir.rewind_credit([step for step in credited if step <= start])
   if best:
     best.rewind(start)
   watch = follow(config, workdir, progress)
@@ -140,13 +145,15 @@ def train(
       next(questions),
       done,
       lambda: next(questions),
-      functools.partial(keep_credit, done) if done in credited else None,
+      functools.partial(keep_credit, done + 1)
+      if done + 1 in credited
+      else None,
     )
+    done += 1
     for record in records(
       graded, gathered, done, config.train.logged_questions
     ):
       workdir.rollouts.append(record)
-    done += 1
     record = workdir.metrics.write(
       done,
       {f'train/{name}': value for name, value in metrics.items()}

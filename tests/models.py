@@ -134,7 +134,9 @@ def bags(size: int = VOCAB, seed: int = 0) -> tuple[Callable[..., Any], Any]:
     `apply_fn` and its weights, [2 V, V].
   """
 
-  def apply_fn(params, x, *, method, prefix=None, pad_QG=None) -> Any:
+  def apply_fn(
+    params, x, *, method, prefix=None, suffix=None, pad_QG=None
+  ) -> Any:
     if method == 'head':
       return x @ params
     one = jax.nn.one_hot(x, size)
@@ -149,6 +151,9 @@ def bags(size: int = VOCAB, seed: int = 0) -> tuple[Callable[..., Any], Any]:
         index = jnp.zeros(x.shape[:2], int)
       bag = jnp.take_along_axis(bag, index[..., None, None], axis=1)
       kv = prefix.kv
+      if suffix is not None:
+        # Of the new tokens, by their shape alone: only the last one counts.
+        kv = KV(k=one[None, ..., None], v=one[None, ..., None])
     out = jnp.broadcast_to(bag, one.shape)
     return jnp.concatenate([one, out], axis=-1), kv
 

@@ -85,7 +85,6 @@ def broken(path, value, variant='sd'):
     ('rollout.context_buckets', (28, 12), 'rising'),
     ('rollout.top_p', 0.0, 'top_p'),
     ('train.micro_batches', 3, 'micro_batches=3 must divide'),
-    ('eval.batch_questions', 7, 'batch_questions=7 must divide'),
     ('model', 'qwen', 'model.*must be a section'),
   ],
 )

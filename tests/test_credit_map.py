@@ -146,7 +146,7 @@ def test_a_run_of_any_method_writes_what_a_direct_computation_says(
 ):
   train_lib.train(small(method, cache, train__num_steps=2), str(tmp_path))
   records = credit(tmp_path)
-  assert [r['step'] for r in records] == [0] * 8 + [1] * 8
+  assert [r['step'] for r in records] == [1] * 8 + [2] * 8
   assert [r['sample'] for r in records] == [0, 1, 2, 3] * 4
   rollouts = {
     (r['step'], r['question_id'], r['sample']): r
@@ -164,7 +164,7 @@ def test_a_run_of_any_method_writes_what_a_direct_computation_says(
       assert record['demonstration'] == '\n'.join(logged['demonstrations'])
     assert 'WRONG' not in record['demonstration']
     assert (record['log_ratio'] is None) == (not record['demonstration'])
-    if record['log_ratio'] is None or record['step']:
+    if record['log_ratio'] is None or record['step'] > 1:
       continue
     # At the first step teacher and student are the model the run began with.
     ids = lm.tokenizer.encode(text)
@@ -198,7 +198,7 @@ def test_a_run_broken_and_prolonged_writes_the_same(
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   train_lib.train(config, str(whole))
   train_lib.train(replace(config, train__num_steps=2), str(parts))
-  assert {r['step'] for r in credit(parts)} == {0, 1}
+  assert {r['step'] for r in credit(parts)} == {1, 2}
 
   class Killed(Exception):
     pass
@@ -212,7 +212,7 @@ def test_a_run_broken_and_prolonged_writes_the_same(
     with pytest.raises(Killed):
       train_lib.train(config, str(parts))
   # The last step is logged, but its checkpoint was never written.
-  assert {r['step'] for r in credit(parts)} == {0, 3}
+  assert {r['step'] for r in credit(parts)} == {1, 4}
   train_lib.train(config, str(parts))
   files = [folder / 'credit.jsonl' for folder in (whole, parts)]
   assert files[0].read_bytes() == files[1].read_bytes() != b''
@@ -228,12 +228,12 @@ def test_none_is_written_when_none_is_asked_for(cache, tmp_path):
 
 def test_the_log_goes_back_to_some_steps(cache, tmp_path):
   workdir = Workdir(str(tmp_path), small('rl', cache))
-  for step in (0, 0, 3):
+  for step in (1, 1, 4):
     workdir.credit.append({'step': step})
-  workdir.rewind_credit([0, 3])
-  assert credit(tmp_path) == [{'step': 0}, {'step': 0}, {'step': 3}]
-  workdir.rewind_credit([0])
-  assert credit(tmp_path) == [{'step': 0}, {'step': 0}]
+  workdir.rewind_credit([1, 4])
+  assert credit(tmp_path) == [{'step': 1}, {'step': 1}, {'step': 4}]
+  workdir.rewind_credit([1])
+  assert credit(tmp_path) == [{'step': 1}, {'step': 1}]
   workdir.rewind_credit([])
   assert credit(tmp_path) == []
   workdir.close()

@@ -17,6 +17,7 @@ from sdjax import (
   forecast_summary,
   main,
   theory,
+  trainer,
 )
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.eval import law as law_lib
@@ -33,9 +34,9 @@ SMALL = c.Config(
     # Its questions are longer than those the teacher's contexts are made for.
     sets=('larger',),
     during=('larger',),
-    num_questions=8,
+    num_questions=7,
     num_samples=16,
-    batch_questions=8,
+    batch_questions=4,
   ),
 )
 
@@ -343,6 +344,38 @@ def test_the_shipped_model_is_forecast_to_collapse(written):
       assert part[f'{key}/low'] <= part[key] <= part[f'{key}/high']
 
 
+def test_the_samples_are_those_of_an_evaluation(written, capsys):
+  config = from_config_dict(json.loads((written / 'config.json').read_text()))
+  with one_device(trainer):
+    main.run(replace(config, mode='eval'), str(written))
+  flat = json.loads((written / 'forecast.json').read_text())
+  evals = json.loads((written / 'eval.json').read_text())
+  sampled = {
+    name.replace('/sampled/', '/', 1): value
+    for name, value in flat.items()
+    if '/sampled/' in name
+  }
+  assert sampled == {k.removeprefix('base/'): v for k, v in evals.items()}
+  capsys.readouterr()
+
+
+def test_whether_it_agrees_with_the_evaluation_is_said():
+  flat = {'a/base/pass@1': 0.4, 'a/sampled/pass@1': 0.5}
+  options = {'num_samples': 16, 'sets': ['a']}
+  said = forecast_report.agreement
+  assert said(flat, {}, options, options) == ''
+  evals = {'base/a/pass@1': 0.5, 'base/b/pass@1': 0.1}
+  assert said(flat, evals, options, options) == (
+    'The base, as sampled, is that of eval.json.\n'
+  )
+  evals['base/a/pass@1'] = 0.25
+  assert said(flat, evals, options, {'num_samples': 64, 'sets': ['a']}) == (
+    'The base, as sampled, is not that of eval.json (a/pass@1: 0.5 here, '
+    '0.25 there): eval.num_samples=16, 64 there.\n'
+  )
+  assert 'the options agree' in said(flat, evals, options, options)
+
+
 def test_a_runs_folder_stays_that_of_the_run(tmp_path):
   run = replace(SMALL, mode='train')
   Workdir(str(tmp_path), run).close()
@@ -353,6 +386,7 @@ def test_a_runs_folder_stays_that_of_the_run(tmp_path):
 def test_table_and_picture_are_written(written):
   text = (written / 'forecast.md').read_text()
   assert '### larger' in text and '| sd, one step | ' in text
+  assert '| base, as sampled | 0.' in text
   assert text.count('self-PCMI ') == 1
   assert (written / 'plots' / 'forecast.png').read_bytes()[1:4] == b'PNG'
   flat = json.loads((written / 'forecast.json').read_text())
