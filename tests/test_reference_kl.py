@@ -52,3 +52,17 @@ def test_the_mean_value_is_the_kl(name):
 def test_nothing_pulls_at_the_reference(name):
   value, slope = jax.value_and_grad(KL_ESTIMATORS[name])(REF[0], REF[0])
   assert value == slope == 0
+
+
+@pytest.mark.parametrize('gap', [-60.0, -1.0, 19.0, 20.0, 24.0, 1000.0])
+def test_k3_never_pulls_away_from_the_reference(gap):
+  """Below, at and beyond the edge from which its exponential is a line."""
+  ref, e20 = -1.0, np.exp(20.0)
+  value, slope = jax.value_and_grad(KL_ESTIMATORS['k3'])(ref - gap, ref)
+  if gap <= 20:
+    np.testing.assert_allclose(value, np.exp(gap) - gap - 1, rtol=1e-5)
+  else:  # the tangent at 20
+    np.testing.assert_allclose(value, e20 * (gap - 19) - gap - 1, rtol=1e-5)
+  want = 1 - np.exp(min(gap, 20.0))
+  np.testing.assert_allclose(slope, want, rtol=1e-5)
+  assert slope * gap < 0  # less likely than under the reference: made likelier

@@ -53,16 +53,21 @@ def k2(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
 def k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   """exp(ref - logp) - (ref - logp) - 1.
 
+  Beyond a log-ratio of `LARGEST_GAP` the exponential goes on along its
+  tangent: it stays finite, and its slope, held at that of the edge, goes on
+  pulling the student towards the reference.
+
   Args:
     logp: [...], nats, of the taken token under the student.
     ref_logp: [...], nats, under the reference.
 
   Returns:
-    [...], nats, >= 0.
+    [...], nats, >= 0; convex, with a slope of 1 - exp(min(ref - logp,
+    `LARGEST_GAP`)) in `logp`.
   """
   gap = jax.lax.stop_gradient(ref_logp) - logp
-  # Beyond exp(20) a token is an accident, or padding: it must not be inf.
-  return jnp.exp(jnp.clip(gap, -LARGEST_GAP, LARGEST_GAP)) - gap - 1
+  near = jnp.minimum(gap, LARGEST_GAP)
+  return jnp.exp(near) * (1 + gap - near) - gap - 1
 
 
 KL_ESTIMATORS: dict[str, Callable[..., jax.Array]] = {
