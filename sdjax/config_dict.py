@@ -9,7 +9,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -138,6 +138,19 @@ def _member(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
   return by_name[str(name)]
 
 
+def _elsewhere(kind: Any, name: str, hints: Iterable[str]) -> str:
+  """Hints at the name that was meant, or at the methods that have it."""
+  if kind in METHODS.values():
+    others = [
+      repr(method)
+      for method, section in METHODS.items()
+      if any(field.name == name for field in dataclasses.fields(section))
+    ]
+    if others:
+      return f', which is one of method {" and ".join(others)}'
+  return nearest(name, hints)
+
+
 def _parse_section(kind: Any, value: Any, path: str) -> Any:
   if not isinstance(value, Mapping):
     raise ConfigError(f'{path}={value!r} must be a section of options.')
@@ -146,7 +159,7 @@ def _parse_section(kind: Any, value: Any, path: str) -> Any:
   for name in value:
     if name not in hints:
       raise ConfigError(
-        f'unknown option {dotted[name]}{nearest(name, hints)}; '
+        f'unknown option {dotted[name]}{_elsewhere(kind, name, hints)}; '
         f'{path or "a config"} has {", ".join(sorted(hints))}.'
       )
   parsed = {}

@@ -1,19 +1,43 @@
-"""The command line: `python -m sdjax.main --config=FILE.py --workdir=DIR`."""
+"""The command line: `python -m sdjax.main --config=FILE.py --workdir=DIR`.
+
+Exit codes: 0, done; 2, a mistake in the options, the config file, a path or
+what they name, told in one line (with SDJAX_TRACEBACK=1 where it was found);
+130 and 143, ended by SIGINT (Ctrl-C) and SIGTERM. A training run then first
+finishes its step and saves; the same command goes on from there. A second
+signal ends it at once. Any other failure is a traceback and 1.
+"""
 
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from sdjax import config as config_lib
 from sdjax import config_check, config_dict
 from sdjax.in_words import contexts_in_words, loss_in_words
+from sdjax.reward_worker import RewardError
 
+# What does not exist is let through: `config_dict` says what does.
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, e.g. configs/concept_graph.py:sd.'
+  'config',
+  None,
+  'Config file, e.g. configs/concept_graph.py:sd.',
+  lock_config=False,
+  accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+
+MISTAKES = (
+  ValueError,
+  OSError,
+  FloatingPointError,
+  ImportError,
+  RewardError,
+)
+"""What a user can mend: options, files, packages, a learning rate."""
 
 
 def run(config: config_lib.Config, workdir: str) -> None:
@@ -60,14 +84,91 @@ def show_contexts(config: config_lib.Config) -> str:
     return f'no context can be shown: {" ".join(str(error).split())}'
 
 
+def parse(argv: list[str]) -> list[str]:
+  """Reads the command line and the config file it names.
+
+  Args:
+    argv: the command line.
+
+  Returns:
+    What is no flag, the program first.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is None:
+      raise config_lib.ConfigError(
+        '--config is missing: name a file, e.g. configs/concept_graph.py:sd.'
+      )
+    if not isinstance(_CONFIG.value, ConfigDict):
+      raise TypeError('get_config() gives no ConfigDict')
+    return rest
+  # A config file is a program, and fails as programs do.
+  except Exception as error:
+    fail(error, why_not_parsed(error, argv))
+
+
+def why_not_parsed(error: Exception, argv: list[str]) -> str:
+  """Says what is wrong with a command line, or with its config file.
+
+  Args:
+    error: what reading them raised.
+    argv: the command line.
+  """
+  causes: list[BaseException] = [error]
+  while deeper := causes[-1].__cause__ or causes[-1].__context__:
+    causes.append(deeper)
+  for cause in reversed(causes):
+    if isinstance(cause, config_lib.ConfigError):
+      return str(cause)
+  flag = next((x for x in argv if x.lstrip('-').startswith('config=')), '')
+  path = flag.partition('=')[2].partition(':')[0]
+  if flag and not os.path.isfile(path):
+    return f'{flag}: there is no file {path!r}.'
+  first = f'{type(causes[-1]).__name__}: {causes[-1]}'
+  frames = traceback.extract_tb(causes[-1].__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  if path and lines:
+    return f'{flag} fails in line {lines[-1]}: {first}'
+  # One kind of the library's own errors holds a whole traceback.
+  parsing = 'Error whilst parsing config file' in str(error)
+  if isinstance(error, flags.Error) and not parsing:
+    return str(error)
+  if isinstance(error, KeyError):
+    return f'there is no such section of options: {error.args[0]}'
+  return f'{flag} cannot be read: {first}'
+
+
+def why(error: BaseException) -> str:
+  """Says in words what can be done about an error that a user can mend."""
+  if isinstance(error, ModuleNotFoundError) and error.name:
+    return f'the package {error.name} is missing: pip install {error.name}.'
+  return str(error)
+
+
+def fail(error: BaseException, text: str) -> NoReturn:
+  """Ends the process with one line and exit code 2.
+
+  Args:
+    error: what is raised again instead if `$SDJAX_TRACEBACK` is set.
+    text: the line.
+  """
+  if os.environ.get('SDJAX_TRACEBACK'):
+    raise error
+  print(f'error: {" ".join(text.split())}', file=sys.stderr)
+  print('(SDJAX_TRACEBACK=1 shows where)', file=sys.stderr)
+  sys.exit(2)
+
+
 def main(argv: list[str]) -> None:
-  """Parses flags and runs; a user's mistake ends in one line, exit code 2."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  """Does what the parsed flags say; see the module for exit codes."""
   if not flags.FLAGS['verbosity'].present:
     # Orbax and JAX tell at length what they do; errors still come through.
     logging.set_verbosity(logging.WARNING)
   try:
+    if len(argv) > 1:
+      raise config_lib.ConfigError(
+        f'unknown arguments: {argv[1:]}; options are --config.NAME=VALUE.'
+      )
     config = config_dict.from_config_dict(_CONFIG.value)
     if config.print:
       print(show(config))
@@ -76,14 +177,16 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
       raise config_lib.ConfigError('--workdir is missing: name a folder.')
     run(config, _WORKDIR.value)
-  except (ValueError, OSError, FloatingPointError) as error:
-    if os.environ.get('SDJAX_TRACEBACK'):
+  except MISTAKES as error:
+    # What cannot be imported from this package is a mistake of its own.
+    if isinstance(error, ImportError) and _ours(error):
       raise
-    print(f'error: {error}', file=sys.stderr)
-    print('(SDJAX_TRACEBACK=1 shows where)', file=sys.stderr)
-    sys.exit(2)
+    fail(error, why(error))
+
+
+def _ours(error: ImportError) -> bool:
+  return (error.name or '').partition('.')[0] == 'sdjax'
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('config')
-  app.run(main)
+  app.run(main, flags_parser=parse)

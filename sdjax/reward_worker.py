@@ -138,6 +138,16 @@ def describe(error: BaseException) -> str:
   return ''.join(lines[-4:]).strip()[-2000:]
 
 
+def _why_not_loaded(function: str, error: BaseException) -> str:
+  if isinstance(error, RewardError):
+    return str(error)
+  why = f'{type(error).__name__}: {error}'
+  frames = traceback.extract_tb(error.__traceback__)
+  if not isinstance(error, SyntaxError):  # which says itself where
+    why += f' ({frames[-1].filename}, line {frames[-1].lineno})'
+  return f'reward function {function!r} cannot be imported: {why}.'
+
+
 def import_sdjax_lightly(folder: str) -> None:
   """Makes modules of sdjax importable without the package's own imports.
 
@@ -187,7 +197,7 @@ def serve(connection: Connection) -> None:
   try:
     score = load_function(setup['function'])
   except BaseException as error:
-    connection.send(('broken', describe(error)))
+    connection.send(('broken', _why_not_loaded(setup['function'], error)))
     return
   connection.send(('ready', None))
   # The pool kills a worker that is late. Should the pool be gone, the system
