@@ -20,7 +20,7 @@ from sdjax import config as config_lib
 from sdjax import config_dict
 from sdjax.best import FOLDER
 from sdjax.checkpoint import Checkpoints
-from sdjax.lora import adapt, factors
+from sdjax.lora import factors, merge
 from sdjax.metrics import write_json_atomic
 from sdjax.models import hf
 from sdjax.models.families import FAMILIES
@@ -146,7 +146,7 @@ def export_model(
   source = hf.resolve(config.path)
   params = trained_tree(trainer, weights)
   if trainer.base is not None:
-    params = adapt(trainer.base, params, config.lora.alpha / config.lora.rank)
+    params = merge(trainer.base, params, config.lora.alpha / config.lora.rank)
   raw = hf.raw_config(source)
   stored = str(raw.get('dtype') or raw.get('torch_dtype') or 'float32')
   hf.save_checkpoint(

@@ -1,9 +1,12 @@
-"""Low-rank adapters as a transformation of a model's weights.
+"""Low-rank adapters beside a model's frozen matrices.
 
 The trained tree holds, for every matrix that is adapted, two thin factors;
-`adapt` turns it and the frozen weights into weights again, and everything
-else goes on as before. An adapter whose second factor is zero is the model
-itself: the frozen teacher of a run is its first adapter.
+`adapt` puts them beside the frozen matrix, where the model's products find
+them, and everything else goes on as before. They are not added to the matrix
+while training: most of a small adapter is lost in a bfloat16 one. `merge` adds
+them, in float32, for who needs a single matrix. An adapter whose second
+factor is zero is the model itself: the frozen teacher of a run is its first
+adapter.
 """
 
 import re
@@ -61,6 +64,30 @@ def init_adapter(
 
 
 def adapt(params: Params, adapter: Params, scale: float) -> Params:
+  """Puts an adapter beside the matrices it adapts.
+
+  Args:
+    params: the frozen weights.
+    adapter: from `init_adapter`, or trained since.
+    scale: alpha / rank.
+
+  Returns:
+    Weights as `apply_fn` takes them: `params` with, beside each adapted
+    `kernel`, its factors `lora_a` and, times the scale, `lora_b`.
+  """
+  out = {}
+  for name, value in params.items():
+    beside = adapter.get(name)
+    if beside is None:
+      out[name] = value
+    elif beside.keys() == {'a', 'b'}:
+      out |= {name: value, 'lora_a': beside['a'], 'lora_b': scale * beside['b']}
+    else:
+      out[name] = adapt(value, beside, scale)
+  return out
+
+
+def merge(params: Params, adapter: Params, scale: float) -> Params:
   """Adds scale * a @ b to every adapted matrix.
 
   Args:
@@ -69,13 +96,13 @@ def adapt(params: Params, adapter: Params, scale: float) -> Params:
     scale: alpha / rank.
 
   Returns:
-    Weights like `params`, in their dtype.
+    Weights like `params`; the adapted matrices in float32, whatever the
+    others are.
   """
-  if isinstance(adapter, dict) and adapter.keys() == {'a', 'b'}:
-    wide = params.astype(jnp.float32) + scale * (adapter['a'] @ adapter['b'])
-    return wide.astype(params.dtype)
+  if adapter.keys() == {'a', 'b'}:
+    return params.astype(jnp.float32) + scale * (adapter['a'] @ adapter['b'])
   return {
-    name: adapt(value, adapter[name], scale) if name in adapter else value
+    name: merge(value, adapter[name], scale) if name in adapter else value
     for name, value in params.items()
   }
 

@@ -234,18 +234,14 @@ class Trainer:
     self._update = jax.jit(
       update, donate_argnums=1, out_shardings=(places, None)
     )
-    self._adapted = jax.jit(weights)
 
   def student(self) -> Params:
-    """Returns the weights that answer now, the adapter applied."""
-    return self._applied(self.state.params)
+    """Returns the weights that answer now, with the adapter if there is one."""
+    return self._weights(self.base, self.state.params)
 
   def teacher_weights(self) -> Params | None:
     """Returns those of the method's teacher; None without one."""
-    return self._applied(self._teacher_params)
-
-  def _applied(self, params: Params | None) -> Params | None:
-    return params if self.base is None else self._adapted(self.base, params)
+    return self._weights(self.base, self._teacher_params)
 
   def encode(self, questions: Sequence[Question]) -> Prompts:
     """Turns questions into the student's contexts, on the devices."""

@@ -13,7 +13,7 @@ from sdjax import export, language_model
 from sdjax import train as train_lib
 from sdjax import trainer as trainer_lib
 from sdjax.config_dict import replace
-from sdjax.lora import adapt
+from sdjax.lora import merge
 from sdjax.models import hf
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_the_merged_model_loads_and_answers_as_trained(run, tmp_path, weights):
   export.export_model(trainer, tmp_path, weights, None)
   loaded = language_model.load(str(tmp_path))
   tree = export.trained_tree(trainer, weights)
-  tree_equal(loaded.params, adapt(trainer.base, tree, 32 / 4))
+  tree_equal(loaded.params, merge(trainer.base, tree, 32 / 4))
   plain = language_model.load('builtin:concept_graph_base')
   gap = np.abs(
     language_model.logits(loaded, IDS) - language_model.logits(plain, IDS)

@@ -142,7 +142,11 @@ class RMSNorm(nn.Module):
 
 
 class Dense(nn.Module):
-  """A matrix product over the last axis, with or without a bias."""
+  """A matrix product over the last axis, with or without a bias.
+
+  Where the weights hold `lora_a` and `lora_b` beside `kernel`, the product
+  with the two is added (see `sdjax.lora`).
+  """
 
   cfg: TransformerConfig
   features: int
@@ -161,7 +165,21 @@ class Dense(nn.Module):
     # Two-dimensional: XLA's CPU backend is several times slower at the
     # gradient of a product with more axes.
     rows = x.reshape(-1, x.shape[-1]).astype(cfg.dtype)
-    out = rows @ kernel.astype(cfg.dtype)
+
+    def product(rows, matrix, dtype):
+      return jnp.matmul(
+        rows, matrix.astype(cfg.dtype), preferred_element_type=dtype
+      )
+
+    if self.has_variable('params', 'lora_a'):
+      a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
+      # Rounded once, together: what a small adapter adds is less than the
+      # spacing of bfloat16 around the frozen product.
+      wide = jnp.promote_types(cfg.dtype, jnp.float32)
+      thin = product(product(rows, a, cfg.dtype), b, wide)
+      out = (product(rows, kernel, wide) + thin).astype(cfg.dtype)
+    else:
+      out = product(rows, kernel, cfg.dtype)
     if self.bias:
       bias = self.param(
         'bias', nn.initializers.zeros, (self.features,), cfg.param_dtype
