@@ -103,7 +103,7 @@ def draw_distinct(
     drawn, in proportion to its number.
   """
   # The texts of a random order of all answers, each at its first place.
-  shuffled = (answers[i] for i in rng.permutation(len(answers)))
+  shuffled = (answers[int(i)] for i in rng.permutation(len(answers)))
   return tuple(dict.fromkeys(shuffled))[:count]
 
 

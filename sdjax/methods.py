@@ -411,10 +411,7 @@ def teacher_templates(
 def _given(
   shown: config_lib.Demonstrations, task: Task
 ) -> tuple[Callable[[Question], Sequence[str]] | None, tuple[str, ...]]:
-  """Where answers come from that are not the peers' own, and notes about it.
-
-  None: from nowhere.
-  """
+  """Who gives answers in the peers' place, if anyone; and notes about it."""
   if shown.strategy == 'reference':
     return lambda question: [x for x in [task.example(question)] if x], ()
   if shown.strategy != 'external':

@@ -338,6 +338,23 @@ def test_every_option_is_documented():
       assert f'    {field.name}: ' in (kind.__doc__ or ''), (kind, field.name)
 
 
+@pytest.mark.parametrize(
+  ('shown', 'says'),
+  [
+    ({}, 'drawn uniformly from the other correct rollouts, '),
+    ({'exclude_same_text': True}, "rollouts whose text is not the rollout's"),
+    ({'strategy': 'external', 'file': 'x'}, 'drawn from a file by frequency'),
+    (
+      {'strategy': 'external', 'file': 'x', 'file_draw': 'distinct'},
+      'drawn from a file, each text equally likely',
+    ),
+  ],
+)
+def test_loss_in_words_says_what_is_shown(shown, says):
+  config = c.Config(method=SD(demonstrations=c.Demonstrations(**shown)))
+  assert says in loss_in_words(config)
+
+
 def test_loss_in_words_names_direction_teacher_and_weights():
   words = loss_in_words(c.Config())
   assert 'KL(student || teacher)' in words and 'rate 0.05' in words

@@ -42,7 +42,8 @@ def write(tmp_path):
 
 
 def read(path, task: Any = None, draw='frequency'):
-  return read_external(path, task or Sums(), draw)
+  asked: Any = task or Sums()
+  return read_external(path, asked, draw)
 
 
 def line(i, answer, **more):
