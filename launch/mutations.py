@@ -72,19 +72,19 @@ TESTS: dict[str, tuple[str, ...]] = {
   f'{STEPS}update.py': ('defaults', 'update'),
   f'{STEPS}view.py': ('defaults', 'steps_by_hand', 'rl', 'sd', 'mix'),
   f'{EVAL}bootstrap.py': ('diversity', 'score_file'),
-  f'{EVAL}diversity.py': ('diversity'),
-  f'{EVAL}law.py': ('forecast'),
+  f'{EVAL}diversity.py': ('diversity',),
+  f'{EVAL}law.py': ('forecast',),
   f'{EVAL}ngrams.py': ('text_metrics',),
   f'{EVAL}pass_at_k.py': ('pass_at_k', 'diversity'),
   f'{EVAL}rollout_file.py': ('score_file', 'best'),
   f'{EVAL}runs.py': ('report', 'reports'),
-  f'{EVAL}score_file.py': ('score_file'),
+  f'{EVAL}score_file.py': ('score_file',),
   f'{EVAL}selection.py': ('selection',),
   f'{EVAL}self_bleu.py': ('text_metrics',),
   f'{EVAL}solutions.py': ('solutions',),
   f'{EVAL}tables.py': ('report', 'reports'),
   f'{EVAL}text.py': ('text_metrics',),
-  f'{EVAL}vendi.py': ('text_metrics'),
+  f'{EVAL}vendi.py': ('text_metrics',),
 }
 """Module to the files `tests/test_*.py` that cover it, quickest first."""
 

@@ -3,6 +3,7 @@
 The model is a table that compiles in a moment: `models.bags`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -247,13 +248,13 @@ def variants() -> dict[str, c.Config]:
     {'rule': 'antisd', 'schedule__delay': 1, 'schedule__rise': 1},
     {'rule': 'rlsd', 'ratio_clip': 0.4},
     {'rule': 'debiased', 'weight': 0.1},
-    {'rule': 'antisd', 'entropy_floor': 0.1},
+    {'rule': 'antisd', 'entropy_floor': 5.0},
     {
       'rule': 'rlcsd',
       'sd__demonstrations__contrast': 2,
-      'contrast_temperature': 0.1,
-      'contrast_clip': 1.0,
-      'contrast_threshold': 0.1,
+      'contrast_temperature': 1.0,
+      'contrast_clip': 0.3,
+      'contrast_threshold': 0.2,
       'touched_weight': 0.5,
     },
     {'rule': 'loss', 'sd__objective': 'jsd', 'rl__advantage': 'rloo'},
@@ -484,3 +485,72 @@ def test_an_option_makes_a_difference(name):
     return
   keys = metrics.keys() & got.keys()
   assert not same({k: metrics[k] for k in keys}, {k: got[k] for k in keys})
+
+
+def without(config: c.Config, path: str, name: str) -> c.Config:
+  """A config with one option as it is by default."""
+  section = dict(sections(config))[path]
+  option = (path + name).replace('.', '__')
+  return replace(config, **{option: getattr(type(section)(), name)})
+
+
+def single_options() -> dict[str, tuple[c.Config, c.Config]]:
+  """Each option that a mix sets: with it, and without it alone.
+
+  One that another one needs cannot be taken back alone.
+  """
+  out = {}
+  for label, config in VARIANTS.items():
+    if not label.startswith('mix:'):
+      continue
+    for path, section in sections(config):
+      for field in dataclasses.fields(section):
+        if (
+          not path.startswith(('method.', 'loss.'))
+          or field.name in ('name', 'max_context')
+          or dataclasses.is_dataclass(getattr(section, field.name))
+          or not is_changed(section, field.name)
+        ):
+          continue
+        other = without(config, path, field.name)
+        with contextlib.suppress(c.ConfigError):
+          validate(other)
+          out[f'{label} / {field.name}'] = (config, other)
+  return out
+
+
+SINGLE = single_options()
+
+
+def differ(config: c.Config, base: c.Config) -> bool:
+  """Whether loss, slope or the teacher after a step are others."""
+  (state, got), (plain, metrics) = plainly(config), plainly(base)
+  keys = metrics.keys() & got.keys()
+  assert keys
+  if not same({k: metrics[k] for k in keys}, {k: got[k] for k in keys}):
+    return True
+  teachers = [x.teacher_params for x in (state, plain)]
+  return any(x is None for x in teachers) or not same(*teachers)
+
+
+@pytest.mark.parametrize('name', SINGLE)
+def test_an_option_of_a_mix_makes_a_difference(name):
+  assert differ(*SINGLE[name])
+
+
+@pytest.mark.parametrize('name', presets.PRESETS)
+def test_a_preset_makes_a_difference(name):
+  """From its method as it is by default: in the step, or in the recipe."""
+  preset = presets.PRESETS[name]
+  base = {'sd': SD, 'rl': RL, 'mix': MIX}[preset.kind]
+  config = VARIANTS[f'preset:{name}']
+  changed = [
+    option
+    for path, section in sections(config)
+    for option in (path + field.name for field in dataclasses.fields(section))
+    if option in preset.values
+    and is_changed(section, option.rpartition('.')[2])
+  ]
+  assert changed, 'it sets what is set anyway'
+  if any(option.startswith(('method.', 'loss.')) for option in changed):
+    assert differ(config, base)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from models import assert_close, make_prompts, model
 
-from sdjax import config, sharding
+from sdjax import config, sharding, trainer
 from sdjax.optim import make_optimizer
 from sdjax.sharding import ShardingError
 from sdjax.steps import rl, sd
@@ -273,3 +273,63 @@ def test_shard_batch():
     sharding.shard_batch({'ids': np.ones((6, 3))}, mesh)
   with pytest.raises(ShardingError, match=r'of shape \(\)'):
     sharding.shard_batch({'step': np.int32(1)}, mesh)
+
+
+METHODS = {
+  'sd': config.SelfDistillation(),
+  'balanced_rl': config.Mix(
+    sd=config.SelfDistillation(
+      demonstrations=config.Demonstrations(strategy='balanced')
+    )
+  ),
+}
+
+
+def train(method, devices, folder, monkeypatch):
+  """Metrics of two steps of a whole trainer, and its state after them."""
+  data, model_size = devices
+  settings = config.Config(
+    rollout=config.Rollout(num_questions=4, num_samples=4),
+    # As above: no sign of what is noise, and a gradient that shows.
+    optimizer=config.Optimizer(learning_rate=0.01, eps=0.01, clip_norm=0),
+    task=config.ConceptGraph(train_size=16, eval_size=4, cache_dir=str(folder)),
+    eval=config.Eval(num_questions=4, batch_questions=4),
+    method=METHODS[method],
+    mesh=config.Mesh(data, model_size),
+  )
+  made = jax.devices()[: data * model_size]
+  monkeypatch.setattr(
+    trainer, 'make_mesh', lambda sizes: sharding.make_mesh(sizes, made)
+  )
+  run = trainer.Trainer(settings)
+  questions = run.task.questions('train')
+  metrics = []
+  for number in range(2):
+    asked = questions[4 * number : 4 * number + 4]
+    metrics.append(run.step(asked, number)[0])
+  return metrics, run.state
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_trainer_on_four_devices_is_one_on_one(method, folder, monkeypatch):
+  metrics, state = train(method, (2, 2), folder, monkeypatch)
+  want, alone = train(method, (1, 1), folder, monkeypatch)
+  assert state.params['embedding'].sharding.mesh.devices.shape == (2, 2)
+  for got, expected in zip(metrics, want, strict=True):
+    assert got.keys() == expected.keys()
+    assert expected['grad_norm'] > 0.01
+    for name, value in expected.items():
+      assert np.isfinite(got[name]), name
+      # Sums over four devices are taken in another order: errors of a few
+      # float32 roundings, 1e-7 each, and those of step 1 are in step 2's
+      # weights. The answers are the same, so counts are equal.
+      np.testing.assert_allclose(
+        got[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+      )
+  assert_close(jax.device_get(state.params), jax.device_get(alone.params), 1e-4)
+  assert int(state.step) == 2
