@@ -122,6 +122,9 @@ def get_config(method: str = 'sd'):
         larger=6,
         larger_15=6,
         harder=5,
+        # As the run in README was made.
+        reference_route='easy',
+        part='dev',
         train_size=256,
         eval_size=32,
       ),
