@@ -1,8 +1,11 @@
-"""Parity with the SDPO loss of lasgroup/SDPO and trl, in float64.
+"""Parity with the codes of published methods, in float64.
 
 Every case of a folder is run from its settings: `$SDJAX_GOLDEN`, or the one
 beside this file. A case names a reference implementation, what it was told,
-and what it gave: the loss and its gradient in the student's logits.
+and what it gave: the loss and its gradient in the student's logits, or the
+advantages. `sdpo.*` has the SDPO loss of lasgroup/SDPO and trl, `newer.*`
+other methods; either may be absent. A case of a method that does not exist
+here is skipped, with its name.
 """
 
 import functools
@@ -11,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +27,22 @@ from sdjax.steps.view import student_view
 from sdjax.types import Prompts, Rollout, Signal
 
 FOLDER = Path(os.environ.get('SDJAX_GOLDEN', Path(__file__).parent / 'golden'))
-CASES: dict[str, dict[str, Any]] = json.loads(
-  (FOLDER / 'sdpo.json').read_text()
-)
-DATA = {name: value for name, value in np.load(FOLDER / 'sdpo.npz').items()}
+
+
+def read(name: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+  """Cases and arrays; nothing where the folder has no such file."""
+  path = FOLDER / f'{name}.json'
+  if not path.exists():
+    return {}, {}
+  arrays = np.load(path.with_suffix('.npz'))
+  return json.loads(path.read_text()), dict(arrays.items())
+
+
+CASES, DATA = read('sdpo')
+NEWER, NEWER_DATA = read('newer')
+
+DIAGNOSTICS = {'contrast', 'selected', 'divergence', 'overlap', 'entropy'}
+"""Arrays of a case that are on the way to its loss."""
 
 AGGREGATION = {
   'token-mean': 'token_mean',
@@ -129,7 +145,7 @@ def mixings():
 
 
 def test_there_are_cases():
-  assert len(CASES) >= 1
+  assert CASES or NEWER
   assert {case['agg'] for case in CASES.values()} <= AGGREGATION.keys()
 
 
@@ -192,3 +208,26 @@ def test_loss_of_each_token(name):
   np.testing.assert_allclose(
     each[mask], DATA['per_token/' + name][mask], rtol=0, atol=1e-10
   )
+
+
+@pytest.mark.parametrize('name', NEWER)
+def test_newer_methods(name):
+  case = NEWER[name]
+  with jax.enable_x64(True):
+    try:
+      found = golden_cases.run(case, NEWER_DATA)
+    except golden_cases.Missing as error:
+      pytest.skip(f'{name}: {error} does not exist here')
+  want = {
+    array: NEWER_DATA[f'{array}/{name}']
+    for array in case['arrays']
+    if array not in DIAGNOSTICS
+  }
+  if 'loss' in case:
+    want |= {'loss': case['loss'], 'grad_abs_sum': case['grad_abs_sum']}
+    found['grad_abs_sum'] = np.abs(found['grad']).sum()
+  assert want
+  for key, value in want.items():
+    np.testing.assert_allclose(
+      found[key], value, rtol=0, atol=1e-10, err_msg=key
+    )

@@ -169,6 +169,9 @@ def test_adaptive_clip_by_hand():
   # Far apart: as wide as is allowed.
   far = logp - jnp.log(jnp.array([5.0, 0.1, 3.0, 9.0]))
   assert adaptive_clip(logp, far, mask)[0] == 3
+  # And as narrow, where the base is narrower.
+  got = adaptive_clip(logp, logp, mask, base=0.01, scale=1.0, smallest=0.05)
+  np.testing.assert_allclose(got[:3], 0.05, rtol=1e-6)
 
 
 def test_the_behaviour_policy_is_constant():

@@ -221,13 +221,14 @@ def adaptive_clip(
   num_bins: int = 5,
   base: float = 0.2,
   scale: float = 3.0,
+  smallest: float = 0.0,
   largest: float = 3.0,
 ) -> jax.Array:
   """A clip width for each token, from the spread of ratios like its own.
 
   Tokens fall into `num_bins` equally wide bins of their current probability;
-  a bin's width is clip(base + scale * sqrt(Var[r] + 1e-8), 0, largest), with
-  the variance over all counted tokens of the bin.
+  a bin's width is clip(base + scale * sqrt(Var[r] + 1e-8), smallest, largest),
+  with the variance over all counted tokens of the bin.
 
   Args:
     logp: [...], nats, under the student.
@@ -236,6 +237,7 @@ def adaptive_clip(
     num_bins: bins.
     base: width where all ratios are equal.
     scale: width gained for each unit of standard deviation.
+    smallest: width at least.
     largest: width allowed.
 
   Returns:
@@ -251,5 +253,5 @@ def adaptive_clip(
   mean = jnp.where(member, r[..., None], 0).sum(axis=axes) / count
   square = jnp.where(member, jnp.square(r[..., None] - mean), 0)
   deviation = jnp.sqrt(square.sum(axis=axes) / count + 1e-8)
-  width = jnp.clip(base + scale * deviation, 0, largest)
+  width = jnp.clip(base + scale * deviation, smallest, largest)
   return jax.lax.stop_gradient(width[index])
