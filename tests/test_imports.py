@@ -43,6 +43,7 @@ FLOORS = [
     'optim',
     'checkpoint',
     'best',
+    'advice',
     'alarm',
     'metrics',
     'plots',
