@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdjax.config import Alarm
+from sdjax.advice import advise
+from sdjax.config import Alarm, Config
 
 Record = Mapping[str, Any]
 """A line of `metrics.jsonl`: `step`, and `train/NAME` or `eval/SET/NAME`."""
@@ -22,47 +23,13 @@ SUCCESS = 'pass@1'
 ENTROPY = 'train/token_entropy'
 LENGTH = 'train/length'
 IDLE = 'train/idle_groups'
+FINISHED = 'train/finished'
+REWARD = 'train/reward'
 GROUPS = {
   'all_wrong': 'train/all_wrong_groups',
   'all_right': 'train/all_right_groups',
 }
 """The kinds of alarm on groups, and the share of groups each reads."""
-
-KEEP_VARIETY = (
-  "for self-distillation method.demonstrations.strategy='balanced' with "
-  "count=3, method.pooling='sequence_mixture' and "
-  "method.objective='forward_kl'; for RL method.diversity_weight; the two "
-  "together with method 'mix'"
-)
-
-ADVICE = {
-  'variety': f'{KEEP_VARIETY}; or stop here',
-  'entropy': f'a lower optimizer.learning_rate, or {KEEP_VARIETY}',
-  'longer': (
-    'rollout.max_new_tokens or method.overlong_share (RL) as a limit, '
-    "loss.aggregation='sequence_sum_norm', and a look at rollouts.jsonl for "
-    'repetition'
-  ),
-  'shorter': (
-    'demonstrations that show the whole reasoning, loss.kl_coef as an '
-    'anchor, and a look at rollouts.jsonl for answers that are only guessed'
-  ),
-  'all_wrong': (
-    'easier questions, more rollouts a question (rollout.num_samples), or '
-    "method.demonstrations.strategy='reference' or 'external'"
-  ),
-  'all_right': (
-    'harder questions, rollout.resample, method.diversity_weight (RL), or '
-    'stop here'
-  ),
-  'success': (
-    'go back to the best step (train.keep_best), a lower '
-    'optimizer.learning_rate, a slower teacher (method.ema_rate), '
-    'loss.kl_coef as an anchor, or stop here'
-  ),
-}
-"""What to try, by the kind of alarm."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
@@ -70,10 +37,11 @@ class Alert:
 
   Attributes:
     step: of the record that raised it.
-    kind: a key of `ADVICE`.
+    kind: a key of `sdjax.advice.ADVICE`.
     where: the evaluation set; `train` for an alarm on training steps.
     numbers: what it is based on, by name.
     cause: a plain sentence.
+    advice: what to try, in words.
   """
 
   step: int
@@ -81,11 +49,12 @@ class Alert:
   where: str
   numbers: dict[str, float]
   cause: str
+  advice: str = ''
 
   @property
   def text(self) -> str:
     """The cause, and what to try."""
-    return f'{self.cause} Try {ADVICE[self.kind]}.'
+    return f'{self.cause} Try {self.advice}.'
 
   def record(self) -> dict[str, Any]:
     """Returns the line of `alarms.jsonl`."""
@@ -94,13 +63,12 @@ class Alert:
       'kind': self.kind,
       'where': self.where,
       'numbers': self.numbers,
+      'cause': self.cause,
       'text': self.text,
     }
 
 
-def judge(
-  history: Sequence[Record], options: Alarm, groups: int = 1
-) -> list[Alert]:
+def judge(history: Sequence[Record], config: Config) -> list[Alert]:
   """Says what is wrong at the last record of a history.
 
     variety   a measure of `VARIETY` is more than `variety_drop` below what it
@@ -109,6 +77,12 @@ def judge(
     entropy   the mean token entropy of the last `window` steps is below
               `entropy_share` of that of the first `window`
     longer, shorter  the mean length likewise, by more than `length_factor`
+    truncated of the rollouts of the last `window` steps less than
+              `finished_share` ended by themselves, or more than
+              `finished_drop` less than of those of the first
+    reward    the mean reward of the last `window` steps is below the highest
+              of any `window` steps by more than `reward_drop` times the
+              largest reward, in absolute value, that a step had
     all_wrong, all_right  more than `idle_share` of the groups of the last
               `window` steps; not when the method learns from them all the
               same (more than that share is not idle)
@@ -118,19 +92,26 @@ def judge(
   Args:
     history: records by step, rising; the evaluation before training, if it
       is to count, first.
-    options: thresholds; `action` is not read.
-    groups: questions a step, for the counts in the sentences.
+    config: of the run: its thresholds (`alarm.action` is not read), and what
+      the advice is made for.
 
   Returns:
     The alarms, at most one of a kind and set.
   """
   if not history:
     return []
+  options = config.alarm
   found = [*_evaluations(history, options)]
   if any(name.startswith('train/') for name in history[-1]):
-    found += _groups(history, options, groups)
+    assert config.rollout
+    found += _groups(history, options, config.rollout.num_questions)
     found += _trends(history, options)
-  return found
+    found += _truncation(history, options)
+    found += _fallen_reward(history, options)
+  return [
+    dataclasses.replace(alert, advice=advise(alert.kind, config))
+    for alert in found
+  ]
 
 
 class Watch:
@@ -140,17 +121,14 @@ class Watch:
     alerts: the first alarm of each kind and set, in order.
   """
 
-  def __init__(
-    self, options: Alarm, groups: int, tell: Callable[[Alert], None]
-  ):
+  def __init__(self, config: Config, tell: Callable[[Alert], None]):
     """Begins with an empty history.
 
     Args:
-      options: action `off` makes it do nothing.
-      groups: questions a step.
+      config: of the run; `alarm.action` `off` makes it do nothing.
       tell: called with each new alarm.
     """
-    self._options, self._groups, self._tell = options, groups, tell
+    self._config, self._tell = config, tell
     self._history: list[Record] = []
     self._seen: set[tuple[str, str]] = set()
     self.alerts: list[Alert] = []
@@ -161,11 +139,11 @@ class Watch:
     Args:
       record: later than all before it.
     """
-    if self._options.action == 'off':
+    if self._config.alarm.action == 'off':
       return
     # The others would fill the memory in a long run.
     self._history.append({k: v for k, v in record.items() if _is_read(k)})
-    for alert in judge(self._history, self._options, self._groups):
+    for alert in judge(self._history, self._config):
       if (alert.kind, alert.where) not in self._seen:
         self._seen.add((alert.kind, alert.where))
         self.alerts.append(alert)
@@ -174,11 +152,12 @@ class Watch:
   @property
   def stops(self) -> bool:
     """Whether the run is to end."""
-    return self._options.action == 'stop' and bool(self.alerts)
+    return self._config.alarm.action == 'stop' and bool(self.alerts)
 
 
 def _is_read(name: str) -> bool:
-  return name in ('step', ENTROPY, LENGTH, IDLE, *GROUPS.values()) or (
+  read = 'step', ENTROPY, LENGTH, IDLE, FINISHED, REWARD, *GROUPS.values()
+  return name in read or (
     name.startswith('eval/') and name.endswith((SUCCESS, *VARIETY))
   )
 
@@ -308,7 +287,9 @@ def _trends(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
         numbers={'first': first, 'now': now},
         cause=(
           f'the token entropy of the rollouts fell from {first:.3g} to '
-          f'{now:.3g} nats: they are more and more the same.'
+          f'{now:.3g} nats: each token is surer than it was. Entropy is no '
+          'measure of variety: it can fall while the model stays right in as '
+          'many ways, and rise while it does not.'
         ),
       )
   if means := _ends(history, LENGTH, options.window):
@@ -328,6 +309,57 @@ def _trends(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
             f'{first:.4g} at the start.'
           ),
         )
+
+
+def _truncation(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+  """Yields an alarm on rollouts that are cut off."""
+  recent = _last(history, FINISHED, options.window)
+  if len(recent) < options.window:
+    return
+  now = _mean(record[FINISHED] for record in recent)
+  first, _ = _ends(history, FINISHED, options.window) or (now, now)
+  if now < options.finished_share or first - now > options.finished_drop:
+    # Nothing to compare with before there are twice as many steps.
+    before = f', {first:.0%} at the start' if first != now else ''
+    yield Alert(
+      step=history[-1]['step'],
+      kind='truncated',
+      where='train',
+      numbers={'first': first, 'now': now},
+      cause=(
+        f'{now:.0%} of the rollouts end by themselves{before}: the others are '
+        'cut off at rollout.max_new_tokens.'
+      ),
+    )
+
+
+def _fallen_reward(
+  history: Sequence[Record], options: Alarm
+) -> Iterator[Alert]:
+  """Yields an alarm on a reward that was higher over a window before."""
+  past = [record for record in history if REWARD in record]
+  if len(past) <= options.window:
+    return
+  sums = [0.0, *itertools.accumulate(record[REWARD] for record in past)]
+  means = [
+    (end - start) / options.window
+    for start, end in zip(sums, sums[options.window :], strict=False)
+  ]
+  now, best = means[-1], max(means)
+  scale = max(abs(record[REWARD]) for record in past)
+  if best - now > options.reward_drop * scale:
+    last = past[means.index(best) + options.window - 1]
+    yield Alert(
+      step=history[-1]['step'],
+      kind='reward',
+      where='train',
+      numbers={'best': best, 'best_step': last['step'], 'now': now},
+      cause=(
+        f'the mean reward of {options.window} steps fell from {best:.3g} '
+        f'(to step {last["step"]}) to {now:.3g}: the model is losing what it '
+        'had learnt.'
+      ),
+    )
 
 
 def _ends(

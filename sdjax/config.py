@@ -327,6 +327,11 @@ class Alarm:
     length_factor: by which rollouts may grow longer or shorter.
     idle_share: of the groups that may be all wrong, or all right, without
       the method learning from them; 1: all.
+    finished_share: of the rollouts that must end by themselves; 0: none.
+    finished_drop: what that share may lose of the first steps'; 1: all.
+    reward_drop: what the mean reward of a window may lose of its best, as a
+      share of the largest reward, in absolute value, that a step had; 1: all
+      where rewards are not negative.
   """
 
   action: str = 'warn'
@@ -336,6 +341,9 @@ class Alarm:
   entropy_share: float = 0.2
   length_factor: float = 3.0
   idle_share: float = 0.9
+  finished_share: float = 0.1
+  finished_drop: float = 0.3
+  reward_drop: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True)

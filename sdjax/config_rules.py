@@ -173,7 +173,15 @@ SHARES: dict[type, tuple[str, ...]] = {
   SelfDistillation: ('ema_rate', 'trust_region', 'credit_discount'),
   PolicyGradient: ('overlong_share',),
   Rollout: ('min_p',),
-  Alarm: ('variety_drop', 'success_drop', 'entropy_share', 'idle_share'),
+  Alarm: (
+    'variety_drop',
+    'success_drop',
+    'entropy_share',
+    'idle_share',
+    'finished_share',
+    'finished_drop',
+    'reward_drop',
+  ),
   Pretraining: tuple(
     f.name for f in dataclasses.fields(Pretraining) if f.name.endswith('_share')
   ),

@@ -223,7 +223,6 @@ def follow(
   Returns:
     The watch, which knows the history.
   """
-  assert config.rollout
   told = {
     (line['kind'], line['where'])
     for line in read_json_lines(workdir.alarms.path)
@@ -234,7 +233,7 @@ def follow(
       progress.note(f'ALARM at step {alert.step}: {alert.text}')
       workdir.alarms.append(alert.record())
 
-  watch = Watch(config.alarm, config.rollout.num_questions, tell)
+  watch = Watch(config, tell)
   for record in workdir.history():
     watch.add(record)
   return watch

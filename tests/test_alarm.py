@@ -1,13 +1,25 @@
 """Alarms: hand-made histories for every kind, and for none."""
 
+import dataclasses
 import json
 
 import pytest
 
 from sdjax import config as c
-from sdjax.alarm import ADVICE, Watch, judge
+from sdjax import presets
+from sdjax.advice import ADVICE, advise
+from sdjax.alarm import Watch, judge
+from sdjax.config_dict import replace
 
-OPTIONS = c.Alarm(window=2)
+
+def options(questions=16, **changes):
+  return c.Config(
+    alarm=c.Alarm(**{'window': 2, **changes}),
+    rollout=c.Rollout(num_questions=questions),
+  )
+
+
+OPTIONS = options()
 
 
 def evaluated(step, name='harder', **measures):
@@ -17,7 +29,16 @@ def evaluated(step, name='harder', **measures):
   }
 
 
-def trained(step, wrong=0.25, right=0.25, idle=0.5, entropy=1.0, length=10.0):
+def trained(
+  step,
+  wrong=0.25,
+  right=0.25,
+  idle=0.5,
+  entropy=1.0,
+  length=10.0,
+  finished=0.9,
+  reward=0.5,
+):
   return {
     'step': step,
     'train/all_wrong_groups': wrong,
@@ -25,6 +46,8 @@ def trained(step, wrong=0.25, right=0.25, idle=0.5, entropy=1.0, length=10.0):
     'train/idle_groups': idle,
     'train/token_entropy': entropy,
     'train/length': length,
+    'train/finished': finished,
+    'train/reward': reward,
     'time/step': None,
   }
 
@@ -66,10 +89,10 @@ def test_variety_lost_while_success_rises():
   assert alert.text == (
     'harder: effective_solutions fell by 75%, from 4 (step 10) to 1, while '
     'pass@1 went from 0.5 to 0.9: the model is right in fewer ways. '
-    "Try for self-distillation method.demonstrations.strategy='balanced' "
-    "with count=3, method.pooling='sequence_mixture' and "
-    "method.objective='forward_kl'; for RL method.diversity_weight; the two "
-    "together with method 'mix'; or stop here."
+    "Try method.demonstrations.strategy='balanced' with "
+    "method.demonstrations.count=3 and method.pooling='sequence_mixture' and "
+    "method.objective='forward_kl', rewards beside it (method 'mix'), a "
+    'slower teacher: method.ema_rate=0.01 (now 0.05), or stop here.'
   )
 
 
@@ -79,7 +102,7 @@ def test_variety_may_fall_by_its_share_and_no_more(now):
     evaluated(0, success=0.3, concepts_correct=2.0),
     evaluated(5, success=0.4, concepts_correct=now),
   ]
-  found = judge(history, c.Alarm(variety_drop=0.25))
+  found = judge(history, options(variety_drop=0.25))
   assert [alert.kind for alert in found] == ['variety'] * (now < 1.5)
 
 
@@ -148,11 +171,13 @@ def test_entropy_is_that_of_the_last_steps_over_the_first():
   alert = only(judge(history, OPTIONS))
   assert alert.kind == 'entropy' and alert.where == 'train'
   assert alert.numbers == pytest.approx({'first': 1.0, 'now': 0.175})
+  assert 'Entropy is no measure of variety' in alert.cause
+  assert 'concepts_correct' in alert.advice
 
 
 def test_first_and_last_steps_may_not_overlap():
   history = [trained(i, entropy=e) for i, e in enumerate([1.0, 0.1, 0.1], 1)]
-  assert judge(history, c.Alarm(window=2, entropy_share=0.9)) == []
+  assert judge(history, options(entropy_share=0.9)) == []
 
 
 @pytest.mark.parametrize(
@@ -166,13 +191,66 @@ def test_length_by_a_factor(length, kind):
   assert alert.numbers['factor'] == pytest.approx(
     3.1 if kind == 'longer' else 10 / 3
   )
-  assert judge(history, c.Alarm(window=2, length_factor=4.0)) == []
+  assert judge(history, options(length_factor=4.0)) == []
+
+
+def test_rollouts_that_are_nearly_all_cut_off():
+  history = [trained(i, finished=x) for i, x in enumerate((0.1, 0.05, 0.0), 1)]
+  assert judge(history[:1], OPTIONS) == []  # too few steps
+  alert = only(judge(history[:2], OPTIONS))
+  assert (alert.kind, alert.where, alert.step) == ('truncated', 'train', 2)
+  assert alert.numbers == pytest.approx({'first': 0.075, 'now': 0.075})
+  assert alert.cause == (
+    '8% of the rollouts end by themselves: the others are cut off at '
+    'rollout.max_new_tokens.'
+  )
+  assert judge(history[:2], options(finished_share=0.05)) == []
+  at_most = [trained(i, finished=0.1) for i in (1, 2)]
+  assert judge(at_most, OPTIONS) == []
+
+
+def test_rollouts_that_are_cut_off_more_and_more():
+  shares = [0.875, 1.0, 0.75, 0.625, 0.625]
+  history = [trained(i, finished=x) for i, x in enumerate(shares, 1)]
+  limit = options(finished_drop=0.25)
+  assert judge(history[:4], limit) == []  # .9375 to .6875, just so
+  alert = only(judge(history, limit))
+  assert alert.kind == 'truncated'
+  assert alert.numbers == pytest.approx({'first': 0.9375, 'now': 0.625})
+  assert alert.cause.startswith('62% of the rollouts end by themselves, 94% at')
+  assert judge(history, options(finished_drop=0.32)) == []
+
+
+def test_a_reward_that_falls():
+  rewards = [0.4, 0.6, 1.0, 0.8, 0.7, 0.5, 0.5]
+  history = [trained(i, reward=x) for i, x in enumerate(rewards, 1)]
+  # Means of two: .5, .8, .9, .75, .6, .5; the limit is .9 - .3 times 1.
+  assert judge(history[:6], OPTIONS) == []
+  alert = only(judge(history, OPTIONS))
+  assert (alert.kind, alert.where, alert.step) == ('reward', 'train', 7)
+  want = {'best': 0.9, 'best_step': 4, 'now': 0.5}
+  assert alert.numbers == pytest.approx(want)
+  assert 'fell from 0.9 (to step 4) to 0.5' in alert.cause
+  assert judge(history, options(reward_drop=0.41)) == []
+
+
+def test_a_reward_of_another_scale_is_judged_by_it():
+  # Around 0 a loss of all there was is little, beside what rewards can be.
+  signed = [-0.9, -0.1, 0.1, 0.1, -0.1, -0.1]
+  history = [trained(i, reward=x) for i, x in enumerate(signed, 1)]
+  assert judge(history, OPTIONS) == []  # .1 to -.1, of .9
+  history[0]['train/reward'] = -0.5
+  assert only(judge(history, OPTIONS)).kind == 'reward'  # of .5
+  negative = [-1.0, -1.0, -6.0, -6.0]
+  history = [trained(i, reward=x) for i, x in enumerate(negative, 1)]
+  assert only(judge(history, OPTIONS)).kind == 'reward'
+  assert judge([trained(i, reward=0.0) for i in range(9)], OPTIONS) == []
 
 
 def test_groups_without_a_success():
   history = [trained(1), *[trained(i, 1.0, 0.0, 1.0) for i in (2, 3)]]
-  assert judge(history[:2], OPTIONS, groups=8) == []
-  alert = only(judge(history, OPTIONS, groups=8))
+  assert judge(history[:2], options(8)) == []
+  alert = only(judge(history, options(8)))
   assert alert.kind == 'all_wrong'
   assert alert.numbers == {'groups': 16, 'of': 16, 'steps': 2, 'idle': 1.0}
   assert alert.text.startswith(
@@ -183,7 +261,7 @@ def test_groups_without_a_success():
 
 def test_groups_without_a_failure():
   history = [trained(i, 0.0, 15 / 16, 15 / 16) for i in (1, 2)]
-  alert = only(judge(history, OPTIONS, groups=16))
+  alert = only(judge(history, options(16)))
   assert alert.kind == 'all_right'
   assert '30 of 32 groups had no wrong rollout' in alert.text
 
@@ -211,7 +289,7 @@ def test_metrics_that_a_run_lacks_raise_nothing():
 
 def test_a_watch_tells_each_kind_once_a_set():
   told = []
-  watch = Watch(OPTIONS, 4, told.append)
+  watch = Watch(options(4), told.append)
   for step in range(5):
     watch.add(trained(2 * step, 1.0, 0.0, 1.0))
     watch.add(evaluated(2 * step, success=0.9 - 0.2 * step))
@@ -222,24 +300,126 @@ def test_a_watch_tells_each_kind_once_a_set():
 
 def test_a_watch_stops_or_is_off_as_told():
   for action, stops in (('stop', True), ('off', False), ('warn', False)):
-    watch = Watch(c.Alarm(action=action, window=1), 4, lambda alert: None)
+    watch = Watch(options(4, action=action, window=1), lambda alert: None)
     assert not watch.stops
     watch.add(trained(1, 1.0, 0.0, 1.0))
     assert watch.stops == stops
     assert bool(watch.alerts) == (action != 'off')
 
 
-def test_every_kind_has_advice_and_its_record_is_json():
+def test_every_kind_is_raised_and_its_record_is_json():
   history = [trained(i, 1.0, 0.0, 1.0) for i in (1, 2)]
-  alert = only(judge(history, OPTIONS))
-  assert set(alert.record()) == {'step', 'kind', 'where', 'numbers', 'text'}
-  assert json.loads(json.dumps(alert.record())) == alert.record()
+  record = only(judge(history, OPTIONS)).record()
+  assert set(record) == {'step', 'kind', 'where', 'numbers', 'cause', 'text'}
+  assert json.loads(json.dumps(record)) == record
+  assert record['text'].startswith(record['cause'])
   assert ADVICE.keys() == {
     'variety',
     'success',
     'entropy',
     'longer',
     'shorter',
+    'truncated',
     'all_wrong',
     'all_right',
+    'reward',
   }
+
+
+# ------------------------------------------------------------------- advice
+
+
+SD, RL = c.Config(), c.Config(method=c.PolicyGradient())
+BALANCED_RL = presets.apply(c.Config(), 'balanced_rl')
+
+
+def test_what_is_on_is_not_advised():
+  told = advise('variety', BALANCED_RL)
+  for option in ('balanced', 'sequence_mixture', 'forward_kl', "'mix'"):
+    assert option not in told
+  assert told.startswith('method.rl.diversity_weight=0.5, ')
+  half = replace(
+    BALANCED_RL,
+    method__sd__objective='reverse_kl',
+    method__rl__diversity_weight=0.25,
+  )
+  told = advise('variety', half)
+  assert "method.sd.objective='forward_kl'," in told
+  assert 'a higher method.rl.diversity_weight (now 0.25)' in told
+
+
+@pytest.mark.parametrize('kind', ['variety', 'success', 'reward'])
+def test_a_teacher_that_moves_is_named_with_its_rate(kind):
+  moving = replace(BALANCED_RL, method__sd__ema_rate=0.05)
+  assert 'method.sd.ema_rate=0.01 (now 0.05)' in advise(kind, moving)
+  assert 'method.ema_rate=0.01 (now 0.05)' in advise(kind, SD)
+  assert 'method.ema_rate=0.002 (now 0.01)' in advise(
+    kind, replace(SD, method__ema_rate=0.01)
+  )
+  renewed = replace(SD, method__teacher='snapshot', method__snapshot_every=10)
+  assert 'method.snapshot_every=50 (now 10)' in advise(kind, renewed)
+  current = replace(SD, method__teacher='current')
+  assert "method.teacher='ema'" in advise(kind, current)
+  for still in (replace(SD, method__teacher='frozen'), RL):
+    assert 'teacher' not in advise(kind, still)
+
+
+def test_advice_is_of_options_that_the_run_has():
+  assert 'demonstrations' not in ''.join(advise(kind, RL) for kind in ADVICE)
+  assert 'diversity' not in ''.join(advise(kind, SD) for kind in ADVICE)
+  assert 'overlong_share' not in advise('longer', SD)
+  assert 'method.overlong_share=0.2' in advise('longer', RL)
+  penalised = replace(RL, method__overlong_share=0.5)
+  assert 'overlong_share' not in advise('longer', penalised)
+  on_advantage = replace(BALANCED_RL, method__rule='advantage')
+  on_advantage = replace(on_advantage, method__sd__objective='reverse_kl')
+  assert 'objective' not in advise('variety', on_advantage)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'changes', 'before', 'after'),
+  [
+    ('success', {'loss__kl_coef': 0.1}, 'as an anchor', 'higher loss.kl_coef'),
+    ('all_wrong', {'rollout__resample': 2}, 'or rollout.resample', None),
+    ('all_right', {'rollout__resample': 2}, 'rollout.resample', None),
+    (
+      'reward',
+      {'train__keep_best': 'harder/pass@1'},
+      'train.keep_best',
+      'best step by harder/pass@1',
+    ),
+    (
+      'longer',
+      {'loss__aggregation': 'sequence_sum_norm'},
+      'sequence_sum_norm',
+      None,
+    ),
+    ('truncated', {'loss__mask_truncated': True}, 'mask_truncated', None),
+    (
+      'all_wrong',
+      {'method__demonstrations__strategy': 'reference'},
+      'strategy=',
+      None,
+    ),
+    (
+      'entropy',
+      {'optimizer__learning_rate': 0.5},
+      '(now 0.0003)',
+      'optimizer.learning_rate (now 0.5)',
+    ),
+  ],
+)
+def test_advice_by_option(kind, changes, before, after):
+  changed = advise(kind, replace(SD, **changes))
+  assert before in advise(kind, SD) and before not in changed
+  assert after is None or after in changed
+
+
+def test_a_method_of_ones_own_gets_what_holds_for_all():
+  @dataclasses.dataclass(frozen=True)
+  class Own:
+    name: str = 'own'
+
+  config = dataclasses.replace(SD, method=Own())
+  assert advise('variety', config) == 'stop here'
+  assert all(advise(kind, config) for kind in ADVICE)

@@ -172,6 +172,9 @@ def whole(tmp_path_factory):
       entropy_share=0.0,
       variety_drop=1.0,
       success_drop=1.0,
+      finished_share=0.0,
+      finished_drop=1.0,
+      reward_drop=1.0,
     ),
   )
   train_lib.train(config, str(root / 'run'))
@@ -310,6 +313,9 @@ def test_the_known_metrics_are_those_of_an_evaluation(whole):
     ({'alarm__action': 'halt'}, "alarm.action='halt' is not one of warn, stop"),
     ({'alarm__window': 0}, 'alarm.window=0 must be at least 1'),
     ({'alarm__variety_drop': 2.0}, 'alarm.variety_drop=2.0 must be in 0..1'),
+    ({'alarm__finished_share': 1.5}, 'finished_share=1.5 must be in 0..1'),
+    ({'alarm__finished_drop': -0.1}, 'finished_drop=-0.1 must be in 0..1'),
+    ({'alarm__reward_drop': 2.0}, 'alarm.reward_drop=2.0 must be in 0..1'),
     ({'alarm__length_factor': 0.5}, 'alarm.length_factor=0.5 must be at least'),
     (
       {'alarm__action': 'off', 'alarm__window': 9},

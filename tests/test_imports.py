@@ -44,6 +44,7 @@ FLOORS = [
     'optim',
     'checkpoint',
     'best',
+    'advice',
     'alarm',
     'metrics',
     'plots',
