@@ -12,7 +12,8 @@ differs in one place:
   exchanged; a minus, a `~` or a `not` removed; a `stop_gradient` removed.
 
 Docstrings, annotations, assertions and whatever is raised stay as they are.
-A mutant whose tests fail or take too long is killed, another one has survived.
+A mutant whose tests fail, or take four times the processor's time that they
+need, is killed, another one has survived.
 Those in `mutations_equivalent.json` compute the same by another way, and are
 not drawn; each has its reason there.
 
@@ -37,6 +38,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -71,20 +73,20 @@ TESTS: dict[str, tuple[str, ...]] = {
   f'{STEPS}teacher.py': ('defaults', 'steps_by_hand', 'sd', 'mix'),
   f'{STEPS}update.py': ('defaults', 'update'),
   f'{STEPS}view.py': ('defaults', 'steps_by_hand', 'rl', 'sd', 'mix'),
-  f'{EVAL}bootstrap.py': ('diversity', 'score_file'),
-  f'{EVAL}diversity.py': ('diversity',),
-  f'{EVAL}law.py': ('forecast',),
+  f'{EVAL}bootstrap.py': ('eval_by_hand', 'diversity', 'score_file'),
+  f'{EVAL}diversity.py': ('eval_by_hand', 'diversity'),
+  f'{EVAL}law.py': ('eval_by_hand',),
   f'{EVAL}ngrams.py': ('text_metrics',),
   f'{EVAL}pass_at_k.py': ('pass_at_k', 'diversity'),
-  f'{EVAL}rollout_file.py': ('score_file', 'best'),
+  f'{EVAL}rollout_file.py': ('eval_by_hand', 'score_file'),
   f'{EVAL}runs.py': ('report', 'reports'),
-  f'{EVAL}score_file.py': ('score_file',),
+  f'{EVAL}score_file.py': ('eval_by_hand', 'score_file'),
   f'{EVAL}selection.py': ('selection',),
   f'{EVAL}self_bleu.py': ('text_metrics',),
   f'{EVAL}solutions.py': ('solutions',),
-  f'{EVAL}tables.py': ('report', 'reports'),
-  f'{EVAL}text.py': ('text_metrics',),
-  f'{EVAL}vendi.py': ('text_metrics',),
+  f'{EVAL}tables.py': ('eval_by_hand', 'report', 'reports'),
+  f'{EVAL}text.py': ('eval_by_hand', 'text_metrics'),
+  f'{EVAL}vendi.py': ('eval_by_hand', 'text_metrics'),
 }
 """Module to the files `tests/test_*.py` that cover it, quickest first."""
 
@@ -102,6 +104,9 @@ PRELOADED = (
   'transformers',
 )
 """Imported once, before the forks. None of them may start a JAX backend."""
+
+ASLEEP = 3600
+"""Seconds on the clock after which tests are ended in any case."""
 
 FLIPPED = {
   ast.Add: ast.Sub,
@@ -337,8 +342,19 @@ def preload(tree: Path) -> None:
   warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 
-def start(tree: Path, files: list[str], log: Path) -> int:
-  """Runs test files in a forked process; its exit code is that of pytest."""
+def start(tree: Path, files: list[str], log: Path, limit: int) -> int:
+  """Runs test files in a forked process; its exit code is that of pytest.
+
+  Args:
+    tree: where they are.
+    files: to be run, in this order.
+    log: what they print.
+    limit: seconds of the processor, after which the process is ended; time on
+      the clock would say how busy the machine is.
+
+  Returns:
+    The process.
+  """
   pid = os.fork()
   if pid:
     return pid
@@ -349,6 +365,7 @@ def start(tree: Path, files: list[str], log: Path) -> int:
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.chdir(tree)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     sys.dont_write_bytecode = True
     sys.path[0] = str(tree)
     import pytest
@@ -370,37 +387,35 @@ class Slot:
     self.log = folder / 'log'
     self.pid = 0
 
-  def launch(self, path: str, source: str, limit: float) -> None:
-    """Starts the tests of a module on another source of it."""
+  def launch(self, path: str, source: str | None, limit: int) -> None:
+    """Starts the tests of a module on another source of it, or on its own."""
     self.path, self.original = path, (self.tree / path).read_text()
-    (self.tree / path).write_text(source)
-    self.began, self.limit = time.monotonic(), limit
-    self.pid = start(self.tree, test_files(path), self.log)
+    (self.tree / path).write_text(source or self.original)
+    self.began = time.monotonic()
+    self.pid = start(self.tree, test_files(path), self.log, limit)
 
   def poll(self) -> dict[str, object] | None:
     """Returns how the tests ended, or None while they run."""
-    pid, status = os.waitpid(self.pid, os.WNOHANG)
-    seconds = time.monotonic() - self.began
-    if not pid and seconds < self.limit:
+    pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+    asleep = time.monotonic() - self.began > ASLEEP
+    if not pid and not asleep:
       return None
-    if pid:
-      code = os.waitstatus_to_exitcode(status)
-      outcome = 'survived' if code == 0 else 'killed'
-      if code in (4, 5, 70):  # of pytest: bad usage, no test; of ours
-        sys.exit(f'{self.path}: no tests ran:\n{self.log.read_text()}')
-    else:
+    if not pid:  # it waits for what never comes, and uses no processor
       os.killpg(self.pid, signal.SIGKILL)
-      os.waitpid(self.pid, 0)
-      outcome = 'killed'
+      _, status, usage = os.wait4(self.pid, 0)
     self.pid = 0
     (self.tree / self.path).write_text(self.original)
-    named = re.findall(
-      r'^(?:FAILED|ERROR) (\S+)', self.log.read_text(errors='replace'), re.M
-    )
-    by = named[0] if named else ('' if outcome == 'survived' else 'the clock')
-    if pid and not named and outcome == 'killed':
-      by = f'exit code {code}'
-    return {'outcome': outcome, 'by': by, 'seconds': round(seconds, 1)}
+    code = os.waitstatus_to_exitcode(status)
+    text = self.log.read_text(errors='replace')
+    if code in (4, 5, 70):  # of pytest: bad usage, no test; of ours
+      sys.exit(f'{self.path}: no tests ran:\n{text}')
+    named = re.findall(r'^(?:FAILED|ERROR) (\S+)', text, re.M)
+    clock = code in (-signal.SIGXCPU, -signal.SIGKILL)
+    return {
+      'outcome': 'killed' if code else 'survived',
+      'by': 'time' if clock else (named or [f'exit code {code}'])[0],
+      'seconds': round(usage.ru_utime + usage.ru_stime, 1),
+    }
 
   def wait(self) -> dict[str, object]:
     """Returns how the tests ended."""
@@ -486,7 +501,7 @@ def run(
 
 def _run(todo, slots, out, results) -> None:
   """Keeps every slot busy until nothing is left to do."""
-  limits: dict[str, float] = {}
+  limits: dict[str, int] = {}
   total, done = len(todo), 0
   running: dict[Slot, Mutant] = {}
   while todo or running:
@@ -497,14 +512,14 @@ def _run(todo, slots, out, results) -> None:
         if path not in limits:
           # Twice: the first run may compile what later ones find compiled.
           for _ in range(2):
-            slot.launch(path, (ROOT / path).read_text(), 1800)
+            slot.launch(path, None, ASLEEP)
             end = slot.wait()
             if end['outcome'] != 'survived':
               sys.exit(
                 f'{path}: its tests fail as it stands: {end["by"]}; mend that '
                 'first.'
               )
-          limits[path] = 30 + 4 * float(str(end['seconds']))
+          limits[path] = 20 + 4 * int(float(str(end['seconds'])))
           print(f'{path}: {end["seconds"]} s', flush=True)
         slot.launch(path, mutant.source, limits[path])
         running[slot] = mutant
