@@ -100,8 +100,10 @@ def test_a_small_adapter_is_not_lost_in_bfloat16_weights():
 
 
 def test_a_small_adapter_is_not_lost_in_bfloat16_products():
-  """A result that is rounded changes in few of its entries, by much: what
-  must be kept is the mean. Rounding twice, or merging, keeps a tenth of it."""
+  """Rounding changes few entries by much: what must be kept is the mean.
+
+  Rounding twice, or merging, keeps a tenth of it.
+  """
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((4096, 64)), jnp.bfloat16)
   frozen = {'kernel': jnp.asarray(rng.standard_normal((64, 64)) / 8)}

@@ -172,7 +172,8 @@ class Dense(nn.Module):
       )
 
     if self.has_variable('params', 'lora_a'):
-      a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
+      a = self.get_variable('params', 'lora_a')
+      b = self.get_variable('params', 'lora_b')
       # Rounded once, together: what a small adapter adds is less than the
       # spacing of bfloat16 around the frozen product.
       wide = jnp.promote_types(cfg.dtype, jnp.float32)
