@@ -116,6 +116,7 @@ def test_a_run_leaves_what_it_promises(unbroken):
     'eval.json',
     'eval_questions.json',
     'rollouts.jsonl',
+    'run.json',
     'checkpoints',
     'plots',
   }
