@@ -28,6 +28,7 @@ from sdjax.grading import Graded
 from sdjax.methods import Method
 from sdjax.metrics import Progress, write_json_lines_atomic
 from sdjax.plots import plot_run
+from sdjax.reports import ending, origin
 from sdjax.sharding import (
   with_sharding,
 )
@@ -135,6 +136,7 @@ def train(
         for i in range(config.rollout.num_questions)
       ]
     )
+    origin.record(workdir.path)
     progress.note(
       f'{compilations.count} compilations in {compilations.seconds:.0f} s'
     )
@@ -207,6 +209,7 @@ def train(
   plot_run(workdir.path)
   checkpoints.close()
   workdir.close()
+  print(ending.result(workdir.path, config.alarm.action != 'off'))
 
 
 def follow(

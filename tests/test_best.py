@@ -22,6 +22,7 @@ from sdjax.checkpoint import Checkpoints
 from sdjax.config_check import validate
 from sdjax.config_dict import replace
 from sdjax.eval.runs import read_json_lines
+from sdjax.reports import ending
 
 KEY = 'harder/pass@1'
 
@@ -235,8 +236,11 @@ def test_a_run_stopped_by_its_alarm_says_so_and_goes_on_when_told(
   config, folder = whole
   stopping = replace(config, alarm__action='stop')
   train_lib.train(stopping, str(tmp_path))
-  said = capsys.readouterr().err
+  result, said = capsys.readouterr()
   first = alarms(folder)[0]
+  assert f'\nALARM at step 2: {first["cause"]}\n' in result
+  assert 'in_distribution  0.' in result and 'best step: ' in result
+  assert result.endswith(f'\nreport: {ending.command(tmp_path)}\n')
   assert first['step'] == 2 and first['kind'] in ('longer', 'shorter')
   assert f'ALARM at step 2: {first["text"]}' in said
   assert 'is stopped at step 2 of 4 by its alarm of step 2' in said

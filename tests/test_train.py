@@ -120,6 +120,7 @@ def test_a_run_leaves_what_it_promises(unbroken):
     'eval.json',
     'eval_questions.json',
     'rollouts.jsonl',
+    'run.json',
     'checkpoints',
     'plots',
   }

@@ -12,6 +12,9 @@ import numpy as np
 _SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
 _ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
 
+ORIGIN = 'run.json'
+"""When a run was started, and of which code; see `sdjax.reports.origin`."""
+
 Notes = list[str]
 """What was missing or odd; shown to the user, never fatal by itself."""
 
@@ -32,6 +35,7 @@ class Run:
     rollouts: the records of the first and the last step in `rollouts.jsonl`.
     alarms: the records of `alarms.jsonl`.
     credit: the records of `credit.jsonl`.
+    starts: what `run.json` says of when the run began and went on.
   """
 
   workdir: Path
@@ -45,6 +49,7 @@ class Run:
   rollouts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   credit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def series(self, key: str) -> dict[int, float]:
     """Returns a metric's value at each step that has one; the last counts."""
@@ -259,8 +264,27 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     rollouts=rollouts,
     alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
     credit=read_lines('credit.jsonl', 'no credit is shown', False, True),
+    starts=starts(workdir),
   )
   return run, notes
+
+
+def starts(workdir: Path) -> list[dict[str, Any]]:
+  """Reads when a run began and went on.
+
+  Args:
+    workdir: its folder.
+
+  Returns:
+    The `starts` of `run.json`; [] where it is missing or broken.
+  """
+  try:
+    content = parse((workdir / ORIGIN).read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return []
+  listed = content.get('starts') if isinstance(content, dict) else None
+  listed = listed if isinstance(listed, list) else []
+  return [start for start in listed if isinstance(start, dict)]
 
 
 def parse(text: str) -> Any:
