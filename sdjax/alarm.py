@@ -31,6 +31,7 @@ GROUPS = {
 }
 """The kinds of alarm on groups, and the share of groups each reads."""
 
+
 @dataclasses.dataclass(frozen=True)
 class Alert:
   """One alarm.

@@ -136,7 +136,7 @@ def agreement(
     'weights or software'
   )
   return (
-    f"The base, as sampled, is not that of eval.json ({at}: {here:.4g} here, "
+    f'The base, as sampled, is not that of eval.json ({at}: {here:.4g} here, '
     f'{there:.4g} there): {reason}.\n'
   )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.eval import runs as runs_lib
-from sdjax.eval.tables import BASE
+from sdjax.eval.tables import BASE, MEASURES, twins
 
 _KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
 _MARKERS = 'os^DvPX*'
@@ -31,7 +31,8 @@ class Theme:
     ink: text.
     faint: axes and the base model's line.
     grid: grid lines.
-    methods: sd, sd_k3, rl, rl_diversity, then spare ones.
+    methods: sd, sd_k3, rl, rl_diversity, then spare ones; none of them the
+      red or the green of wrong and right answers.
   """
 
   page: str
@@ -48,14 +49,14 @@ THEMES = {
     faint='#7a8494',
     grid='#e6e9ee',
     methods=(
-      '#d1495b',
+      '#7b3fc4',
       '#e58a1f',
       '#1f6fb2',
-      '#1a936f',
-      '#8a4fbf',
-      '#5c6b2f',
-      '#b3478e',
-      '#4f8f9f',
+      '#0aa2b5',
+      '#8a6a3d',
+      '#c75fae',
+      '#5b6577',
+      '#a3b81c',
     ),
   ),
   'dark': Theme(
@@ -64,14 +65,14 @@ THEMES = {
     faint='#8d97a8',
     grid='#2a303c',
     methods=(
-      '#ff7a8a',
+      '#b68cff',
       '#ffb454',
-      '#5fb0f0',
-      '#4fd1a5',
-      '#bb8cf0',
-      '#b3c46a',
-      '#f08cc8',
-      '#86c9d8',
+      '#5fa8f0',
+      '#4fd8e8',
+      '#c9a877',
+      '#f0a0de',
+      '#a3afc2',
+      '#cfe05a',
     ),
   ),
 }
@@ -154,8 +155,8 @@ def pass_at_k(
 
 _DIVERSITY = {
   'concepts_correct': 'concepts,\ncorrect samples',
-  'concepts': 'concepts,\nall samples',
   'distinct_paths': 'distinct\ncorrect paths',
+  'concepts': 'concepts,\nall samples',
   'token_entropy': 'token entropy\n(nats)',
 }
 
@@ -180,7 +181,12 @@ def diversity(
     for key in record
     if key.startswith('eval/')
   }
-  measures = [m for m in _DIVERSITY if any(k.endswith(f'/{m}') for k in keys)]
+  same = twins(groups)
+  measures = [
+    m
+    for m in _DIVERSITY
+    if m not in same and any(k.endswith(f'/{m}') for k in keys)
+  ]
   seen = {key.split('/')[1] for key in keys if key.count('/') >= 2}
   names = [name for name in runs_lib.sets_of(groups) if name in seen]
   names += sorted(seen - set(names))
@@ -199,14 +205,16 @@ def diversity(
         steps, values_RS = one.band(f'eval/{name}/{measure}')
         if steps.size:
           _draw(axis, steps, values_RS.T, style)
-      axis.set_ylim(bottom=0)
       axis.margins(y=0.12)
       if row == 0:
         _title(axis, _words(name))
       if row == len(measures) - 1:
         axis.set_xlabel('step')
       if column == 0:
-        axis.set_ylabel(_DIVERSITY[measure])
+        others = [MEASURES[m] for m, first in same.items() if first == measure]
+        axis.set_ylabel('\n= '.join([_DIVERSITY[measure], *others]))
+    # The row shares its axis: a limit set earlier would cut later panels.
+    axes[row, 0].set_ylim(bottom=0)
   figure.align_ylabels(list(axes[:, 0]))
   return _png(figure, groups, theme)
 

@@ -2,15 +2,15 @@
 
 Writes into the folder `--out`
 
-  index.html   one self-contained page: tables, pictures, what went wrong,
-               forecasts, credit of tokens, rollouts
+  index.html   one self-contained page: each method in a line, what went
+               wrong, tables, pictures, forecasts, credit of tokens, rollouts
   table.md     the table of results in Markdown
   *.png        the pictures: pass_at_k, diversity, training
 
 from what each run left in its folder: `config.json`, `metrics.jsonl`,
 `eval.json`, `eval_questions.json`, `rollouts.jsonl`; and, where there are,
-`alarms.jsonl`, `credit.jsonl` and `forecast.json`. A missing or broken file
-costs its part of the report and is named in it.
+`run.json`, `alarms.jsonl`, `credit.jsonl` and `forecast.json`. A missing or
+broken file costs its part of the report and is named in it.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from sdjax.reports import (
   marks,
   page,
   plane,
+  provenance,
+  summary,
 )
 
 _CAPTIONS = {
@@ -151,24 +153,26 @@ def _page(
   labels = ', '.join(f'<b>{page.escape(one.label)}</b>' for one in groups)
   head = (
     f'<header><h1>{page.escape(title)}</h1><p>{page.count(runs, "run")} of '
-    f'{page.count(len(groups), "method")}: {labels}.</p></header>'
+    f'{page.count(len(groups), "method")}: {labels}.</p>'
+    f'{summary.section(groups, tables)}</header>'
   )
   return page.frame(
     title,
     head,
     {
       'notes': _notes(notes),
+      'alarms': alarms.section(groups),
       'accuracy and variety': plane.section(groups, tables),
       'results': _results(tables, groups),
       **{
         heading.lower(): _picture(name, pictures[name])
         for name, (heading, _) in _CAPTIONS.items()
       },
-      'alarms': alarms.section(groups),
+      'best checkpoints': alarms.best(groups),
       'forecast': forecast.section(groups, pairs),
       'credit': credit.section(groups),
       'rollouts': browser.section(groups, shown_questions),
-      'runs': _provenance(groups),
+      'runs': provenance.section(groups),
     },
   )
 
@@ -242,20 +246,6 @@ def _picture(name: str, by_theme: dict[str, bytes | None]) -> str:
     f'srcset="{dark}"><img alt="{page.escape(heading)}" width="{width}" '
     f'src="{light}"></picture>',
   )
-
-
-def _provenance(groups: Sequence[runs_lib.Group]) -> str:
-  rows = []
-  for one in groups:
-    for run in one.runs:
-      steps = max((record['step'] for record in run.metrics), default=None)
-      model = runs_lib.flat_options(run.config).get('model.path')
-      cells = [one.label, run.variant, run.seed, steps, model, run.workdir]
-      rows.append(
-        [page.NONE if x in (None, '') else page.escape(x) for x in cells]
-      )
-  heads = ('label', 'method', 'seed', 'last step', 'model', 'folder')
-  return page.section('runs', 'Runs', '', page.table('said', heads, rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -82,6 +82,24 @@ def make_run(
   return workdir
 
 
+def group(label, *members, variant='sd'):
+  return runs.Group(label, variant, members)
+
+
+def load(workdir):
+  run, _ = runs.load(workdir)
+  assert run is not None
+  return run
+
+
+def write_lines(path, records):
+  path.write_text(''.join(json.dumps(r) + '\n' for r in records))
+
+
+def estimate(value, interval=None, seeds=None):
+  return tables.Estimate(value, interval, seeds)
+
+
 @pytest.mark.parametrize(
   ('folder', 'label'),
   [

@@ -16,8 +16,8 @@ BASE = 'base'
 MEASURES = {
   'pass_gain': 'gain',
   'concepts_correct': 'concepts, correct',
-  'concepts': 'concepts, all',
   'distinct_paths': 'distinct paths',
+  'concepts': 'concepts, all',
   'token_entropy': 'token entropy',
 }
 
@@ -133,22 +133,77 @@ class Table:
     name: of the set.
     points: the k of its pass@k, rising.
     rows: by label, the estimates by metric; the base model's first.
+    headings: of the measures that are shown, see `headings_of`.
   """
 
   name: str
   points: list[int]
   rows: dict[str, dict[str, Estimate | None]]
+  headings: dict[str, str]
 
   @property
   def columns(self) -> dict[str, str]:
     """Metrics of the main table and their headings."""
     ends = dict.fromkeys([*self.points[:1], *self.points[-1:]])
-    columns = {f'pass@{k}': f'pass@{k}' for k in ends} | MEASURES
+    columns = {f'pass@{k}': f'pass@{k}' for k in ends} | self.headings
     return {
       metric: heading
       for metric, heading in columns.items()
       if any(row[metric] for row in self.rows.values())
     }
+
+
+def twins(groups: Sequence[runs.Group]) -> dict[str, str]:
+  """Finds measures that say the same of these runs, whatever is looked at.
+
+  Args:
+    groups: the methods.
+
+  Returns:
+    A measure to the earlier one of `MEASURES` that it equals in every number
+    and every question of every run. Both would be read as two findings.
+  """
+  found: dict[str, str] = {}
+  for place, measure in enumerate(MEASURES):
+    for earlier in list(MEASURES)[:place]:
+      if earlier not in found and _same(groups, earlier, measure):
+        found[measure] = earlier
+        break
+  return found
+
+
+def _same(groups: Sequence[runs.Group], one: str, other: str) -> bool:
+  pairs = []
+  for run in (run for group in groups for run in group.runs):
+    for record in (run.evals, *run.metrics):
+      for name in record:
+        set_name, _, metric = name.rpartition('/')
+        if metric in (one, other):
+          pairs.append([record.get(f'{set_name}/{m}') for m in (one, other)])
+    pairs += [
+      [entry.get(one), entry.get(other)] for entry in run.questions.values()
+    ]
+  return bool(pairs) and all(a is not None and a == b for a, b in pairs)
+
+
+def headings_of(groups: Sequence[runs.Group]) -> dict[str, str]:
+  """Returns the measures worth a column, and what to call them.
+
+  Args:
+    groups: the methods.
+
+  Returns:
+    `MEASURES` without those that equal an earlier one, which bears both
+    names.
+  """
+  same = twins(groups)
+  return {
+    metric: ' = '.join(
+      [heading, *(MEASURES[m] for m, first in same.items() if first == metric)]
+    )
+    for metric, heading in MEASURES.items()
+    if metric not in same
+  }
 
 
 def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
@@ -159,6 +214,7 @@ def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
     resamples: of each bootstrap interval; 0: no intervals.
   """
   tables = []
+  headings = headings_of(groups)
   everything = tuple(run for one in groups for run in one.runs)
   rows = [(runs.Group(BASE, '', everything), 'base')]
   rows += [(one, 'final') for one in groups]
@@ -174,7 +230,7 @@ def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
     }
     kept = {label: row for label, row in estimates.items() if any(row.values())}
     if kept:
-      tables.append(Table(name, points, kept))
+      tables.append(Table(name, points, kept, headings))
   return tables
 
 

@@ -7,16 +7,38 @@ from sdjax.reports import marks, page
 
 
 def section(groups: Sequence[runs_lib.Group]) -> str:
-  """Returns alarms and best checkpoints as a part of the page; '' without."""
-  body = _alarms(groups) + _best(groups)
+  """Returns what the runs said of their history as a part of the page.
+
+  Args:
+    groups: the methods; that there are no alarms is said as well.
+  """
+  off = sum(
+    runs_lib.flat_options(run.config).get('alarm.action') == 'off'
+    for one in groups
+    for run in one.runs
+  )
+  note = ''
+  if off:
+    note = f'<p>{page.count(off, "run")} had no alarms on.</p>'
+  return page.section(
+    'alarms',
+    'Alarms',
+    'What the runs themselves said of their history.',
+    (_alarms(groups) or '<p>None.</p>') + note,
+  )
+
+
+def best(groups: Sequence[runs_lib.Group]) -> str:
+  """Returns the best checkpoints as a part of the page; '' without any."""
+  body = _best(groups)
   if not body:
     return ''
   return page.section(
-    'alarms',
-    'Alarms and best checkpoints',
-    'What the runs themselves said of their history, and how they stood at '
-    'the evaluation that their <code>keep_best</code> chose. On the set it '
-    'was chosen by, a best checkpoint looks better than it is.',
+    'best',
+    'Best checkpoints',
+    'How runs stood at the evaluation that their <code>keep_best</code> '
+    'chose. On the set it was chosen by, a best checkpoint looks better than '
+    'it is.',
     body,
   )
 

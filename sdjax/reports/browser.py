@@ -1,8 +1,8 @@
 """All logged rollouts of the first and the last step, to be searched.
 
-The page holds them as JSON and shows those that pass the filters, some at a
-time. The filters stand in the page's address: `index.html#verdict=wrong` is a
-link to the wrong ones.
+The page holds them as JSON and shows those that pass the filters by question,
+some at a time. The filters stand in the page's address:
+`index.html#verdict=wrong` is a link to the wrong ones.
 """
 
 import itertools
@@ -40,45 +40,81 @@ def collect(
     budget: bytes, about, of the JSON.
 
   Returns:
-    `methods`, `texts` and `rows`, each row being method, seed, step,
-    question's id, sample, question (a place in `texts`), answer, whether it is
-    correct, reason, reward, concepts, demonstrations (places in `texts`); and
-    the number of rollouts left out.
+    `methods`, `texts`, `asked` and `rows`, and the number of rollouts left
+    out. Of `asked`, each is a question that was asked in a step: method,
+    seed, step, question's id, question (a place in `texts`), and of all its
+    rollouts, those left out as well, how many there are, how many are right,
+    and how many different solutions these are (None when not known). Each
+    row is a place in `asked`, sample, answer, whether it is correct, reason,
+    reward, concepts, demonstrations (places in `texts`).
   """
   texts: dict[str, int] = {}
+  asked: list[list[Any]] = []
   rows: list[list[Any]] = []
   left_out = 0
   share = budget / max(sum(len(one.runs) for one in groups), 1)
   for place, one in enumerate(groups):
     for run in one.runs:
       spent = 0.0
-      seen: dict[Any, set[Any]] = {}
+      counts = _counts(run.rollouts)
+      places: dict[Key, int] = {}
       kept: list[tuple[int, list[Any]]] = []
       for order, record in _in_turn(run.rollouts):
-        asked = seen.setdefault(record.get('step'), set())
-        asked.add(record.get('question_id'))
-        if questions is not None and len(asked) > questions:
-          asked.discard(record.get('question_id'))
+        key = _key(record)
+        of_step = sum(known[0] == key[0] for known in places)
+        if questions is not None and key not in places and of_step >= questions:
           left_out += 1
           continue
         known = len(texts)
-        row = _row(record, place, run.seed, texts)
+        head = []
+        if key not in places:
+          question = texts.setdefault(key[2], len(texts))
+          head = [place, run.seed, *key[:2], question, *counts[key]]
+        row = _row(record, places.get(key, len(asked)), texts)
         new = list(texts)[known:]
-        size = len(to_json([row, new]).encode(errors='replace'))
+        size = len(to_json([head, row, new]).encode(errors='replace'))
         if spent + size > share:
           for text in new:
             del texts[text]
           left_out += 1
           continue
         spent += size
+        if head:
+          places[key] = len(asked)
+          asked.append(head)
         kept.append((order, row))
       rows += [row for _, row in sorted(kept, key=operator.itemgetter(0))]
   packed = {
     'methods': [one.label for one in groups],
     'texts': list(texts),
+    'asked': asked,
     'rows': rows,
   }
   return packed, left_out
+
+
+Key = tuple[Any, Any, str]
+"""Step, question's id and text: what the rollouts of a question share."""
+
+
+def _key(record: dict[str, Any]) -> Key:
+  question = page.cut(record.get('question', ''))
+  return record.get('step'), record.get('question_id'), question
+
+
+def _counts(
+  records: Sequence[dict[str, Any]],
+) -> dict[Key, tuple[int, int, int | None]]:
+  """Counts the rollouts of each question, the right ones, their solutions."""
+  found: dict[Key, list[dict[str, Any]]] = {}
+  for record in records:
+    found.setdefault(_key(record), []).append(record)
+  counts = {}
+  for key, its in found.items():
+    right = [record.get('solution') for record in its if record.get('correct')]
+    told = all(isinstance(name, (str, int)) and name != '' for name in right)
+    counts[key] = len(its), len(right), len(set(right)) if told else None
+  return counts
 
 
 def _in_turn(
@@ -96,25 +132,21 @@ def _in_turn(
 
 
 def _row(
-  record: dict[str, Any], place: int, seed: int | None, texts: dict[str, int]
+  record: dict[str, Any], place: int, texts: dict[str, int]
 ) -> list[Any]:
-  def refer(value: Any) -> int:
-    return texts.setdefault(page.cut(value), len(texts))
-
   reward = record.get('reward')
   return [
     place,
-    seed,
-    record.get('step'),
-    record.get('question_id'),
     record.get('sample'),
-    refer(record.get('question', '')),
     page.cut(record.get('answer', '')),
     int(bool(record.get('correct'))),
     page.cut(record.get('reason') or ''),
     reward if isinstance(reward, (int, float)) else None,
     [page.cut(concept) for concept in record.get('concepts') or ()],
-    [refer(text) for text in record.get('demonstrations') or ()],
+    [
+      texts.setdefault(page.cut(text), len(texts))
+      for text in record.get('demonstrations') or ()
+    ],
   ]
 
 
@@ -139,8 +171,9 @@ def section(
   return page.section(
     'rollouts',
     'Rollouts',
-    'All rollouts that were logged of the first and of the last step, with '
-    'verdicts and with what the teacher was shown beside each. The '
+    'All rollouts that were logged of the first and of the last step, by '
+    'question, with verdicts and with what the teacher was shown beside each. '
+    'The '
     f'page&rsquo;s address follows the filters.{note}',
     f'{_FILTERS}<div id="found"></div><div id="list"></div>'
     '<button id="more" hidden>show more</button>'
@@ -164,17 +197,19 @@ _FILTERS = """
 _SCRIPT = """
 (() => {
 const data = JSON.parse(document.getElementById('data').textContent);
-const [METHOD, SEED, STEP, ID, SAMPLE, QUESTION, ANSWER, CORRECT, REASON,
-  REWARD, CONCEPTS, SHOWN] = Array(12).keys();
+const [METHOD, SEED, STEP, ID, QUESTION, ALL, RIGHT, SOLUTIONS] =
+  Array(8).keys();
+const [ASKED, SAMPLE, ANSWER, CORRECT, REASON, REWARD, CONCEPTS, SHOWN] =
+  Array(8).keys();
 const names = ['method', 'step', 'verdict', 'concept', 'text'];
 const field = name => document.getElementById('f-' + name);
 const at = id => document.getElementById(id);
 const distinct = values => [...new Set(values)];
-const seeds = new Set(data.rows.map(r => r[METHOD] + ' ' + r[SEED])).size >
-  new Set(data.rows.map(r => r[METHOD])).size;
+const seeds = new Set(data.asked.map(a => a[METHOD] + ' ' + a[SEED])).size >
+  new Set(data.asked.map(a => a[METHOD])).size;
 const choices = {
-  method: distinct(data.rows.map(r => data.methods[r[METHOD]])),
-  step: distinct(data.rows.map(r => String(r[STEP])))
+  method: distinct(data.asked.map(a => data.methods[a[METHOD]])),
+  step: distinct(data.asked.map(a => String(a[STEP])))
     .sort((a, b) => a - b),
   verdict: ['correct', 'wrong',
     ...distinct(data.rows.map(r => r[REASON])).filter(x => x &&
@@ -185,7 +220,7 @@ for (const [name, values] of Object.entries(choices)) {
   field(name).append(new Option('all', ''),
     ...values.map(value => new Option(value, value)));
 }
-const PAGE = 40;
+const PAGE = 12;
 let found = [], shown = 0;
 
 function element(tag, kind, text) {
@@ -196,31 +231,56 @@ function element(tag, kind, text) {
   return made;
 }
 
-function render(row) {
-  const box = element('div', 'roll'), side = element('div', 'm');
-  const body = element('div');
-  side.append(element('b', '', data.methods[row[METHOD]]),
-    element('div', '', (seeds ? 'seed ' + row[SEED] + ', ' : '') +
-      'step ' + row[STEP]),
-    element('div', '', 'question ' + row[ID] + ', ' + row[SAMPLE]));
-  const question = element('div', 'q', data.texts[row[QUESTION]]);
-  question.title = 'click for all of it';
-  question.onclick = () => question.classList.toggle('o');
-  const answer = element('div');
-  answer.append(
+function count(number, noun) {
+  return number + ' ' + noun + (number === 1 ? '' : 's');
+}
+
+function summary(asked) {
+  const right = asked[RIGHT] + ' of ' + asked[ALL] + ' right';
+  return asked[SOLUTIONS] === null || !asked[RIGHT] ? right :
+    right + ', ' + count(asked[SOLUTIONS], 'solution');
+}
+
+function rollout(row, times) {
+  const box = element('div', 'roll');
+  box.append(
     element('span', row[CORRECT] ? 'right' : 'wrong',
       row[CORRECT] ? 'correct' : row[REASON] || 'wrong'),
     ' ', element('code', '', row[ANSWER]));
   const facts = [...row[CONCEPTS]];
   if (row[REWARD] !== null) facts.unshift('reward ' + +row[REWARD].toFixed(3));
-  body.append(question, answer);
-  if (facts.length) body.append(element('p', '', facts.join(' \\u00b7 ')));
+  if (times > 1) facts.unshift(times + ' times');
+  if (facts.length) {
+    box.append(' ', element('span', 'n', facts.join(' \\u00b7 ')));
+  }
   for (const place of row[SHOWN]) {
     const line = element('p');
     line.append(element('span', '', 'shown to the teacher'), ' ',
       data.texts[place]);
-    body.append(line);
+    box.append(line);
   }
+  return box;
+}
+
+function render([place, rows]) {
+  const asked = data.asked[place];
+  const box = element('div', 'ask'), side = element('div', 'm');
+  const body = element('div');
+  side.append(element('b', '', data.methods[asked[METHOD]]),
+    element('div', '', (seeds ? 'seed ' + asked[SEED] + ', ' : '') +
+      'step ' + asked[STEP]),
+    element('div', '', 'question ' + asked[ID]));
+  const question = element('div', 'q', data.texts[asked[QUESTION]]);
+  question.title = 'click for all of it';
+  question.onclick = () => question.classList.toggle('o');
+  body.append(element('div', 's', summary(asked)), question);
+  // What is the same in all but its number is shown once.
+  const alike = new Map();
+  for (const row of rows) {
+    const key = JSON.stringify(row.slice(ANSWER));
+    alike.set(key, [row, (alike.get(key)?.[1] ?? 0) + 1]);
+  }
+  for (const [row, times] of alike.values()) body.append(rollout(row, times));
   box.append(side, body);
   return box;
 }
@@ -233,25 +293,32 @@ function more() {
 }
 
 function passes(row, want) {
-  if (want.method && data.methods[row[METHOD]] !== want.method) return false;
-  if (want.step && String(row[STEP]) !== want.step) return false;
+  const asked = data.asked[row[ASKED]];
+  if (want.method && data.methods[asked[METHOD]] !== want.method) return false;
+  if (want.step && String(asked[STEP]) !== want.step) return false;
   const verdict = row[CORRECT] ? 'correct' : 'wrong';
   if (want.verdict && ![verdict, row[REASON]].includes(want.verdict)) {
     return false;
   }
   if (want.concept && !row[CONCEPTS].includes(want.concept)) return false;
   if (!want.text) return true;
-  const text = [data.texts[row[QUESTION]], row[ANSWER],
+  const text = [data.texts[asked[QUESTION]], row[ANSWER],
     ...row[SHOWN].map(place => data.texts[place])].join('\\n');
   return text.toLowerCase().includes(want.text.toLowerCase());
 }
 
 function update() {
   const want = Object.fromEntries(names.map(n => [n, field(n).value]));
-  found = data.rows.filter(row => passes(row, want));
-  const right = found.filter(row => row[CORRECT]).length;
-  at('found').textContent = found.length + ' of ' + data.rows.length +
+  const rows = data.rows.filter(row => passes(row, want));
+  const right = rows.filter(row => row[CORRECT]).length;
+  at('found').textContent = rows.length + ' of ' + data.rows.length +
     ' rollouts, ' + right + ' correct';
+  const asked = new Map();
+  for (const row of rows) {
+    if (!asked.has(row[ASKED])) asked.set(row[ASKED], []);
+    asked.get(row[ASKED]).push(row);
+  }
+  found = [...asked];
   at('list').replaceChildren();
   shown = 0;
   more();

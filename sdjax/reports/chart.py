@@ -23,8 +23,7 @@ class Mark:
     colour: CSS.
     shape: key of `SHAPES`.
     told: shown when it is pointed at.
-    aside: it need not be in the chart: where that would squeeze all others
-      into half of it, it stands at the edge, its value with its label.
+    since: where an arrow to it begins, or None.
   """
 
   label: str
@@ -35,7 +34,7 @@ class Mark:
   colour: str = 'var(--ink)'
   shape: str = 'o'
   told: str = ''
-  aside: bool = False
+  since: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +86,15 @@ _REACHES = (4, 10, 18, 28, 40, 54, 70, 88, 110, 136, 165, 200, 240)
 _TURNS = 16
 
 
+Line = tuple[tuple[float, float], tuple[float, float]]
+"""From a point to a point, in pixels."""
+
+
 def place_labels(
   points: Sequence[tuple[float, float]],
   texts: Sequence[str],
   room: Box,
+  avoid: Sequence[Line] = (),
 ) -> list[Box]:
   """Finds a place near each point where its label covers nothing.
 
@@ -101,6 +105,7 @@ def place_labels(
     points: pixels.
     texts: their labels.
     room: where labels may be.
+    avoid: lines that labels had better not stand on.
 
   Returns:
     A box a label. Where no place is free, the least covered one.
@@ -115,7 +120,7 @@ def place_labels(
     )
 
   placed: dict[int, Box] = {}
-  lines: list[tuple[tuple[float, float], tuple[float, float]]] = []
+  lines: list[Line] = list(avoid)
   for i in sorted(range(len(points)), key=lambda i: (-crowd(i), i)):
     x, y = points[i]
     width = _LETTER * len(texts[i]) + 4
@@ -162,7 +167,7 @@ def _nearest(box: Box, point: tuple[float, float]) -> tuple[float, float]:
   )
 
 
-def _cuts(line: tuple[tuple[float, float], tuple[float, float]], box: Box):
+def _cuts(line: Line, box: Box) -> bool:
   """Whether a straight line passes through a box (looked at 12 places)."""
   (x, y), (u, v) = line
   return any(
@@ -181,6 +186,8 @@ def scatter(
   size: tuple[int, int] = (560, 420),
   front: Sequence[tuple[float, float]] = (),
   diagonal: bool = False,
+  x_span: Ends | None = None,
+  y_span: Ends | None = None,
 ) -> str:
   """Draws points with their intervals and labels.
 
@@ -192,12 +199,18 @@ def scatter(
     size: pixels.
     front: corners of a Pareto front, x rising, to be drawn as stairs.
     diagonal: whether both axes are the same, and the line x = y is drawn.
+    x_span: what the axis reaches over at least; None: over the points.
+    y_span: likewise.
 
   Returns:
     An `<svg>` element.
   """
-  x_low, x_high = _range([(m.x, m.x_ends, m.aside) for m in marks])
-  y_low, y_high = _range([(m.y, m.y_ends, m.aside) for m in marks])
+  x_low, x_high = _range(
+    [v for m in marks for v in (m.x, *(m.x_ends or ()))], x_span
+  )
+  y_low, y_high = _range(
+    [v for m in marks for v in (m.y, *(m.y_ends or ()))], y_span
+  )
   if diagonal:
     x_low = y_low = min(x_low, y_low)
     x_high = y_high = max(x_high, y_high)
@@ -205,11 +218,11 @@ def scatter(
   room = Box(52, 26, width - 8, height - 40)
 
   def to_x(value: float) -> float:
-    share = (min(max(value, x_low), x_high) - x_low) / (x_high - x_low)
+    share = (value - x_low) / (x_high - x_low)
     return round(room.left + share * (room.right - room.left), 1)
 
   def to_y(value: float) -> float:
-    share = (min(max(value, y_low), y_high) - y_low) / (y_high - y_low)
+    share = (value - y_low) / (y_high - y_low)
     return round(room.bottom - share * (room.bottom - room.top), 1)
 
   middle_x = (room.left + room.right) / 2
@@ -246,6 +259,14 @@ def scatter(
     path += f'H{to_x(front[-1][0])}V{room.bottom}'
     parts.append(f'<path class="f" d="{path}"/>')
   points = [(to_x(m.x), to_y(m.y)) for m in marks]
+  arrows = []
+  for mark, point in zip(marks, points, strict=True):
+    if mark.since:
+      begin = to_x(mark.since[0]), to_y(mark.since[1])
+      # Shorter than the two marks are wide, it would only smudge them.
+      if math.dist(begin, point) > 24:
+        arrows.append((begin, point))
+        parts.append(_arrow(begin, point, mark.colour))
   for mark, (x, y) in zip(marks, points, strict=True):
     bars = ''
     if mark.x_ends:
@@ -263,12 +284,7 @@ def scatter(
     )
   named = [i for i, mark in enumerate(marks) if mark.label]
   texts = [_short(marks[i].label) for i in named]
-  for place, i in enumerate(named):
-    if not x_low <= marks[i].x <= x_high:
-      texts[place] += f', at {marks[i].x:.2f}'
-    if not y_low <= marks[i].y <= y_high:
-      texts[place] += f', at {marks[i].y:.2f}'
-  boxes = place_labels([points[i] for i in named], texts, room)
+  boxes = place_labels([points[i] for i in named], texts, room, arrows)
   for i, text, box in zip(named, texts, boxes, strict=True):
     end = _nearest(box, points[i])
     if math.dist(end, points[i]) > 14:
@@ -287,19 +303,28 @@ def scatter(
   )
 
 
-def _range(values: Sequence[tuple[float, Ends | None, bool]]) -> Ends:
-  """Of an axis, from (value, interval, aside) of each point."""
+def _arrow(
+  begin: tuple[float, float], end: tuple[float, float], colour: str
+) -> str:
+  """Draws an arrow between two marks, touching neither."""
+  far = math.dist(begin, end)
+  along = (end[0] - begin[0]) / far, (end[1] - begin[1]) / far
 
-  def reach(some: Sequence[tuple[float, Ends | None, bool]]) -> Ends:
-    every = [v for value, ends, _ in some for v in (value, *(ends or ()))]
-    return min(every), max(every)
+  def at(back: float, aside: float = 0.0) -> str:
+    x = end[0] - back * along[0] - aside * along[1]
+    y = end[1] - back * along[1] + aside * along[0]
+    return f'{x:.1f} {y:.1f}'
 
-  low, high = reach(values)
-  if inner := [one for one in values if not one[2]]:
-    first, last = reach(inner)
-    if high - low > 2 * (last - first) > 0:
-      low, high = first, last
-  margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1)
+  return (
+    f'<path class="w" style="stroke:{colour}" d="M{at(far - 8)}L{at(8)}'
+    f'M{at(15, 4)}L{at(8)}L{at(15, -4)}"/>'
+  )
+
+
+def _range(values: Sequence[float], span: Ends | None) -> Ends:
+  """Of an axis: what it shows, and a margin."""
+  low, high = min((*values, *(span or ()))), max((*values, *(span or ())))
+  margin = (0.04 if span else 0.06) * (high - low) or 0.05 * (abs(high) or 1)
   return low - margin, high + margin
 
 

@@ -204,6 +204,7 @@ svg .f{stroke:var(--faint);fill:none;stroke-dasharray:3 3}
 svg .l{paint-order:stroke;stroke:var(--page);stroke-width:3px}
 svg .m line,svg .m path{stroke:currentColor;fill:none}
 svg .e{opacity:.45}
+svg .w{fill:none;stroke-width:1.4;opacity:.6}
 svg .s{fill:currentColor!important}
 svg .o{fill:var(--page);stroke:currentColor;stroke-width:2}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.88rem;
@@ -215,7 +216,8 @@ vertical-align:-2px;margin-right:.35rem}
 gap:0 1rem;align-items:baseline;margin:.5rem 0}
 .credit .h{color:var(--soft);font-size:.8rem}
 .credit .d{grid-column:1/-1;color:var(--soft);font-size:.82rem;
-overflow-wrap:anywhere;border-top:1px solid var(--line);margin-top:.35rem;
+overflow-wrap:anywhere;white-space:pre-line;
+border-top:1px solid var(--line);margin-top:.35rem;
 padding:.35rem 0 0 5.5rem}
 .tokens{font:.85rem/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;
 white-space:pre-wrap;overflow-wrap:anywhere}
@@ -235,15 +237,23 @@ color:var(--ink);background:var(--panel);border:1px solid var(--line);
 border-radius:.35rem;padding:.3rem .55rem;max-width:16rem}
 button{cursor:pointer}
 #found{color:var(--soft);font-size:.9rem;margin:.3rem 0}
-.roll{border-top:1px solid var(--line);padding:.5rem 0;display:grid;
+.ask{border-top:1px solid var(--line);padding:.7rem 0;display:grid;
 grid-template-columns:9.5rem minmax(0,1fr);gap:0 1rem}
-.roll .m{font-size:.82rem;color:var(--soft)}
-.roll .m b{color:var(--ink);font-weight:500;overflow-wrap:anywhere}
-.roll .q{color:var(--soft);font-size:.8rem;display:-webkit-box;
--webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
-.roll .q.o{display:block}
-.roll p{margin:.1rem 0;font-size:.85rem;color:var(--soft);
+.ask .m{font-size:.82rem;color:var(--soft)}
+.ask .m b{color:var(--ink);font-weight:500;overflow-wrap:anywhere}
+.ask .s{font-weight:600;font-size:.9rem}
+.ask .q{color:var(--soft);font-size:.8rem;display:-webkit-box;
+-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;
+overflow-wrap:anywhere}
+.ask .q.o{display:block}
+.roll{margin-top:.45rem}
+.roll .n{color:var(--soft);font-size:.82rem}
+.roll p{margin:0 0 0 1.2rem;font-size:.82rem;color:var(--soft);
 overflow-wrap:anywhere}
 .roll p span{font-style:italic}
-@media(max-width:40rem){.roll{grid-template-columns:1fr}}
+@media(max-width:40rem){.ask{grid-template-columns:1fr}}
+.short{list-style:none;margin:.9rem 0 0;padding:0;font-size:1.05rem}
+.short li{margin:.15rem 0;font-variant-numeric:tabular-nums}
+.short svg{display:inline-block;width:14px;height:14px;vertical-align:-2px;
+margin-right:.35rem}
 """

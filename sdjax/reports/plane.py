@@ -21,14 +21,16 @@ class Plane:
   Attributes:
     x_name: e.g. `in distribution, pass@1`.
     y_name: likewise.
-    x: by label.
+    x: by label; a share.
     y: by label; of the same labels.
+    y_top: the most that y can be; None: no limit is known.
   """
 
   x_name: str
   y_name: str
   x: dict[str, Estimate]
   y: dict[str, Estimate]
+  y_top: float | None = None
 
   @property
   def points(self) -> dict[str, Point]:
@@ -75,17 +77,16 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
   """
   if not tables or not tables[0].points:
     return []
-  first = tables[0]
-  others = tables[1:] or tables
-  most = max(len(table.rows) for table in others)
-  last = [table for table in others if len(table.rows) == most][-1]
-  wanted = [(first, 'concepts_correct', 'concepts in correct answers')]
+  first, last = tables[0], last_of(tables)
+  wanted: list[tuple[Table, str, str, float | None]] = [
+    (first, 'concepts_correct', 'concepts in correct answers', None)
+  ]
   if last.points:
     reach = f'pass@{last.points[-1]}'
-    wanted.append((last, reach, reach))
+    wanted.append((last, reach, reach, 1.0))
   accuracy = f'pass@{first.points[0]}'
   planes = []
-  for table, metric, name in wanted:
+  for table, metric, name, top in wanted:
     x: dict[str, Estimate] = {}
     y: dict[str, Estimate] = {}
     for label, row in first.rows.items():
@@ -93,11 +94,26 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
       if right and wide:
         x[label], y[label] = right, wide
     plane = Plane(
-      f'{_words(first.name)}, {accuracy}', f'{_words(table.name)}, {name}', x, y
+      f'{_words(first.name)}, {accuracy}',
+      f'{_words(table.name)}, {name}',
+      x,
+      y,
+      top,
     )
     if plane.points:
       planes.append(plane)
   return planes
+
+
+def last_of(tables: Sequence[Table]) -> Table:
+  """Returns the last set, of those that most methods were measured on.
+
+  Args:
+    tables: at least one; the first is taken only where it is alone.
+  """
+  others = tables[1:] or tables
+  most = max(len(table.rows) for table in others)
+  return [table for table in others if len(table.rows) == most][-1]
 
 
 def ends(one: Estimate) -> Point | None:
@@ -216,8 +232,9 @@ def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
   caption = (
     'Up and to the right is better. What lies below and left of the dotted '
     'stairs is beaten in both by a method on them. Bars are 95% bootstrap '
-    'intervals over questions, or the range of the seeds where that is wider; '
-    'the ring is the model before training, at the edge where it is far off.'
+    'intervals over questions, or the range of the seeds where that is wider. '
+    'The ring is the model before training, and an arrow leads from it to '
+    'what training made of it.'
   )
   body = charts if wide else f'<div class="charts">{charts}</div>'
   return page.section(
@@ -237,6 +254,9 @@ def _draw(
   colours = marks.colours(groups)
   looks: dict[str, dict[str, Any]] = plots.styles(groups)
   points = []
+  base = None
+  if BASE in plane.x:
+    base = plane.x[BASE].value, plane.y[BASE].value
   for label, x in plane.x.items():
     y = plane.y[label]
     shape = 'base' if label == BASE else looks[label]['marker']
@@ -250,7 +270,7 @@ def _draw(
         colours[label],
         shape,
         f'{label}: {plane.x_name} {x.value:.3f}, {plane.y_name} {y.value:.3f}',
-        aside=label == BASE,
+        None if label == BASE else base,
       )
     )
   values = plane.points
@@ -260,6 +280,9 @@ def _draw(
     plane.x_name,
     plane.y_name.partition(', ')[2],
     size=size,
+    # Whole: a cut axis makes little differences look large.
+    x_span=(0.0, 1.0),
+    y_span=(0.0, plane.y_top or 0.0),
     front=[values[label] for label in pareto_front(values)],
   )
 
