@@ -216,7 +216,8 @@ def test_time_that_says_nothing_of_a_step_is_left_out():
   progress.update(3)
   lines = stream.getvalue().splitlines()[1:]
   # 2 s, then 1 s without the first step, then the mean of 1 s and 3 s.
-  assert [line.split('ETA ')[1] for line in lines] == ['3m18s', '1m38s', '3m14s']
+  found = [line.split('ETA ')[1] for line in lines]
+  assert found == ['3m18s', '1m38s', '3m14s']
 
 
 def test_an_evaluation_is_shown_in_place():

@@ -121,13 +121,6 @@ def test_in_a_run_that_passes_questions_over_the_width_counts(tmp_path):
         opened(tmp_path / how, replace(config, **changes))
 
 
-def test_steps_are_free_but_for_a_schedule_that_counts_them(tmp_path):
-  cosine = replace(CONFIG, optimizer__schedule='cosine')
-  opened(tmp_path, cosine)
-  with pytest.raises(WorkdirError, match=r'train.num_steps: 150 there, 9 now'):
-    opened(tmp_path, replace(cosine, train__num_steps=9))
-
-
 def test_the_same_weights_may_have_moved(tmp_path):
   opened(tmp_path, weights='a')
   moved = replace(CONFIG, model__path='elsewhere')
