@@ -21,9 +21,10 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from sdjax.sharding import path_name
+from sdjax.sharding import path_name, with_sharding
 
 STATE, EXTRA = 'state', 'extra'
+WEIGHTS = ('params', 'teacher_params')
 _UNFINISHED = '*.orbax-checkpoint-tmp*'
 
 
@@ -189,11 +190,8 @@ class Checkpoints:
       CheckpointError: if the checkpoint is missing, damaged, or of another
         structure. Nothing is deleted.
     """
-    steps = self.steps()
-    if step not in steps:
-      raise CheckpointError(
-        f'{self._directory} has no checkpoint {step}; it has {steps}.'
-      )
+    if step not in self.steps():
+      raise CheckpointError(self._no_checkpoint(step))
     saved = _leaves(self._read(step, self._saved_tree))
     self._check_structure(step, saved, _leaves(abstract_state))
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -212,6 +210,42 @@ class Checkpoints:
       lambda step: self._manager.restore(step, args=ocp.args.Composite(**args)),
     )
     return restored[STATE], restored[EXTRA]
+
+  def weights(self, step: int, mesh: Any) -> dict[str, Any]:
+    """Reads the weights of a checkpoint, and nothing else of its state.
+
+    Nothing has to be known of how they were trained.
+
+    Args:
+      step: one of `steps`.
+      mesh: devices that they are laid over.
+
+    Returns:
+      `params`, and `teacher_params` where the run keeps an average.
+
+    Raises:
+      CheckpointError: if they are missing or damaged. Nothing is deleted.
+    """
+    if step not in self.steps():
+      raise CheckpointError(self._no_checkpoint(step))
+    saved = self._read(step, self._saved_tree)
+    wanted = {name: saved.get(name) for name in WEIGHTS if saved.get(name)}
+    shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted
+    )
+    target = with_sharding(shapes, mesh)
+    args = ocp.args.PyTreeRestore(
+      target,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+      partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return self._read(
+        step,
+        lambda step: reader.restore(
+          self._directory / str(step) / STATE, args=args
+        ),
+      )
 
   def extra(self, step: int) -> dict[str, Any]:
     """Reads what was saved beside the state of a checkpoint.
@@ -237,6 +271,9 @@ class Checkpoints:
   def close(self) -> None:
     """Finishes the save in progress and frees the manager's threads."""
     self._manager.close()
+
+  def _no_checkpoint(self, step: int) -> str:
+    return f'{self._directory} has no checkpoint {step}; it has {self.steps()}.'
 
   def _saved_tree(self, step: int) -> Any:
     found = self._manager.item_metadata(step)[STATE]

@@ -128,7 +128,8 @@ class Rollout:
   Attributes:
     num_questions: Q, questions a step.
     num_samples: G, rollouts a question.
-    max_context: widest context in tokens; a longer question is an error.
+    max_context: widest context in tokens; for longer questions see
+      `Data.over_length`.
     max_new_tokens: T, where a completion is cut off.
     temperature: divides the logits; 0 is greedy.
     top_k: keep the k most likely tokens; 0 keeps all.
@@ -151,6 +152,24 @@ class Rollout:
   min_p: float = 0.0
   context_buckets: tuple[int, ...] = (28,)
   resample: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What becomes of questions that are too long for their contexts.
+
+  Lengths are checked before a run starts: those of the evaluation questions,
+  and of 20,000 training questions spread evenly, or of all if there are no
+  more. A question must fit into `rollout.max_context`, and with an empty
+  demonstration into that of `method.demonstrations`.
+
+  Attributes:
+    over_length: `error` refuses to start; `skip` leaves such questions out
+      (the next ones take their place); `truncate_question` drops tokens from
+      the beginning of the question until it fits, for student and teacher.
+  """
+
+  over_length: str = 'error'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,6 +399,7 @@ class Config:
       question as student and teacher are shown it, and stop.
     model: starting weights; absent when pretraining.
     task: questions and verifier.
+    data: what becomes of questions that are too long.
     reward: where rewards come from.
     method: how the model learns; only the chosen method's options exist.
     rollout: sampling while training; absent when pretraining.
@@ -396,6 +416,7 @@ class Config:
   print: bool = False
   model: Model | None = Model()
   task: ConceptGraph = ConceptGraph()
+  data: Data = Data()
   reward: Reward = Reward()
   method: Method = SelfDistillation()
   rollout: Rollout | None = Rollout()

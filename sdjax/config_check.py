@@ -138,6 +138,7 @@ def _validate_presence(config: Config) -> None:
         ': every step has documents of its own',
       ),
       (config.train, 'train.', ('keep_best',), ''),
+      (config.data, 'data.', ('over_length',), ': it writes its own'),
       (config.alarm, 'alarm.', [f.name for f in dataclasses.fields(Alarm)], ''),
     ):
       refuse(section, path, names, f"when mode='pretrain'{why}.")

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from sdjax.config import METHODS, Config, ConfigError
-from sdjax.config_check import nearest, validate
+from sdjax.config_check import nearest, sections, validate
 
 
 def replace(config: Any, **changes: Any) -> Any:
@@ -98,6 +98,86 @@ def from_config_dict(
   config = _parse(Config, values, '')
   validate(config)
   return config
+
+
+def read_section(values: Any, like: Any, name: str) -> Any:
+  """Reads one section of a `config.json`, or one plain option.
+
+  Args:
+    values: as the file has it.
+    like: a section of the same kind, which may be a user's own.
+    name: of the section.
+
+  Returns:
+    The section, with the defaults of what the file lacks.
+
+  Raises:
+    ConfigError: as `from_config_dict`, but not for combinations.
+  """
+  return _parse(type(like), values, name)
+
+
+def read_like(
+  values: Mapping[str, Any], config: Config, names: Iterable[str]
+) -> dict[str, Any]:
+  """Reads sections of a `config.json` into the kinds that a config has.
+
+  Args:
+    values: the content of the file.
+    config: may have sections of a user's own kinds.
+    names: of the sections, or plain options.
+
+  Returns:
+    As JSON values, with the defaults of what the file lacks.
+
+  Raises:
+    ConfigError: as `from_config_dict`, but not for combinations.
+  """
+  hints = typing.get_type_hints(Config)
+  plain, parsed = Config(), {}
+  for name in names:
+    optional = type(None) in typing.get_args(hints[name])
+    own = getattr(config, name)
+    value = values.get(name, None if optional else {})
+    if value is None:
+      continue
+    if name not in values and not dataclasses.is_dataclass(own):
+      parsed[name] = getattr(plain, name)
+    elif not isinstance(value, Mapping) or (
+      value.get('name') == getattr(own, 'name', None)
+    ):
+      parsed[name] = read_section(value, own, name)
+    else:
+      parsed[name] = _parse(hints[name], value, name)
+  return json.loads(
+    json.dumps(
+      {
+        name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in parsed.items()
+      }
+    )
+  )
+
+
+def check(config: Config, mode: str) -> None:
+  """Checks a config that was made in Python as one from a file is.
+
+  Args:
+    config: any; its sections may be of a user's own kinds.
+    mode: what it is for.
+
+  Raises:
+    ConfigError: as `from_config_dict`, or it is for another mode.
+  """
+  for path, section in sections(config):
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+      value = getattr(section, field.name)
+      if not dataclasses.is_dataclass(value) and value is not None:
+        _parse(hints[field.name], value, path + field.name)
+  if config.mode != mode:
+    raise ConfigError(f'mode={config.mode!r}; this is for mode={mode!r}.')
+  validate(config)
 
 
 def _parse(kind: Any, value: Any, path: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from sdjax.config import (
   Alarm,
   Config,
+  Data,
   Demonstrations,
   Eval,
   Lora,
@@ -83,6 +84,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
     ),
     'kl_estimator': ('k1', 'k2', 'k3', 'full'),
   },
+  Data: {'over_length': ('error', 'skip', 'truncate_question')},
   Optimizer: {'schedule': ('constant', 'cosine')},
   Reward: {
     'name': ('verifier', 'function', 'model'),

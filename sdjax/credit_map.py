@@ -176,9 +176,13 @@ class CreditMap:
       self._credit(
         student,
         trainer.teacher_weights() if trainer.teacher else student,
-        trainer.encode([graded.questions[q] for q in rows]),
         *shard_batch(
-          (jax.tree.map(lambda x: x[rows], batch.host), evidence),
+          (
+            *jax.tree.map(
+              lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
+            ),
+            evidence,
+          ),
           trainer.mesh,
         ),
       )
@@ -201,6 +205,15 @@ class CreditMap:
           'correct': verdict.correct,
           'demonstration': '\n'.join(gathered.shown[q][g][:teachers]),
         }
+
+  def warm_up(self, batch: Sampled) -> None:
+    """Compiles what `records` needs.
+
+    Args:
+      batch: of the width of those to come; blank.
+    """
+    for _ in self.records(batch, 1):
+      pass
 
   def _evidence(
     self, evidence: Evidence, graded: Graded, rows: np.ndarray

@@ -23,6 +23,7 @@ from sdjax.eval.rollout_file import read_answers
 from sdjax.eval.score_file import describe, score
 from sdjax.grading import Graded, grade
 from sdjax.language_model import LanguageModel
+from sdjax.lengths import evaluation_questions
 from sdjax.metrics import write_json_atomic
 from sdjax.sentence_encoder import PACKAGES, SentenceEncoder
 from sdjax.sharding import shard_batch
@@ -120,6 +121,10 @@ class Evaluator:
 
   The noise depends on the seed and the set alone, so evaluations of one run
   differ by the weights only.
+
+  Attributes:
+    questions: of each set.
+    notes: what a person should be told of them.
   """
 
   def __init__(
@@ -138,9 +143,12 @@ class Evaluator:
       mesh: devices.
 
     Raises:
-      ConfigError: a set is not one of the task's, or too small.
+      ConfigError: a set is not one of the task's, or too small, or a question
+        is too long.
     """
     self.config, self.model, self.task, self.mesh = config, model, task, mesh
+    self.questions: dict[str, Sequence[Question]] = {}
+    self.notes: tuple[str, ...] = ()
     options = config.eval
     for name in dict.fromkeys(options.sets + options.during):
       if name not in task.splits:
@@ -153,7 +161,11 @@ class Evaluator:
           f'eval.num_questions={options.num_questions}, but the split {name} '
           f'has {len(task.questions(name))}; raise task.eval_size.'
         )
-    self._sample: Callable[..., Rollout] = jax.jit(
+      self.questions[name], notes = evaluation_questions(
+        config, task, name, model.tokenizer
+      )
+      self.notes += notes
+    self._sample: Any = jax.jit(
       functools.partial(
         rollout_step,
         model.apply_fn,
@@ -178,7 +190,7 @@ class Evaluator:
       Host arrays of `eval.batch_questions` contexts, and their questions.
     """
     options = self.config.eval
-    source = self.task.questions(name)
+    source = self.questions[name]
     for places in full_batches(options.num_questions, options.batch_questions):
       questions = [source[i] for i in places]
       prompts = encode_prompts(
@@ -191,22 +203,28 @@ class Evaluator:
       )
       yield prompts, questions
 
-  def sample(self, params: Params, name: str) -> tuple[Graded, dict[str, Any]]:
+  def sample(
+    self,
+    params: Params,
+    name: str,
+    tell: Callable[[str, int, int], None] | None = None,
+  ) -> tuple[Graded, dict[str, Any]]:
     """Samples one set and judges the answers.
 
     Args:
       params: weights.
       name: the set.
+      tell: is given the name, how many questions are done, and of how many.
 
     Returns:
       The graded answers, and `length`, `entropy_sum` and `finished`, [Q, n].
     """
-    return self.join(
-      [
-        self.sample_prompts(params, prompts, questions, name)
-        for prompts, questions in self.batches(name)
-      ]
-    )
+    parts, total = [], self.config.eval.num_questions
+    for prompts, questions in self.batches(name):
+      parts.append(self.sample_prompts(params, prompts, questions, name))
+      if tell:
+        tell(name, min(len(parts) * len(questions), total), total)
+    return self.join(parts)
 
   def join(
     self, parts: Sequence[tuple[Graded, dict[str, Any]]]
@@ -288,11 +306,28 @@ class Evaluator:
       self._sample(params, shard_batch(prompts, self.mesh), key)
     )
 
+  def warm_up(self, params: Params) -> None:
+    """Compiles what samples, so that the first evaluation need not.
+
+    Args:
+      params: weights, or others of their shapes.
+    """
+    options = self.config.eval
+    blank = Prompts(
+      ids=np.zeros((options.batch_questions, options.max_context), np.int32),
+      length=np.ones(options.batch_questions, np.int32),
+      question_id=np.zeros(options.batch_questions, np.int32),
+    )
+    key = rng.stream(self.config.seed, 'warm_up')
+    prompts = shard_batch(blank, self.mesh)
+    self._sample.lower(params, prompts, key).compile()
+
   def __call__(
     self,
     params: Params,
     sets: Sequence[str],
     keep: Callable[[str, Graded], None] | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
   ) -> tuple[dict[str, float], dict[str, Any]]:
     """Measures some sets.
 
@@ -300,6 +335,7 @@ class Evaluator:
       params: weights.
       sets: which.
       keep: is given the name and the graded answers of each set.
+      tell: as for `sample`.
 
     Returns:
       `SET/METRIC` to number, and set to values per question; see
@@ -308,7 +344,7 @@ class Evaluator:
     flat: dict[str, float] = {}
     questions: dict[str, Any] = {}
     for name in sets:
-      graded, stats = self.sample(params, name)
+      graded, stats = self.sample(params, name, tell)
       if keep:
         keep(name, graded)
       numbers, questions[name] = summarize(sample_set(graded, stats))

@@ -7,9 +7,11 @@ writes a folder for the package `peft` instead.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from sdjax import config as config_lib
 from sdjax import config_dict
 from sdjax.best import FOLDER
 from sdjax.checkpoint import Checkpoints
+from sdjax.language_model import LanguageModel, load_from_config
 from sdjax.lora import factors, merge
 from sdjax.metrics import write_json_atomic
 from sdjax.models import hf
 from sdjax.models.families import FAMILIES
-from sdjax.sharding import with_sharding
-from sdjax.trainer import Trainer
+from sdjax.sharding import make_mesh
 from sdjax.types import Params
 
 WEIGHTS = ('student', 'teacher')
@@ -37,14 +39,35 @@ class ExportError(ValueError):
   """A run that cannot be exported as asked."""
 
 
-def read_config(workdir: str | Path) -> config_lib.Config:
-  """Reads what a run was started with.
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What a run trained.
+
+  Attributes:
+    options: the run's section `model`.
+    start: what it began with; the weights are needed under an adapter.
+    trained: `student`, and `teacher` where the run keeps an average: weights,
+      or adapters.
+    step: of the checkpoint.
+  """
+
+  options: config_lib.Model
+  start: LanguageModel
+  trained: Mapping[str, Params]
+  step: int
+
+
+def read_options(workdir: str | Path) -> tuple[config_lib.Model, str]:
+  """Reads of a run's `config.json` what an export needs.
+
+  Its task, method and rewards may be known nowhere but in the program that
+  trained it.
 
   Args:
     workdir: the run's folder.
 
   Returns:
-    Its config.
+    The section `model`, and `train.keep_best`.
 
   Raises:
     ExportError: if the folder is not one of a training run.
@@ -55,35 +78,35 @@ def read_config(workdir: str | Path) -> config_lib.Config:
       f'{file} is missing: --workdir must name the folder of a run, as '
       '`python -m sdjax.main --workdir=...` makes it.'
     )
-  config = config_dict.from_config_dict(json.loads(file.read_text()))
-  if config.model is None:
+  found = json.loads(file.read_text())
+  if found.get('model') is None:
     raise ExportError(
       f'{workdir} is a pretraining run; its model is in {workdir}/model.'
     )
-  return config
+  known = config_lib.Config()
+  options = config_dict.read_section(found['model'], known.model, 'model')
+  train = config_dict.read_section(found['train'], known.train, 'train')
+  return options, train.keep_best
 
 
 def restore(
-  config: config_lib.Config,
-  workdir: str | Path,
-  step: int | None,
-  best: bool = False,
-) -> tuple[Trainer, int]:
-  """Brings a run's checkpoint back.
+  workdir: str | Path, step: int | None = None, best: bool = False
+) -> Restored:
+  """Brings what a run trained back.
 
   Args:
-    config: of the run.
     workdir: its folder.
     step: which checkpoint; None: the newest.
     best: take the one that `train.keep_best` kept; `step` is then not read.
 
   Returns:
-    The trainer with the checkpoint's state, and the step.
+    The weights or adapters of the checkpoint, and what they began as.
 
   Raises:
     ExportError: if there is no checkpoint.
   """
-  if best and not config.train.keep_best:
+  options, keep_best = read_options(workdir)
+  if best and not keep_best:
     raise ExportError(
       f'{workdir} keeps no best checkpoint: its train.keep_best is empty. '
       'Export a --step or the newest one.'
@@ -91,26 +114,26 @@ def restore(
   folder = Path(workdir) / (FOLDER if best else 'checkpoints')
   if not folder.is_dir():
     raise ExportError(f'{folder} is missing: the run has no checkpoint yet.')
-  trainer = Trainer(config)
+  mesh = make_mesh(config_lib.Mesh())
   # Only a run deletes its checkpoints.
-  checkpoints = Checkpoints(folder, keep=None)
-  try:
+  with contextlib.closing(Checkpoints(folder, keep=None)) as checkpoints:
     step = checkpoints.latest_step() if step is None or best else step
     if step is None:
       raise ExportError(f'{folder} holds no complete checkpoint.')
-    trainer.state, _ = checkpoints.restore(
-      step, with_sharding(trainer.state, trainer.mesh)
-    )
-  finally:
-    checkpoints.close()
-  return trainer, step
+    found = checkpoints.weights(step, mesh)
+  start = load_from_config(options, mesh)
+  if not options.lora.rank:
+    start = dataclasses.replace(start, params=None)
+  names = {'student': 'params', 'teacher': 'teacher_params'}
+  trained = {k: found[v] for k, v in names.items() if v in found}
+  return Restored(options, start, trained, step)
 
 
-def trained_tree(trainer: Trainer, weights: str) -> Params:
-  """Picks the trained weights or adapter of a state.
+def trained_tree(restored: Restored, weights: str) -> Params:
+  """Picks the trained weights or adapter.
 
   Args:
-    trainer: with the state.
+    restored: of a run.
     weights: `student`, or `teacher` for the moving average.
 
   Returns:
@@ -119,70 +142,66 @@ def trained_tree(trainer: Trainer, weights: str) -> Params:
   Raises:
     ExportError: if the run keeps no moving average.
   """
-  if weights == 'student':
-    return trainer.state.params
-  if trainer.state.teacher_params is None:
+  if weights not in restored.trained:
     raise ExportError(
       "--weights=teacher needs a run with method.teacher='ema'; this one "
-      f'keeps no average (teacher: {trainer.teacher}).'
+      'keeps no average.'
     )
-  return trainer.state.teacher_params
+  return restored.trained[weights]
 
 
 def export_model(
-  trainer: Trainer, out: str | Path, weights: str, dtype: str | None
+  restored: Restored, out: str | Path, weights: str, dtype: str | None
 ) -> None:
   """Writes a Hugging Face folder, an adapter merged into its matrices.
 
   Args:
-    trainer: with the state to export.
+    restored: of a run.
     out: the folder.
     weights: `student` or `teacher`.
     dtype: of the stored weights; None: that of the checkpoint the run began
       with.
   """
-  config = trainer.config.model
-  assert config is not None
-  source = hf.resolve(config.path)
-  params = trained_tree(trainer, weights)
-  if trainer.base is not None:
-    params = merge(trainer.base, params, config.lora.alpha / config.lora.rank)
+  options, start = restored.options, restored.start
+  source = hf.resolve(options.path)
+  params = trained_tree(restored, weights)
+  if options.lora.rank:
+    params = merge(start.params, params, options.lora.alpha / options.lora.rank)
   raw = hf.raw_config(source)
   stored = str(raw.get('dtype') or raw.get('torch_dtype') or 'float32')
   hf.save_checkpoint(
     out,
-    trainer.model.config,
+    start.config,
     params,
-    trainer.model.tokenizer,
-    trainer.model.eos_ids,
+    start.tokenizer,
+    start.eos_ids,
     dtype or stored,
     source=source,
   )
 
 
-def export_adapter(trainer: Trainer, out: str | Path, weights: str) -> None:
+def export_adapter(restored: Restored, out: str | Path, weights: str) -> None:
   """Writes an adapter as a folder of the package `peft`.
 
   Args:
-    trainer: with the state to export.
+    restored: of a run.
     out: the folder.
     weights: `student` or `teacher`.
 
   Raises:
     ExportError: if the run trained the weights themselves.
   """
-  config = trainer.config.model
-  assert config is not None
-  if trainer.base is None:
+  options = restored.options
+  if not options.lora.rank:
     raise ExportError(
       '--adapter needs a run with model.lora.rank above 0; this one trained '
       'the weights themselves: export it without --adapter.'
     )
-  source = hf.resolve(config.path)
+  source = hf.resolve(options.path)
   names = FAMILIES[hf.raw_config(source)['model_type']].names
   tensors: dict[str, np.ndarray] = {}
   modules = set()
-  for path, pair in factors(trained_tree(trainer, weights)).items():
+  for path, pair in factors(trained_tree(restored, weights)).items():
     # Theirs multiply from the other side.
     for letter, factor in (('A', pair['a']), ('B', pair['b'])):
       for layer, matrix in enumerate(np.asarray(factor, np.float32)):
@@ -196,8 +215,8 @@ def export_adapter(trainer: Trainer, out: str | Path, weights: str) -> None:
   safetensors.numpy.save_file(
     tensors, out / ADAPTER_WEIGHTS, metadata={'format': 'pt'}
   )
-  write_json_atomic(out / ADAPTER_CONFIG, _peft_config(config, modules))
-  trainer.model.tokenizer.save_pretrained(str(out))
+  write_json_atomic(out / ADAPTER_CONFIG, _peft_config(options, modules))
+  restored.start.tokenizer.save_pretrained(str(out))
 
 
 def _peft_config(config: config_lib.Model, modules: set[str]) -> dict[str, Any]:
@@ -245,16 +264,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   if options.best and options.step is not None:
     parser.error('--best and --step name different checkpoints; give one')
   try:
-    config = read_config(options.workdir)
-    trainer, step = restore(config, options.workdir, options.step, options.best)
+    restored = restore(options.workdir, options.step, options.best)
     if options.adapter:
-      export_adapter(trainer, options.out, options.weights)
+      export_adapter(restored, options.out, options.weights)
     else:
-      export_model(trainer, options.out, options.weights, options.dtype)
-  except (ValueError, OSError) as error:
+      export_model(restored, options.out, options.weights, options.dtype)
+  except (ValueError, OSError, ImportError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  print(f'step {step} of {options.workdir} written to {options.out}')
+  print(f'step {restored.step} of {options.workdir} written to {options.out}')
 
 
 if __name__ == '__main__':

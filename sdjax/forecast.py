@@ -52,7 +52,11 @@ from sdjax.demonstrations import Shown, context_buckets
 from sdjax.eval import diversity
 from sdjax.evaluate import Evaluator, sample_set
 from sdjax.forecast_summary import Answers, collect, summarize
-from sdjax.language_model import LanguageModel, load_from_config
+from sdjax.language_model import (
+  LanguageModel,
+  fingerprint,
+  load_from_config,
+)
 from sdjax.methods import check_example, teacher_templates
 from sdjax.metrics import write_json_atomic
 from sdjax.sharding import make_mesh, shard_batch
@@ -60,7 +64,7 @@ from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Task
 from sdjax.types import ApplyFn, Params, Prompts, length_mask
-from sdjax.workdir import Workdir
+from sdjax.workdir import Origin, Workdir, check_folder
 
 
 def answer_logp(
@@ -251,12 +255,14 @@ def forecast(config: config_lib.Config, path: str) -> None:
     config: a checked config of mode `forecast`.
     path: a folder, new or of the run that is forecast.
   """
+  config_dict.check(config, 'forecast')
+  check_folder(path, config)
   assert config.model
-  workdir = Workdir(path, config)
   mesh = make_mesh(config.mesh)
   model = load_from_config(config.model, mesh)
   check_thinking(model.tokenizer, config.model.thinking)
   forecaster = Forecaster(config, model, make_task(config.task), mesh)
+  workdir = Workdir(path, config, Origin(fingerprint(model.params)))
   flat: dict[str, float] = {}
   for name in config.eval.sets:
     *found, counted = forecaster.measure(name)

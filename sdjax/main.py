@@ -3,8 +3,9 @@
 Exit codes: 0, done; 2, a mistake in the options, the config file, a path or
 what they name, told in one line (with SDJAX_TRACEBACK=1 where it was found);
 130 and 143, ended by SIGINT (Ctrl-C) and SIGTERM. A training run then first
-finishes its step and saves; the same command goes on from there. A second
-signal ends it at once. Any other failure is a traceback and 1.
+finishes its step and saves (evaluations and compilations are left), and one
+line says that the same command goes on from there. A second signal ends it at
+once. Any other failure is a traceback and 1.
 """
 
 import os
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from sdjax import config as config_lib
 from sdjax import config_check, config_dict
 from sdjax.in_words import contexts_in_words, loss_in_words
+from sdjax.interrupt import Interrupted, interrupts
 from sdjax.reward_worker import RewardError
 
 # What does not exist is let through: `config_dict` says what does.
@@ -176,7 +178,11 @@ def main(argv: list[str]) -> None:
       return
     if not _WORKDIR.value:
       raise config_lib.ConfigError('--workdir is missing: name a folder.')
-    run(config, _WORKDIR.value)
+    with interrupts(exits=True):
+      run(config, _WORKDIR.value)
+  except Interrupted as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
   except MISTAKES as error:
     # What cannot be imported from this package is a mistake of its own.
     if isinstance(error, ImportError) and _ours(error):

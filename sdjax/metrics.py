@@ -14,6 +14,9 @@ from typing import Any, TextIO
 CLOCK = 'time/'
 """Metrics that depend on the clock start so; all others are reproducible."""
 
+QUIET = 60.0
+"""Seconds a log may stand still while an evaluation goes on."""
+
 
 class JsonLines:
   """A file of JSON records, one a line, that a resumed run can cut back.
@@ -204,7 +207,7 @@ class Progress:
 
   On a terminal one line is rewritten; elsewhere (a log file) a plain line
   appears every so often. Rates are over the last `window` steps and leave
-  out the first one, which compiles, as soon as there is a second.
+  out the first one, which is slower, as soon as there is a second.
   """
 
   def __init__(
@@ -235,6 +238,7 @@ class Progress:
     self._marks = collections.deque([(clock(), 0)], maxlen=window + 1)
     self._updates = 0
     self._printed = -math.inf
+    self._spoke = clock()
     self._open = False
 
   def update(self, step: int, tokens: int = 0, **values: float) -> None:
@@ -252,7 +256,7 @@ class Progress:
       self._marks.popleft()
     if now - self._printed < self._every and step < self._total:
       return
-    self._printed = now
+    self._printed = self._spoke = now
     self._show(self._line(step, values))
 
   def note(self, text: str) -> None:
@@ -266,10 +270,36 @@ class Progress:
     """
     if not self._updates:
       self._marks[0] = (self._clock(), 0)
+    self._spoke = self._clock()
     clear = '\r\x1b[K' if self._live and self._open else ''
     self._stream.write(f'{clear}{text}\n')
     self._stream.flush()
     self._open = False
+
+  def evaluated(self, name: str, done: int, total: int) -> None:
+    """Shows how far an evaluation is.
+
+    On a terminal in the live line; elsewhere only while nothing else was
+    printed for a minute.
+
+    Args:
+      name: the set.
+      done: its questions that are answered.
+      total: all of them.
+    """
+    now = self._clock()
+    if self._live or now - self._spoke >= QUIET:
+      self._spoke = now
+      self._show(f'evaluating {name}: {done} of {total} questions')
+
+  def leave_out(self, seconds: float) -> None:
+    """Takes time that says nothing of a step, such as compilation, out.
+
+    Args:
+      seconds: how much of it passed since the last step.
+    """
+    for place, (when, tokens) in enumerate(self._marks):
+      self._marks[place] = (when + seconds, tokens)
 
   def finish(self) -> None:
     """Ends the live line, so that what follows starts on a new one."""

@@ -22,6 +22,7 @@ from sdjax.data.context import encode_context
 from sdjax.data.prompts import encode_prompts, pad_contexts
 from sdjax.data.tokenizer import word_tokenizer
 from sdjax.evaluate import Evaluator, full_batches
+from sdjax.interrupt import Interrupted, Interrupts, interrupts
 from sdjax.language_model import LanguageModel
 from sdjax.metrics import Progress, write_json_atomic
 from sdjax.models import hf
@@ -48,7 +49,7 @@ from sdjax.tasks.concept_graph.rendering import (
 from sdjax.tasks.concept_graph.vocabulary import compact_words
 from sdjax.tasks.documents import Document, sample_document, validate_shares
 from sdjax.types import ApplyFn, Params, Prompts, TrainState, length_mask
-from sdjax.workdir import Workdir
+from sdjax.workdir import Workdir, check_folder
 
 VOCABULARY_MULTIPLE = 8  # so that a mesh can split the embedding
 
@@ -253,6 +254,15 @@ def habits(evaluator: Evaluator, params: Params) -> dict[str, float]:
   return demonstration_use(evaluator, params) | cut_use(evaluator, params)
 
 
+def _in_brief(flat: dict[str, float]) -> str:
+  return ', '.join(
+    f'{k} {v:.3f}'
+    for k, v in flat.items()
+    if k.endswith(('pass@1', 'pass@64', 'concepts_correct'))
+    or k.startswith(('demonstration/', 'cut/'))
+  )
+
+
 def pretrain(config: config_lib.Config, path: str) -> None:
   """Trains a base model and writes it as a Hugging Face folder.
 
@@ -264,6 +274,13 @@ def pretrain(config: config_lib.Config, path: str) -> None:
   Raises:
     ConfigError: the task has no documents to train on.
   """
+  config_dict.check(config, 'pretrain')
+  check_folder(path, config)
+  with interrupts() as ended:
+    _pretrain(config, path, ended)
+
+
+def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
   method = config.method
   assert isinstance(method, config_lib.Pretraining)
   if config.task.rendering != 'compact':
@@ -272,7 +289,6 @@ def pretrain(config: config_lib.Config, path: str) -> None:
       "'compact' only; chat models bring their own pretraining."
     )
   validate_shares(method)
-  workdir = Workdir(path, config)
   task = make_task(config.task)
   tokenizer = word_tokenizer(compact_words(config.task))
   multiple = VOCABULARY_MULTIPLE
@@ -316,12 +332,14 @@ def pretrain(config: config_lib.Config, path: str) -> None:
   )
   evaluator = Evaluator(config, model, task, mesh)
   templates = (task.student_template, task.teacher_template)
+  # From here on the folder is this run's.
+  workdir = Workdir(path, config)
   checkpoints = Checkpoints(
     workdir.path / 'checkpoints', config.train.keep_checkpoints
   )
-  start = checkpoints.latest_step() or 0
-  if start:
-    state, extra = checkpoints.restore(start, with_sharding(state, mesh))
+  done = saved = checkpoints.latest_step() or 0
+  if done:
+    state, extra = checkpoints.restore(done, with_sharding(state, mesh))
     workdir.rewind(extra['log'])
   else:
     workdir.rewind(None)
@@ -343,37 +361,66 @@ def pretrain(config: config_lib.Config, path: str) -> None:
     )
     return shard_batch(arrays, mesh)
 
-  for number in range(start, total):
-    state, metrics = step_fn(state, *batch(number))
-    done = number + 1
-    values = {f'train/{k}': v for k, v in jax.device_get(metrics).items()}
-    values['train/learning_rate'] = rate(number)
-    workdir.metrics.write(done, values)
-    progress.update(
-      done,
-      method.batch_size * (method.max_context + config.eval.max_new_tokens),
-      loss=float(values['train/loss']),
-    )
-    every = config.train.eval_every
-    if every and done % every == 0 and done < total:
-      flat, _ = evaluator(state.params, config.eval.during)
-      flat |= habits(evaluator, state.params)
-      workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
-      progress.note(
-        f'step {done}: '
-        + ', '.join(
-          f'{k} {v:.3f}'
-          for k, v in flat.items()
-          if k.endswith(('pass@1', 'pass@64', 'concepts_correct'))
-          or k.startswith(('demonstration/', 'cut/'))
+  every = config.train.eval_every
+  evaluated = max(
+    (
+      record['step']
+      for record in workdir.history()
+      if any(name.startswith('eval/') for name in record)
+    ),
+    default=0,
+  )
+  try:
+    if done < total:
+      step_fn.lower(state, *batch(done)).compile()
+      progress.note('compiled')
+    while True:
+      # One that a signal kept from coming about is made up for.
+      if every and done % every == 0 and evaluated < done < total:
+        flat, _ = evaluator(
+          state.params, config.eval.during, tell=progress.evaluated
         )
-      )
-    if done % config.train.checkpoint_every == 0 or done == total:
+        flat |= habits(evaluator, state.params)
+        evaluated = done
+        workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
+        progress.note(f'step {done}: {_in_brief(flat)}')
+      if done != saved and (
+        done % config.train.checkpoint_every == 0 or done == total
+      ):
+        with ended.held():
+          checkpoints.save(done, state, {'log': workdir.position()})
+          saved = done
+      if done == total:
+        break
+      with ended.held():
+        state, metrics = step_fn(state, *batch(done))
+        values = {f'train/{k}': v for k, v in jax.device_get(metrics).items()}
+        values['train/learning_rate'] = rate(done)
+        done += 1
+        workdir.metrics.write(done, values)
+        progress.update(
+          done,
+          method.batch_size * (method.max_context + config.eval.max_new_tokens),
+          loss=float(values['train/loss']),
+        )
+    progress.finish()
+    flat, questions = evaluator(
+      state.params, config.eval.sets, tell=progress.evaluated
+    )
+    flat |= habits(evaluator, state.params)
+    workdir.add_eval('final', flat, questions)
+    progress.finish()
+  except Interrupted as error:
+    progress.finish()
+    if done != saved and not error.at_once:
       checkpoints.save(done, state, {'log': workdir.position()})
-  progress.finish()
-  flat, questions = evaluator(state.params, config.eval.sets)
-  flat |= habits(evaluator, state.params)
-  workdir.add_eval('final', flat, questions)
+      saved = done
+    checkpoints.close()
+    raise Interrupted(
+      error.signal,
+      f'{path} is saved at step {saved} of {total}; the same command goes on '
+      'from there.',
+    ) from None
   out = Path(method.out) if method.out else workdir.path / 'model'
   hf.save_checkpoint(
     out, cfg, jax.device_get(state.params), tokenizer, model.eos_ids, 'float32'

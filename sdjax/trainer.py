@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax import config as config_lib
@@ -16,36 +16,24 @@ from sdjax.data.prompts import encode_prompts
 from sdjax.eval.diversity import token_entropy
 from sdjax.evaluate import Evaluator
 from sdjax.grading import Graded, grade, join
-from sdjax.language_model import LanguageModel, load_from_config
-from sdjax.lora import adapt, init_adapter
+from sdjax.initial_state import adapter, copy, initial_state
+from sdjax.language_model import (
+  LanguageModel,
+  fingerprint,
+  load_from_config,
+)
+from sdjax.lengths import training_questions
+from sdjax.lora import adapt
 from sdjax.methods import METHODS, Method
 from sdjax.optim import learning_rate, make_optimizer
 from sdjax.reward_source import make_source
-from sdjax.sharding import (
-  make_mesh,
-  replicated,
-  shard_batch,
-  state_sharding,
-)
+from sdjax.sharding import batch_sharding, make_mesh, shard_batch
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.update import update_step
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Question
-from sdjax.types import Evidence, Gathered, Params, Prompts, Rollout, TrainState
-
-
-def copy(params: Params, dtype: Any = None) -> Params:
-  """Copies weights, so that donating the original leaves the copy alone."""
-  return jax.tree.map(lambda x: jnp.array(x, dtype=dtype, copy=True), params)
-
-
-def _adapter(config: config_lib.Config, params: Params) -> Params:
-  """Draws the adapter a config asks for."""
-  assert config.model
-  options = config.model.lora
-  key = rng.stream(config.seed, 'adapter')
-  return init_adapter(params, options.rank, options.targets, key)
+from sdjax.types import Evidence, Gathered, Params, Prompts, Rollout
 
 
 def _weights(base: Params, params: Params, *, scale: float) -> Params:
@@ -53,47 +41,6 @@ def _weights(base: Params, params: Params, *, scale: float) -> Params:
   if base is None or params is None:
     return params
   return adapt(base, params, scale)
-
-
-def initial_state(
-  params: Params, optimizer: Any, mesh: Any, with_ema: bool
-) -> TrainState:
-  """Places the state of a run that has not begun.
-
-  Args:
-    params: weights, or an adapter; they become the state's own.
-    optimizer: gives the shape of its state.
-    mesh: devices.
-    with_ema: whether the teacher is an average of the student.
-
-  Returns:
-    The state, sharded, no two of its leaves sharing a buffer.
-  """
-  params = jax.device_put(params, state_sharding(params, mesh))
-  shapes = jax.eval_shape(optimizer.init, params)
-  init = jax.jit(optimizer.init, out_shardings=state_sharding(shapes, mesh))
-  return TrainState(
-    step=jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)),
-    params=params,
-    # Copied: jit may return one buffer for equal outputs.
-    opt_state=copy(init(params)),
-    teacher_params=copy(params, jnp.float32) if with_ema else None,
-  )
-
-
-class Compilations:
-  """Counts what XLA compiles in this process, by listening to JAX."""
-
-  def __init__(self):
-    """Starts to listen."""
-    self.count = 0
-    self.seconds = 0.0
-    jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-  def _hear(self, event: str, duration_secs: float, **_: Any) -> None:
-    if event.endswith('backend_compile_duration'):
-      self.count += 1
-      self.seconds += duration_secs
 
 
 class Sampled(NamedTuple):
@@ -117,7 +64,14 @@ class Sampled(NamedTuple):
 
 
 class Trainer:
-  """The compiled steps of a run and the host work between them."""
+  """The compiled steps of a run and the host work between them.
+
+  Attributes:
+    questions: to train on.
+    fits: which of them to pass over; None: none.
+    notes: what a person should be told before the first step.
+    fingerprint: of the weights that the run begins with.
+  """
 
   def __init__(
     self,
@@ -145,6 +99,11 @@ class Trainer:
       config.reward if training else config_lib.Reward(), self.mesh
     )
     self.evaluator = Evaluator(config, self.model, self.task, self.mesh)
+    self.questions, self.fits, notes = training_questions(
+      config, self.task, self.model.tokenizer
+    )
+    self.notes = (*self.method.notes, *notes, *self.evaluator.notes)
+    self.fingerprint = fingerprint(self.model.params)
     updates = config.train.epochs * config.train.mini_batches
     total = config.train.num_steps * updates
     self.optimizer = make_optimizer(config.optimizer, total)
@@ -153,7 +112,7 @@ class Trainer:
     self.teacher = self.method.teacher
     trained, self.base = self.model.params, None
     if config.model.lora.rank:
-      trained, self.base = _adapter(config, trained), trained
+      trained, self.base = adapter(config, trained), trained
     self.state = initial_state(
       trained, self.optimizer, self.mesh, self._teacher_is('ema')
     )
@@ -229,7 +188,8 @@ class Trainer:
       )
 
     places = jax.tree.map(lambda x: x.sharding, self.state)
-    self._rollout = jax.jit(rollout)
+    # As of what is moved to the devices again after `resample`.
+    self._rollout = jax.jit(rollout, out_shardings=batch_sharding(self.mesh))
     self._signal = jax.jit(signal)
     self._update = jax.jit(
       update, donate_argnums=1, out_shardings=(places, None)
@@ -269,6 +229,21 @@ class Trainer:
       prompts,
       rollout,
       evidence,
+    )
+
+  def _updated(
+    self, prompts: Prompts, rollout: Rollout, signal: Any
+  ) -> tuple[Any, ...]:
+    """What the update step is called with; it takes the state away."""
+    frozen = self.reference if self._teacher_is('frozen') else None
+    return (
+      self.base,
+      self.state,
+      frozen,
+      self._reference,
+      prompts,
+      rollout,
+      signal,
     )
 
   @property
@@ -382,10 +357,7 @@ class Trainer:
       inspect(batch)
     prompts, rollout, host, graded, gathered, counts = batch
     signal = self.signal(prompts, rollout, gathered.evidence)
-    frozen = self.reference if self._teacher_is('frozen') else None
-    self.state, update = self._update(
-      self.base, self.state, frozen, self._reference, prompts, rollout, signal
-    )
+    self.state, update = self._update(*self._updated(prompts, rollout, signal))
     right_Q = graded.correct.mean(axis=1)
     metrics |= {
       'reward': graded.reward.mean(),
@@ -404,17 +376,20 @@ class Trainer:
     }
     return metrics, graded, gathered
 
-  def warm_up(self, questions: Sequence[Question]) -> None:
-    """Compiles the signal step for every number of contexts it may meet.
+  def warm_up(self, inspect: Callable[[Sampled], None] | None = None) -> None:
+    """Compiles all that a step needs, for every shape it may meet.
 
     How many distinct demonstrations a question has is known only while
     training; without this, a rare number would compile in the middle.
 
     Args:
-      questions: any Q training questions.
+      inspect: as for `step`; shown a blank batch of every width.
     """
     assert self.config.rollout
-    num_q, num_g = len(questions), self.config.rollout.num_samples
+    num_q = self.config.rollout.num_questions
+    num_g = self.config.rollout.num_samples
+    fit = self.fits or (lambda _: True)
+    questions = list(itertools.islice(filter(fit, self.questions), num_q))
     # An empty answer is wrong everywhere: nothing is drawn from it.
     graded = Graded(
       questions=questions,
@@ -423,7 +398,8 @@ class Trainer:
       length=np.ones((num_q, num_g), int),
       finished=np.ones((num_q, num_g), bool),
     )
-    evidence = self.method.gather(graded, 0).evidence
+    gathered = self.method.gather(graded, 0)
+    evidence = gathered.evidence
     key = rng.stream(self.config.seed, 'warm_up')
     for width in self.config.rollout.context_buckets:
       blank = Prompts(
@@ -433,6 +409,7 @@ class Trainer:
       )
       prompts = shard_batch(blank, self.mesh)
       rollout = self._rollout(self.base, self.state.params, prompts, key)
+      signal = None
       for count in self.method.num_contexts or (0,):
         if count:
           evidence = dataclasses.replace(
@@ -442,4 +419,9 @@ class Trainer:
             ),
             context_length=np.ones((num_q, count), np.int32),
           )
-        self.signal(prompts, rollout, evidence)
+        signal = self.signal(prompts, rollout, evidence)
+      # Not run: it would make a step, and give the state away.
+      self._update.lower(*self._updated(prompts, rollout, signal)).compile()
+      if inspect:
+        host = jax.device_get(rollout)
+        inspect(Sampled(prompts, rollout, host, graded, gathered, {}))

@@ -1,32 +1,52 @@
 """A run's folder: its config, its logs, and going back to a checkpoint."""
 
-import errno
-import fcntl
+import dataclasses
 import json
 import os
 import weakref
 from collections.abc import Container
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sdjax import config as config_lib
-from sdjax import config_check, config_dict
+from sdjax import config_check, config_dict, folder_lock
 from sdjax.eval.runs import read_json_lines
 from sdjax.metrics import JsonLines, MetricsLog, write_json_atomic
 
 FREE_TO_CHANGE = (
   'print',
   'mode',
+  'model.path',
+  'model.remat',
+  'data.over_length',
+  'reward.workers',
+  'rollout.max_context',
+  'rollout.context_buckets',
+  'loss.chunk',
   'train.num_steps',
+  'train.micro_batches',
+  'train.eval_every',
+  'train.checkpoint_every',
+  'train.keep_checkpoints',
   'mesh.',
   'eval.',
   'alarm.',
 )
-"""Options a run may be continued with other values of.
+"""Options, or whole sections, a run may be continued with other values of.
 
-The number of steps is not free under a schedule that depends on it, and never
-below those that are done.
+None of them enters the mathematics of a step. Widths, chunks, micro-batches,
+what is recomputed and the mesh enter its rounding: sums are taken in another
+order, so that a run which goes on with other ones is no longer the same to the
+last bit.
+
+Not free are the number of steps under a schedule that depends on it, and ever
+below those that are done; the width, and what becomes of longer questions, in
+a run that skips or truncates them; and weights other than those that the run
+began with, wherever they lie.
 """
+
+EVALUATED = ('seed', 'model', 'task', 'data', 'eval')
+"""What an evaluation of a run depends on; the rest may be anything."""
 
 NOT_MEASURED = ('during', 'batch_questions', 'save_samples')
 """Options of `eval` that say nothing of how samples are drawn and counted.
@@ -37,6 +57,24 @@ Evaluations of steps, which `metrics.jsonl` logs, stay as they were drawn.
 
 class WorkdirError(ValueError):
   """A folder that this run cannot use."""
+
+
+ORIGIN = 'origin.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What a run is begun with and its config does not hold.
+
+  Attributes:
+    weights: fingerprint of the weights; see
+      `sdjax.language_model.fingerprint`.
+    method: full name of the method that `sdjax.train.train` was given; empty:
+      the config names one.
+  """
+
+  weights: str = ''
+  method: str = ''
 
 
 class Workdir:
@@ -50,16 +88,26 @@ class Workdir:
     credit: `credit.jsonl`.
   """
 
-  def __init__(self, path: str, config: config_lib.Config):
+  def __init__(
+    self,
+    path: str | Path,
+    config: config_lib.Config,
+    origin: Origin | None = None,
+  ):
     """Makes the folder, or checks that it belongs to the same run.
+
+    From here on it belongs to this run: whoever has something to build that
+    may fail does that before, and `check_folder` before that.
 
     Args:
       path: the folder; it and its parents are made when missing.
       config: the run's config.
+      origin: what the run was begun with and its config does not hold.
 
     Raises:
-      WorkdirError: the folder cannot be written, holds a run of another
-        config or of more steps, or another process is at work in it.
+      WorkdirError: the folder cannot be written, or holds a run of another
+        config, from other weights or of more steps.
+      InUseError: another process is at work in it.
     """
     self.path = Path(path)
     try:
@@ -69,19 +117,11 @@ class Workdir:
         f'--workdir={path} cannot be made: {error}. Choose a folder you may '
         'write to.'
       ) from error
-    if not os.access(self.path, os.W_OK | os.X_OK):
-      raise WorkdirError(
-        f'--workdir={path} cannot be written to. Choose another folder or '
-        'change its permissions.'
-      )
-    resolved = config_dict.to_json(config)
-    file = self.path / 'config.json'
-    old = _check_same_run(file, resolved) if file.exists() else None
-    if config.mode in ('train', 'pretrain'):
-      _check_steps(self.path, config.train.num_steps)
+    old = check_folder(self.path, config, origin)
     lock = (self.path / '.lock').resolve()
-    _lock(lock)
-    self._unlock = weakref.finalize(self, _unlock, lock)
+    folder_lock.lock(lock)
+    self._unlock = weakref.finalize(self, folder_lock.unlock, lock)
+    resolved, file = config_dict.to_json(config), self.path / 'config.json'
     if old is None:
       write_json_atomic(file, resolved)
     elif config.mode != 'forecast':
@@ -92,6 +132,11 @@ class Workdir:
       if config.mode == 'eval':
         resolved = {**old, 'eval': resolved['eval']}
       write_json_atomic(file, resolved)
+    if origin is not None:
+      begun = {'weights': origin.weights}
+      if config.mode == 'train':
+        begun['method'] = origin.method
+      write_json_atomic(self.path / ORIGIN, begun | _read_origin(self.path))
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
     self.alarms = JsonLines(self.path / 'alarms.jsonl')
@@ -207,48 +252,6 @@ class Workdir:
     self._unlock()
 
 
-_locks: dict[Path, tuple[TextIO, int]] = {}
-"""The locks of this process: the open file, and how many hold it."""
-
-
-def _lock(path: Path) -> None:
-  """Locks a file for this process: two in one folder would mix their logs.
-
-  For the process, not for the caller: a notebook whose run was interrupted may
-  go on with it. The file is opened once, because a lock of POSIX ends when ANY
-  descriptor of its file is closed.
-  """
-  if path in _locks:
-    file, holders = _locks[path]
-    _locks[path] = file, holders + 1
-    return
-  file = open(path, 'a+', encoding='utf-8')
-  try:
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    # Other errors: a file system without locks.
-    if error.errno in (errno.EACCES, errno.EAGAIN):
-      file.seek(0)
-      owner = file.read().strip()
-      file.close()
-      raise WorkdirError(
-        f'--workdir={path.parent} is in use: process {owner} is running in '
-        'it. Wait for it, end it, or choose another folder.'
-      ) from None
-  file.truncate(0)
-  file.write(f'{os.getpid()}\n')
-  file.flush()
-  _locks[path] = file, 1
-
-
-def _unlock(path: Path) -> None:
-  file, holders = _locks.pop(path)
-  if holders > 1:
-    _locks[path] = file, holders - 1
-  else:
-    file.close()
-
-
 def _evaluation(values: dict[str, Any], when: str) -> dict[str, Any]:
   return {
     f'eval/{name.removeprefix(f"{when}/")}': value
@@ -268,7 +271,54 @@ def measured(resolved: dict[str, Any]) -> dict[str, Any]:
   Args:
     resolved: a config as it stands in `config.json`.
   """
-  return {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
+  numbers = {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
+  # Of a release that had no such section: too long a question was an error.
+  over_length = resolved.get('data', {}).get('over_length', 'error')
+  if over_length == 'error':
+    numbers.pop('max_context')
+    return numbers
+  return numbers | {'over_length': over_length}
+
+
+def check_folder(
+  path: str | Path,
+  config: config_lib.Config,
+  origin: Origin | None = None,
+) -> dict[str, Any] | None:
+  """Refuses a folder that a run cannot use, and touches nothing.
+
+  Args:
+    path: the folder; it need not be there.
+    config: the run's config.
+    origin: what the run is begun with; None: not known yet.
+
+  Returns:
+    The config of the run in the folder; None where there is none.
+
+  Raises:
+    WorkdirError: as `Workdir`.
+  """
+  path = Path(path)
+  there = next(
+    (x for x in (path, *path.absolute().parents) if x.exists()), path
+  )
+  if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    what = 'is no folder' if not there.is_dir() else 'cannot be written to'
+    if there != path:
+      what = f'cannot be made: {there} {what}'
+    raise WorkdirError(
+      f'--workdir={path} {what}. Choose another folder or change its '
+      'permissions.'
+    )
+  file = path / 'config.json'
+  if not file.exists():
+    return None
+  old = _check_same_run(file, config)
+  if config.mode in ('train', 'pretrain'):
+    _check_steps(path, config.train.num_steps)
+  if origin is not None:
+    _check_origin(path, config, origin, old)
+  return old
 
 
 def _check_steps(path: Path, num_steps: int) -> None:
@@ -282,25 +332,31 @@ def _check_steps(path: Path, num_steps: int) -> None:
     )
 
 
-def _check_same_run(file: Path, resolved: dict[str, Any]) -> dict[str, Any]:
+def _check_same_run(file: Path, config: config_lib.Config) -> dict[str, Any]:
   """Returns the folder's config if it agrees in all that matters."""
+  new, evaluates = config_dict.to_json(config), config.mode == 'eval'
+  names = EVALUATED if evaluates else tuple(new)
   try:
-    old = config_dict.from_config_dict(json.loads(file.read_text()))
+    found = json.loads(file.read_text())
+    # With the defaults of options that are newer than the folder. An
+    # evaluation leaves alone what it does not need: a method, say, that only
+    # the program knows which trained by it.
+    old = found | config_dict.read_like(found, config, names)
   except ValueError as error:
     raise WorkdirError(
       f'{file} is not readable as a config ({error}). It says which run the '
       'folder holds: restore it, or choose another --workdir.'
     ) from error
-  # With the defaults of options that are newer than the folder.
-  old = config_dict.to_json(old)
-  new_flat, old_flat = map(config_check.flatten, (resolved, old))
-  fixed = set()
-  if new_flat.get('optimizer.schedule') == 'cosine':
-    fixed.add('train.num_steps')
+  new_flat, old_flat = (
+    config_check.flatten({k: v for k, v in x.items() if k in names})
+    for x in (new, old)
+  )
+  # An evaluation leaves the options of the training as they are.
+  fixed = _fixed(old) | ({'data.over_length'} if evaluates else set())
   differing = [
     f'{name}: {old_flat.get(name)!r} there, {new_flat.get(name)!r} now'
     for name in sorted(old_flat.keys() | new_flat.keys())
-    if (name in fixed or not name.startswith(FREE_TO_CHANGE))
+    if (name in fixed or not _is_free(name))
     and old_flat.get(name) != new_flat.get(name)
   ]
   if differing:
@@ -310,3 +366,57 @@ def _check_same_run(file: Path, resolved: dict[str, Any]) -> dict[str, Any]:
       'the run was started with.'
     )
   return old
+
+
+def _is_free(name: str) -> bool:
+  return any(
+    name.startswith(free) if free.endswith('.') else name == free
+    for free in FREE_TO_CHANGE
+  )
+
+
+def _fixed(old: dict[str, Any]) -> set[str]:
+  """Options that are free in other runs, but not in this one."""
+  fixed = set()
+  if old.get('optimizer', {}).get('schedule') == 'cosine':
+    fixed.add('train.num_steps')
+  if old.get('data', {}).get('over_length', 'error') != 'error':
+    fixed |= {'data.over_length', 'rollout.max_context'}
+  return fixed
+
+
+def _read_origin(path: Path) -> dict[str, str]:
+  file = path / ORIGIN
+  return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _check_origin(
+  path: Path,
+  config: config_lib.Config,
+  origin: Origin,
+  old: dict[str, Any],
+) -> None:
+  """Raises when the run was begun from other weights or by another method."""
+  known = _read_origin(path)
+  was = (old.get('model') or {}).get('path')
+  now = config.model.path if config.model else None
+  # A folder of a release that kept no fingerprint is known by the path alone.
+  if known.get('weights', origin.weights) != origin.weights or (
+    'weights' not in known and was != now
+  ):
+    raise WorkdirError(
+      f'--workdir={path} holds a run that began from other weights than '
+      f'model.path={now!r} has (it had them from {was!r}). Give the weights '
+      'it began with, or choose another folder.'
+    )
+  method = known.get('method', origin.method)
+  if config.mode == 'train' and method != origin.method:
+    there, here = (
+      f'method={x}' if x else 'the method of its config'
+      for x in (method, origin.method)
+    )
+    raise WorkdirError(
+      f'--workdir={path} holds a run that was trained by {there}, and is now '
+      f'asked to go on by {here}. Call sdjax.train.train with the method it '
+      'was started with, or choose another folder.'
+    )

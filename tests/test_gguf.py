@@ -636,6 +636,7 @@ def test_without_torch(path):
     check=True,
   )
   assert json.loads(out.stdout) == [TOKENS.index('hi')]
+  assert out.stderr == ''  # and nobody is told to install it
 
 
 @pytest.fixture(scope='module')

@@ -40,6 +40,11 @@ FLOORS = [
   },
   {
     'methods',
+    'lengths',
+    'initial_state',
+    'compilations',
+    'interrupt',
+    'folder_lock',
     'sharding',
     'optim',
     'checkpoint',
@@ -77,6 +82,7 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MAY_COMPILE = {
   'trainer.py',
+  'initial_state.py',
   'credit_map.py',
   'evaluate.py',
   'pretrain.py',

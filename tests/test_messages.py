@@ -143,3 +143,7 @@ def test_a_mistake_ends_in_one_line(tried, name):
   assert said.startswith('error: ') and CASES[name][1] in said
   first, *rest = said.splitlines()
   assert rest == ['(SDJAX_TRACEBACK=1 shows where)']
+
+
+def test_a_mistake_leaves_the_folder_alone(tried):
+  assert not (tried[1] / 'run').exists()

@@ -200,3 +200,50 @@ def test_progress_of_a_resumed_run_counts_its_own_steps():
   clock.now += 2
   progress.update(90)
   assert 'ETA 20s' in stream.getvalue()
+
+
+def test_time_that_says_nothing_of_a_step_is_left_out():
+  stream = io.StringIO()
+  progress, clock = _progress(stream, every=0)
+  progress.note('begins')
+  clock.now += 62
+  progress.leave_out(60)  # compiled in the first step all the same
+  progress.update(1)
+  clock.now += 1
+  progress.update(2)
+  clock.now += 33
+  progress.leave_out(30)
+  progress.update(3)
+  lines = stream.getvalue().splitlines()[1:]
+  # 2 s, then 1 s without the first step, then the mean of 1 s and 3 s.
+  found = [line.split('ETA ')[1] for line in lines]
+  assert found == ['3m18s', '1m38s', '3m14s']
+
+
+def test_an_evaluation_is_shown_in_place():
+  stream = _Terminal()
+  progress, clock = _progress(stream)
+  progress.note('evaluating')
+  for done in (16, 32):
+    clock.now += 0.01
+    progress.evaluated('harder', done, 32)
+  progress.finish()
+  assert stream.getvalue() == (
+    'evaluating\n'
+    '\revaluating harder: 16 of 32 questions\x1b[K'
+    '\revaluating harder: 32 of 32 questions\x1b[K\n'
+  )
+
+
+def test_an_evaluation_leaves_a_log_alone_unless_it_is_long():
+  stream = io.StringIO()
+  progress, clock = _progress(stream)
+  progress.note('evaluating')
+  for done in range(1, 15):
+    clock.now += 10
+    progress.evaluated('harder', done, 14)
+  assert stream.getvalue().splitlines() == [
+    'evaluating',
+    'evaluating harder: 6 of 14 questions',
+    'evaluating harder: 12 of 14 questions',
+  ]

@@ -1,7 +1,9 @@
 """Whole runs from the shipped model: outputs, resuming, and being killed."""
 
+import contextlib
 import dataclasses
 import gc
+import io
 import json
 import os
 import re
@@ -18,7 +20,7 @@ import pytest
 from models import one_device
 
 from sdjax import config as c
-from sdjax import methods
+from sdjax import export, language_model, methods
 from sdjax import train as train_lib
 from sdjax import trainer as trainer_lib
 from sdjax.checkpoint import Checkpoints
@@ -103,11 +105,17 @@ def best_and_alarms(folder: Path):
   return names, [log.read_bytes() for log in logs]
 
 
+COMPILED = r'(\d+) compilations in \d+ s'
+
+
 @pytest.fixture(scope='module', params=['sd', 'rl'])
 def unbroken(request, cache, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   config = small(request.param, cache)
-  train_lib.train(config, str(folder))
+  said = io.StringIO()
+  with contextlib.redirect_stderr(said):
+    train_lib.train(config, str(folder))
+  (folder / 'said').write_text(said.getvalue())
   return config, folder
 
 
@@ -157,25 +165,123 @@ def test_training_moves_the_weights(unbroken):
 def test_no_compilation_after_warm_up(unbroken):
   _, folder = unbroken
   records = read_json_lines(folder / 'metrics.jsonl')
-  counts = [r['time/compilations'] for r in records if 'train/loss' in r]
-  # The first step compiles the update; from then on nothing does.
-  assert counts[0] == counts[-1] > 0
+  counts = {r['time/compilations'] for r in records if 'train/loss' in r}
+  before = re.search(COMPILED, (folder / 'said').read_text())
+  assert before and counts == {float(before[1])}
 
 
 def test_a_stopped_run_goes_on_exactly(unbroken, tmp_path):
   config, folder = unbroken
   half = replace(config, train__num_steps=2)
   train_lib.train(half, str(tmp_path))
-  # The half-way evaluation is due at a step that is not the last one; the
-  # shorter run ends there and evaluates `final` instead.
-  train_lib.train(replace(config, train__eval_every=2), str(tmp_path))
-  metrics, rollouts, evals = logged(tmp_path)
-  whole, whole_rollouts, whole_evals = logged(folder)
-  assert rollouts == whole_rollouts and evals == whole_evals
-  assert [r for r in metrics if 'train/loss' in r] == [
-    r for r in whole if 'train/loss' in r
+  # The shorter run ended at the step of an evaluation: it is made up for.
+  train_lib.train(config, str(tmp_path))
+  assert_same_run(folder, tmp_path, config)
+
+
+@pytest.mark.parametrize('unbroken', ['sd'], indirect=True)
+def test_ended_by_signals_a_run_goes_on_exactly(
+  unbroken, tmp_path, monkeypatch
+):
+  """In evaluations before, in the midst of and after training, and in steps."""
+  config, folder = unbroken
+  last, over = [0], set()
+  plain = train_lib.Progress.update
+
+  def update(self, step, *rest, **more):
+    last[0] = step
+    plain(self, step, *rest, **more)
+    if step in (1, 3):
+      end_once('step', step)
+
+  def evaluated(self, name, done, total):
+    end_once('evaluation', last[0])
+
+  def end_once(*moment):
+    if moment not in over:
+      over.add(moment)
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.01)
+
+  monkeypatch.setattr(train_lib.Progress, 'update', update)
+  monkeypatch.setattr(train_lib.Progress, 'evaluated', evaluated)
+  said = []
+  while True:
+    try:
+      train_lib.train(config, str(tmp_path))
+      break
+    except KeyboardInterrupt as error:
+      said.append(str(error).replace(str(tmp_path), 'run'))
+  after = 'SIGTERM: run is saved at step {} of 4; the same command goes on from'
+  assert said == ['SIGTERM: ended; the same command starts again.'] + [
+    f'{after.format(step)} there.' for step in (1, 2, 3, 4)
   ]
-  assert_same(final_state(tmp_path, config), final_state(folder, config))
+  assert_same_run(folder, tmp_path, config)
+
+
+@pytest.mark.parametrize('unbroken', ['rl'], indirect=True)
+def test_what_only_its_program_knows_is_not_needed_afterwards(
+  unbroken, tmp_path
+):
+  """Task, method and rewards may be a user's own."""
+  config, source = unbroken
+  shutil.copytree(source, tmp_path / 'run')
+  file = tmp_path / 'run' / 'config.json'
+  options = json.loads(file.read_text())
+  options |= {'method': {'name': 'own', 'x': 1}, 'reward': {'name': 'own'}}
+  file.write_text(json.dumps(options))
+  (tmp_path / 'run' / 'eval.json').unlink()
+  evaluation = replace(
+    dataclasses.replace(config, method=c.SelfDistillation()), mode='eval'
+  )
+  train_lib.evaluate(evaluation, str(tmp_path / 'run'))
+  now, before = (
+    json.loads((folder / 'eval.json').read_text())
+    for folder in (tmp_path / 'run', source)
+  )
+  assert now == before
+  # An export does not need to know the task either.
+  options['task'] = {'name': 'gsm8k', 'files': ['a', 'b']}
+  file.write_text(json.dumps(options))
+  arguments = ['--workdir', str(tmp_path / 'run'), '--out', str(tmp_path / 'x')]
+  export.main(arguments)
+  loaded = language_model.load(str(tmp_path / 'x'))
+  trained = final_state(source, config).params
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, trained)
+
+
+def own_method(config, apply_fn, task, tokenizer):
+  """GRPO under a name of its own."""
+  return methods.policy_gradient(config, apply_fn, task, tokenizer)
+
+
+@pytest.mark.parametrize('unbroken', ['rl'], indirect=True)
+def test_no_other_method_goes_on_with_a_run(unbroken):
+  config, folder = unbroken
+  before = logged(folder)
+  with pytest.raises(WorkdirError, match='by method=test_train.own_method'):
+    train_lib.train(config, str(folder), own_method)
+  assert logged(folder) == before
+
+
+def test_what_is_wrong_is_said_before_the_folder_is_touched(cache, tmp_path):
+  own = small('rl', cache)
+  for config, words in (
+    (replace(own, train__num_steps=0), 'num_steps=0 must be at least 1'),
+    (replace(own, rollout__num_samples='4'), 'num_samples=.4. must be of type'),
+    (replace(own, mode='eval'), "mode='eval'; this is for mode='train'"),
+    (replace(own, model__path='/nope'), "no checkpoint '/nope'"),
+    (replace(own, eval__sets=('hardest',)), "'hardest'.*not a split"),
+    (
+      replace(own, rollout__max_context=9, rollout__context_buckets=(9,)),
+      'questions of train are too long.*rollout.max_context=9',
+    ),
+    (replace(own, eval__max_context=9), 'too long.*eval.max_context=9'),
+    (replace(own, rollout__num_questions=4001), 'num_questions is 4001'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      train_lib.train(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
 
 
 REWARD = """

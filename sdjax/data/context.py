@@ -218,18 +218,37 @@ def check_thinking(tokenizer: Any, thinking: bool) -> None:
   )
 
 
-def _encode(tokenizer: Any, text: str, thinking: bool) -> list[int]:
-  ids = tokenizer.encode(
-    render(tokenizer, text, thinking), add_special_tokens=False
-  )
+def encode_texts(
+  tokenizer: Any, texts: Sequence[str], thinking: bool = False
+) -> list[list[int]]:
+  """Encodes filled templates.
+
+  Args:
+    tokenizer: a fast tokenizer; its chat template is applied if it has one.
+    texts: filled templates.
+    thinking: what the chat template is told as `enable_thinking`.
+
+  Returns:
+    The token ids of each.
+  """
+  encoded = tokenizer(
+    [render(tokenizer, text, thinking) for text in texts],
+    add_special_tokens=False,
+  )['input_ids']
   if getattr(tokenizer, 'chat_template', None):
-    return list(ids)
+    return [list(ids) for ids in encoded]
   # A chat template writes its own; a plain text gets the one that the
   # tokenizer puts before every text, if it does.
   first = tokenizer.encode('')[:1]
-  if first == [tokenizer.bos_token_id] and ids[:1] != first:
-    return [*first, *ids]
-  return list(ids)
+  begins = first == [tokenizer.bos_token_id]
+  return [
+    [*first, *ids] if begins and list(ids[:1]) != first else list(ids)
+    for ids in encoded
+  ]
+
+
+def _encode(tokenizer: Any, text: str, thinking: bool) -> list[int]:
+  return encode_texts(tokenizer, [text], thinking)[0]
 
 
 def _too_long(size: int, max_tokens: int, question: str) -> ValueError:

@@ -1,6 +1,6 @@
 """Batches of training questions, in an order that can be picked up again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,11 @@ class PromptIterator(Iterator[list[Question]]):
   """
 
   def __init__(
-    self, questions: Sequence[Question], num_questions: int, seed: int
+    self,
+    questions: Sequence[Question],
+    num_questions: int,
+    seed: int,
+    fits: Callable[[Question], bool] | None = None,
   ):
     """Starts before the first batch.
 
@@ -30,6 +34,8 @@ class PromptIterator(Iterator[list[Question]]):
       questions: the questions of a split.
       num_questions: Q, questions in a batch.
       seed: of the order, in 0..2^32-1.
+      fits: says which questions may be in a batch, at least one of them; the
+        others are passed over when their turn comes. None: all.
 
     Raises:
       ValueError: there are fewer questions than a batch needs, or a number is
@@ -46,7 +52,8 @@ class PromptIterator(Iterator[list[Question]]):
     # Importing grain takes seconds.
     import grain
 
-    self._questions = questions
+    self._questions, self._fits = questions, fits
+    self._waiting: list[int] = []
     self._identity = {
       'size': len(questions),
       'num_questions': num_questions,
@@ -65,11 +72,22 @@ class PromptIterator(Iterator[list[Question]]):
 
   def __next__(self) -> list[Question]:
     """Returns the next Q questions."""
-    return [self._questions[int(i)] for i in next(self._order)]
+    batch: list[Question] = []
+    while len(batch) < self._identity['num_questions']:
+      if not self._waiting:
+        self._waiting = [int(i) for i in next(self._order)]
+      question = self._questions[self._waiting.pop(0)]
+      if self._fits is None or self._fits(question):
+        batch.append(question)
+    return batch
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position, as a dict that JSON can hold."""
-    return {**self._identity, 'order': self._order.get_state()}
+    return {
+      **self._identity,
+      'order': self._order.get_state(),
+      'waiting': list(self._waiting),
+    }
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes to a saved position.
@@ -87,6 +105,8 @@ class PromptIterator(Iterator[list[Question]]):
           f'run has {value}; go on with the settings the run was started with'
         )
     self._order.set_state(dict(state['order']))
+    # Checkpoints from before questions could be passed over have none.
+    self._waiting = list(state.get('waiting', ()))
 
 
 def choose_bucket(length: int, buckets: int | Sequence[int]) -> int | None:
@@ -126,7 +146,8 @@ def pad_contexts(
     if choose_bucket(len(row), buckets) is None:
       raise ValueError(
         f'the context of question {question_id} has {len(row)} tokens; '
-        f'allowed: at most {buckets}. Raise max_context (and context_buckets)'
+        f'allowed: at most {buckets}. Raise max_context (and context_buckets), '
+        "or set data.over_length to 'skip' or 'truncate_question'"
       )
   width = choose_bucket(max(map(len, rows)), buckets)
   assert width is not None

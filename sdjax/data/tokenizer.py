@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.models import gguf, gguf_tokenizer, hf, hub
+from sdjax.models.advice import without_advice
 
 PAD, EOS, UNK = '<pad>', '<eos>', '<unk>'
 
@@ -46,7 +47,9 @@ def word_tokenizer(
       not three specials.
   """
   import tokenizers
-  from transformers import PreTrainedTokenizerFast
+
+  with without_advice():
+    from transformers import PreTrainedTokenizerFast
 
   specials = tuple(specials)
   if len(specials) != 3:
@@ -102,7 +105,8 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     if not (folder / name).is_file():
       raise FileNotFoundError(f'{folder} has no {name}; {_NEEDED}')
-  from transformers import AutoTokenizer
+  with without_advice():
+    from transformers import AutoTokenizer
 
   try:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax.models.advice import without_advice
 from sdjax.models.rope import Rope
 from sdjax.models.transformer import AttentionKind, TransformerConfig
 
@@ -104,7 +105,8 @@ _SIZES = (
 def _with_defaults(
   given: Mapping[str, Any], path: Path | str
 ) -> dict[str, Any]:
-  from transformers import CONFIG_MAPPING
+  with without_advice():
+    from transformers import CONFIG_MAPPING
 
   try:
     config = CONFIG_MAPPING[given['model_type']].from_dict(dict(given))

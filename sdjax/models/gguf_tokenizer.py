@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from sdjax.models.advice import without_advice
 from sdjax.models.families import CheckpointError
 from sdjax.models.gguf import TOKENIZER, GgufFile, open_file
 
@@ -122,7 +123,9 @@ def read_tokenizer(path: str | Path) -> Any:
   """
   import tokenizers
   from tokenizers import decoders, models, normalizers
-  from transformers import PreTrainedTokenizerFast
+
+  with without_advice():
+    from transformers import PreTrainedTokenizerFast
 
   file = open_file(path)
   if file.metadata.get(f'{TOKENIZER}model') != 'gpt2':
