@@ -211,8 +211,18 @@ class Loss:
       mean over rollouts of the mean over their tokens (`sequence_mean`), of
       their sum (`sequence_sum`) or of their sum over the longest length
       allowed (`sequence_sum_norm`).
-    kl_coef: weight of KL(student||reference) in nats per token; the reference
-      is the model the run began with. 0: none.
+    kl_coef: weight of KL(student||reference) in nats; the reference is the
+      model the run began with. 0: none.
+    kl_in: where it stands: in the `loss` of each token; or, for method `rl`,
+      in the `reward`: a rollout's advantage loses the weight times the sum of
+      log p - log r over its tokens, less the group's mean of that; or
+      `reward_to_go`: each token loses the part of it that comes from it on,
+      whose gradient has the same mean. In the reward it is the KL of whole
+      answers: with `dr_grpo`, `rloo` or `reinforce` and an aggregation
+      that does not divide by a rollout's own length, the optimum is the
+      reference times exp(reward / weight). `grpo` divides the reward by its
+      standard deviation in the group, s, so the weight counts s times itself.
+      In the loss a token does not pay for those it makes likely behind it.
     kl_estimator: from the sampled token `k1`, `k2` or `k3` (see
       `sdjax.objectives.reference_kl` for what each one's slope is), or `full`
       for the sum over the vocabulary.
@@ -225,6 +235,7 @@ class Loss:
 
   aggregation: str = 'token_mean'
   kl_coef: float = 0.0
+  kl_in: str = 'loss'
   kl_estimator: str = 'k3'
   skip_tokens: int = 0
   mask_truncated: bool = False

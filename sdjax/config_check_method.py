@@ -10,6 +10,7 @@ from sdjax.config import (
   Config,
   ConfigError,
   Demonstrations,
+  Loss,
   Mix,
   PolicyGradient,
   SelfDistillation,
@@ -41,6 +42,8 @@ def validate_method(config: Config, section: Any, path: str) -> None:
     _validate_policy_gradient(config, section, path)
   if isinstance(section, Mix):
     _validate_mix(section, path)
+  if isinstance(section, Loss):
+    _validate_loss(config, section, path)
 
 
 def _validate_self_distillation(
@@ -240,6 +243,22 @@ def _validate_mix(method: Mix, path: str) -> None:
     raise ConfigError(
       f'{path}schedule.hold={schedule.hold} does nothing when '
       f'{path}schedule.fall=0: the weight stays at 1 anyway.'
+    )
+
+
+def _validate_loss(config: Config, loss: Loss, path: str) -> None:
+  if loss.kl_in != 'loss':
+    if not isinstance(config.method, PolicyGradient):
+      raise ConfigError(
+        f'{path}kl_in={loss.kl_in!r} is an option of reinforcement learning; '
+        f"method.name={config.method.name!r} needs {path}kl_in='loss'."
+      )
+    refuse(
+      loss,
+      path,
+      ('kl_estimator',),
+      f'when {path}kl_in={loss.kl_in!r}, which takes log p - log r of the '
+      'sampled tokens.',
     )
 
 

@@ -82,6 +82,7 @@ ALLOWED: dict[type, dict[str, tuple[str, ...]]] = {
       'sequence_sum',
       'sequence_sum_norm',
     ),
+    'kl_in': ('loss', 'reward', 'reward_to_go'),
     'kl_estimator': ('k1', 'k2', 'k3', 'full'),
   },
   Data: {'over_length': ('error', 'skip', 'truncate_question')},
@@ -241,7 +242,10 @@ EFFECTIVE_WHEN: dict[type, dict[str, tuple[str, Any]]] = {
     'contrast_threshold': ('rule', ('rlcsd',)),
     'touched_weight': ('rule', ('rlcsd',)),
   },
-  Loss: {'kl_estimator': ('kl_coef', is_positive)},
+  Loss: {
+    'kl_in': ('kl_coef', is_positive),
+    'kl_estimator': ('kl_coef', is_positive),
+  },
   Reward: {
     'function': ('name', ('function',)),
     'workers': ('name', ('function',)),

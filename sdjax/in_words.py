@@ -10,6 +10,11 @@ from sdjax.methods import check_example, shown_of, teacher_templates
 from sdjax.steps.mix import ADVANTAGE_RULES
 from sdjax.tasks.base import Task
 
+CHARGES = {
+  'reward': 'over the rollout',
+  'reward_to_go': 'from the token on',
+}
+
 AGGREGATIONS = {
   'token_mean': 'mean over all counted tokens',
   'sequence_mean': 'mean over counted rollouts of the mean over tokens',
@@ -97,11 +102,19 @@ def loss_in_words(config: config_lib.Config) -> str:
     main = _policy(config, method)
   else:
     main = f'method {method.name!r}'
-  if config.loss.kl_coef:
+  if config.loss.kl_coef and config.loss.kl_in == 'loss':
     main += (
       f'; + {config.loss.kl_coef:g} x KL(student || reference), '
       f'{config.loss.kl_estimator}'
     )
+  elif config.loss.kl_coef:
+    main += (
+      f'; A less {config.loss.kl_coef:g} x K, K = the sum of log student - log '
+      f'reference {CHARGES[config.loss.kl_in]}'
+    )
+    if method.advantage != 'reinforce':
+      others = ' of the others' if method.advantage == 'rloo' else ''
+      main += f", less the group's mean{others}"
   if config.loss.skip_tokens:
     main += f'; the first {config.loss.skip_tokens} tokens do not count'
   if config.loss.mask_truncated:

@@ -119,9 +119,18 @@ def policy_gradient(
       rl.signal_step,
       apply_fn,
       **_pick(method, 'advantage', 'pass_k', 'std', 'std_epsilon'),
-      **_masks(config, method.policy_loss != 'reinforce'),
+      **_pick(config.loss, 'kl_in', 'kl_coef'),
+      **_masks(
+        config, method.policy_loss != 'reinforce' or config.loss.kl_in != 'loss'
+      ),
     ),
-    loss=functools.partial(rl.loss, apply_fn, **_push(method), **_kl(config)),
+    loss=functools.partial(
+      rl.loss,
+      apply_fn,
+      **_push(method),
+      **_pick(config.loss, 'kl_in'),
+      **_kl(config),
+    ),
     reference=config.loss.kl_coef > 0,
     refresh=_refresh(config, method, apply_fn),
   )

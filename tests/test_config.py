@@ -94,6 +94,7 @@ def test_bad_options_are_named(path, value, says):
 
 
 SD, RL, MIX = c.SelfDistillation, c.PolicyGradient, c.Mix
+CHARGED = {'loss__kl_coef': 0.1, 'loss__kl_in': 'reward'}
 OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
 
 
@@ -235,6 +236,14 @@ OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
     (MIX(rule='rlcsd'), {}, 'contrast above 0'),
     (MIX(schedule=c.Schedule(hold=3)), {}, 'schedule.hold=3 does nothing'),
     (SD(), {'loss__kl_estimator': 'k1'}, 'loss.kl_coef=0.0'),
+    (RL(), {'loss__kl_in': 'reward'}, "kl_in='reward' does nothing .*kl_coef"),
+    (
+      RL(),
+      {**CHARGED, 'loss__kl_estimator': 'k1'},
+      "kl_estimator='k1' does nothing when loss.kl_in='reward'",
+    ),
+    (SD(), CHARGED, "'sd' needs loss.kl_in='loss'"),
+    (MIX(), CHARGED, "'mix' needs loss.kl_in='loss'"),
     (SD(), {'loss__skip_tokens': 9}, 'leaves no token'),
     (SD(), {'reward__function': 'a.py:f'}, "reward.name='verifier'"),
     (SD(), {'reward__name': 'model'}, 'needs reward.model'),
@@ -364,6 +373,11 @@ def test_loss_in_words_names_direction_teacher_and_weights():
     )
   )
   assert '0.25 x the share' in words and '0.01 x KL' in words
+  charged = replace(c.Config(method=c.PolicyGradient()), **CHARGED)
+  words = loss_in_words(charged)
+  assert 'A less 0.1 x K' in words and 'over the rollout' in words
+  words = loss_in_words(replace(charged, loss__kl_in='reward_to_go'))
+  assert 'from the token on' in words and 'x KL(' not in words
   assert '(R - mean) / (std + 0.0001)' in words
   words = loss_in_words(
     c.Config(method=RL(policy_loss='cispo', std='sample', drop_high=0.3))

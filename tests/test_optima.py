@@ -24,12 +24,12 @@ from tabular import (
 )
 
 from sdjax import rl, rollout_step, sd, theory, update_step
-from sdjax.types import Evidence, Prompts, Signal, TrainState
+from sdjax.types import Evidence, Prompts, TrainState
 
 NUM_Q, NUM_G, STEPS = 16, 8, 1000
 
 
-def train(sizes, module, gather, **loss_options):
+def train(sizes, module, gather, signal_options=None, **loss_options):
   """Trains the table with the library's own steps; its law over answers.
 
   The base policy is the start, the frozen teacher and the reference.
@@ -37,7 +37,8 @@ def train(sizes, module, gather, **loss_options):
   Args:
     sizes: of the `problem`.
     module: `sd` or `rl`.
-    gather: (rollout, key) to the evidence or to the signal itself.
+    gather: (rollout, key) to the evidence.
+    signal_options: of the module's signal step.
     **loss_options: of the module's loss.
   """
   vocab, length, num_demos = sizes
@@ -63,18 +64,17 @@ def train(sizes, module, gather, **loss_options):
       max_new_tokens=length,
       eos_ids=(vocab,),  # never drawn: every answer has full length
     )
-    signal = gather(rollout, choose)
-    if isinstance(signal, Evidence):
-      signal = module.signal_step(
-        apply_fn,
-        state.params,
-        base,
-        base,
-        prompts,
-        rollout,
-        signal,
-        kl_estimator=loss_options.get('kl_estimator', 'k3'),
-      )
+    signal = module.signal_step(
+      apply_fn,
+      state.params,
+      base,
+      base,
+      prompts,
+      rollout,
+      gather(rollout, choose),
+      kl_estimator=loss_options.get('kl_estimator', 'k3'),
+      **(signal_options or {}),
+    )
     state, _ = update_step(
       state,
       base,
@@ -141,23 +141,6 @@ def rewarded(sizes):
   )
 
 
-def rewarded_less_kl(sizes, beta):
-  """The signal whose advantage has the KL to the base in the reward."""
-  logp0, _, reward, _ = map(jnp.asarray, sequence_laws(*sizes))
-
-  def gather(rollout, _):
-    answer_QG = number_of(rollout, sizes[0])
-    gap_QG = rollout.behavior_logp.sum(-1) - logp0[answer_QG]
-    gain_QG = reward[answer_QG] - beta * gap_QG
-    centred_QG = gain_QG - gain_QG.mean(axis=1, keepdims=True)
-    return Signal(
-      sample_mask=jnp.ones(answer_QG.shape, bool),
-      advantage=jnp.broadcast_to(centred_QG[..., None], rollout.ids.shape),
-    )
-
-  return gather
-
-
 @pytest.mark.parametrize('support', ['full', 'sampled'])
 def test_sd_of_one_token_ends_at_the_closed_form(support):
   gather = shown_to_the_teacher(ONE_TOKEN)
@@ -210,13 +193,32 @@ def test_forward_kl_ends_at_the_mean_of_the_teachers():
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) > 0.2
 
 
-@pytest.mark.parametrize('sizes', [ONE_TOKEN, THREE_TOKENS])
-def test_rl_ends_at_the_closed_form_for_answers_of_any_length(sizes):
-  got = train(sizes, rl, rewarded_less_kl(sizes, 0.5))
+def ends_of_rl(sizes, beta=0.5, **kl):
+  """Where RL with a KL ends, and the optimum of whole answers (Prop. 1)."""
+  kl['kl_coef'] = beta
+  signal = {'advantage': 'dr_grpo', 'kl_in': kl.get('kl_in', 'loss')}
+  got = train(sizes, rl, rewarded(sizes), signal | {'kl_coef': beta}, **kl)
   logp0, _, reward, _ = sequence_laws(*sizes)
-  want = theory.kl_rl_optimum(logp0, reward, 0.5)
+  return got, theory.kl_rl_optimum(logp0, reward, beta)
+
+
+@pytest.mark.parametrize('sizes', [ONE_TOKEN, THREE_TOKENS])
+def test_a_kl_in_the_reward_ends_at_the_closed_form_at_any_length(sizes):
+  """To the last bit: there R - beta K is the same for all answers."""
+  got, want = ends_of_rl(sizes, kl_in='reward')
+  assert total_variation(got, want) < 1e-5
+
+
+def test_a_kl_to_go_ends_at_the_closed_form_but_for_noise():
+  got, want = ends_of_rl(THREE_TOKENS, kl_in='reward_to_go')
   assert total_variation(got, want) < 0.02
-  assert total_variation(got, np.exp(logp0)) > 0.1
+
+
+@pytest.mark.parametrize('estimator', ['k1', 'full'])
+def test_a_kl_in_the_loss_ends_elsewhere_for_several_tokens(estimator):
+  """No token pays for those it makes likely behind it."""
+  got, want = ends_of_rl(THREE_TOKENS, kl_estimator=estimator)
+  assert total_variation(got, want) > 0.04
 
 
 def test_grpo_ends_at_the_closed_form_of_its_gain_and_anchor():

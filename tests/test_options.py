@@ -241,6 +241,8 @@ def variants() -> dict[str, c.Config]:
     ):
       add(base, '', **changes)
     add(base, 'train__', epochs=2, mini_batches=2)
+  for place in ('reward', 'reward_to_go'):
+    add(RL, 'loss__', kl_coef=0.1, kl_in=place)
   for changes in (
     {'rule': 'advantage', 'weight': 0.3},
     {'rule': 'advantage', 'schedule__rise': 3, 'schedule__delay': 0},
@@ -554,3 +556,14 @@ def test_a_preset_makes_a_difference(name):
   assert changed, 'it sets what is set anyway'
   if any(option.startswith(('method.', 'loss.')) for option in changed):
     assert differ(config, base)
+
+
+def test_a_kl_in_the_reward_is_bound_to_both_steps():
+  config = VARIANTS['rl:kl_coef=0.1,kl_in=reward']
+  _, metrics = plainly(config)
+  assert metrics['loss'] == metrics['policy'] and metrics['kl_ref']
+  # Under a truncating sampler its log-probabilities are not the sampler's.
+  config = replace(config, rollout__top_p=0.9, method__policy_loss='reinforce')
+  bound = methods.policy_gradient(config, apply_fn, Letters(), TOKENIZER)
+  assert isinstance(bound.signal, functools.partial)
+  assert bound.signal.keywords['recompute']

@@ -4,6 +4,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from models import (
   assert_close,
   batch,
@@ -11,6 +12,7 @@ from models import (
   largest_logits,
   model,
   signal_then_loss,
+  weights,
 )
 
 from sdjax.steps import rl
@@ -146,6 +148,95 @@ def test_kl_to_the_reference_by_hand():
   want = np.sum(ratios - np.log(ratios) - 1) / 9
   np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
   np.testing.assert_allclose(loss, plain + 0.5 * want, rtol=1e-4)
+
+
+# log p - log r summed over the rollouts of question 0: ids 2 0, and 0.
+COST = np.log([0.7 / 0.6 * 0.3 / 0.6, 0.1 / 0.2])
+
+
+def charged(rollout=ROLLOUT, **options):
+  """Advantages with a KL of weight 0.5 in the reward."""
+  apply_fn, params = chain(LAW)
+  _, ref_params = chain(REF)
+  signal = rl.signal_step(
+    apply_fn,
+    params,
+    None,
+    ref_params,
+    PROMPTS,
+    rollout,
+    EVIDENCE,
+    **({'advantage': 'dr_grpo', 'kl_in': 'reward', 'kl_coef': 0.5} | options),
+  )
+  assert signal.advantage is not None
+  return signal.advantage[0]
+
+
+@pytest.mark.parametrize(
+  'advantage, want',
+  [
+    ('dr_grpo', np.array([0.5, -0.5]) - 0.5 * (COST - COST.mean())),
+    ('rloo', np.array([1.0, -1.0]) - 0.5 * (COST - COST[::-1])),
+    ('reinforce', np.array([1.0, 0.0]) - 0.5 * COST),
+    # The KL is not divided by the spread of the rewards.
+    ('grpo', np.array([UNIT, -UNIT]) - 0.5 * (COST - COST.mean())),
+  ],
+)
+def test_a_kl_in_the_reward_by_hand(advantage, want):
+  got = charged(advantage=advantage)
+  np.testing.assert_allclose(got[:, 0], want, rtol=1e-5)
+  np.testing.assert_array_equal(got[:, 1:], got[:, :1])
+
+
+def test_a_kl_to_go_by_hand():
+  got = charged(kl_in='reward_to_go')
+  np.testing.assert_allclose(got[:, 0], charged()[:, 0], rtol=1e-6)
+  # Of the second token on; the other rollout has ended and has none to go.
+  np.testing.assert_allclose(got[0, 1], 0.5 - 0.25 * np.log(0.5), rtol=1e-5)
+
+
+def test_a_kl_in_the_reward_is_of_counted_tokens_under_the_own_weights():
+  # Without the first tokens only the second one of rollout 0 is left.
+  got = charged(skip_tokens=1)
+  np.testing.assert_allclose(got[0, 0], 0.5 - 0.25 * np.log(0.5), rtol=1e-5)
+  # A truncating sampler's log-probabilities are not the weights' own.
+  other = replace(ROLLOUT, behavior_logp=0.5 * ROLLOUT.behavior_logp)
+  assert_close(charged(other, recompute=True), charged(), 1e-6)
+  assert jnp.abs(charged(other) - charged()).max() > 0.01
+
+
+def test_a_kl_in_the_reward_is_measured_and_not_added_to_the_loss():
+  _, params = chain(LAW)
+  _, ref_params = chain(REF)
+  signal = rl.signal_step(
+    chain(LAW)[0], params, None, ref_params, PROMPTS, ROLLOUT, EVIDENCE
+  )
+  total, metrics = rl.loss(
+    chain(LAW)[0],
+    params,
+    None,
+    ref_params,
+    PROMPTS,
+    ROLLOUT,
+    signal,
+    weights(ROLLOUT, signal.sample_mask),
+    kl_in='reward',
+    kl_coef=0.5,
+  )
+  assert total == metrics['policy']
+  gaps = [*COST, COST[0], np.log(0.7 / 0.6), 0, COST[1]]
+  np.testing.assert_allclose(metrics['kl_ref'], np.sum(gaps) / 9, rtol=1e-5)
+
+
+def test_a_kl_in_the_reward_needs_a_reference():
+  with pytest.raises(ValueError, match="'rewards' is not one of"):
+    charged(kl_in='rewards')
+  with pytest.raises(ValueError, match='kl_coef=0.5 needs ref_params'):
+    rl.signal_step(
+      *(chain(LAW)[0], None, None, None, PROMPTS, ROLLOUT, EVIDENCE),
+      kl_in='reward',
+      kl_coef=0.5,
+    )
 
 
 def test_groups_that_agree_do_not_pull():

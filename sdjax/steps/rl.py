@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.objectives.advantage import advantage_of
+from sdjax.objectives.kl_reward import PLACES, kl_charge
 from sdjax.objectives.policy_gradient import (
   POLICY_LOSSES,
   adaptive_clip,
@@ -46,6 +47,8 @@ def signal_step(
   pass_k: int = 4,
   std: str = 'population',
   std_epsilon: float = 1e-4,
+  kl_in: str = 'loss',
+  kl_coef: float = 0.0,
   kl_estimator: str = 'k3',
   skip_tokens: int = 0,
   mask_truncated: bool = False,
@@ -69,7 +72,12 @@ def signal_step(
     pass_k: k of `pass_at_k`.
     std: of `grpo`: `population` or `sample`, see `group_normalised`.
     std_epsilon: of `grpo`: added to that standard deviation.
-    kl_estimator: see `new_signal`; so the following.
+    kl_in: where the KL to the reference is: in the `loss`, which adds it; or
+      in the `reward`, charged to a rollout as a whole, or `reward_to_go`, to
+      each token from it on, see `kl_charge`. Either takes the tokens'
+      log-probabilities from `recompute`, or else from the sampler.
+    kl_coef: its weight, for a KL in the reward.
+    kl_estimator: see `new_signal`, for a KL in the loss; so the following.
     skip_tokens: first tokens of every completion that do not count.
     mask_truncated: rollouts that were cut off do not count; their rewards
       still enter the group's mean.
@@ -82,16 +90,25 @@ def signal_step(
     The advantages, and what `new_signal` says.
 
   Raises:
-    ValueError: for another advantage.
+    ValueError: for another advantage or place of the KL, or for a KL in the
+      reward without a reference.
   """
   del teacher_params
+  if kl_in not in PLACES:
+    raise ValueError(f'kl_in={kl_in!r} is not one of {PLACES}.')
+  charged = kl_in != 'loss' and kl_coef > 0
+  if charged and ref_params is None:
+    raise ValueError(
+      f'kl_in={kl_in!r} with kl_coef={kl_coef} needs ref_params, the '
+      'weights that the KL is to.'
+    )
   signal = new_signal(
     apply_fn,
     params,
     ref_params,
     prompts,
     rollout,
-    kl_estimator=kl_estimator,
+    kl_estimator='k1' if charged else kl_estimator,
     skip_tokens=skip_tokens,
     mask_truncated=mask_truncated,
     sampler_clip=sampler_clip,
@@ -108,10 +125,16 @@ def signal_step(
     std,
     std_epsilon,
   )
-  signal = replace(
-    signal,
-    advantage=jnp.broadcast_to(advantage_QG[..., None], rollout.ids.shape),
-  )
+  advantage_QGT = jnp.broadcast_to(advantage_QG[..., None], rollout.ids.shape)
+  if charged:
+    advantage_QGT -= kl_coef * kl_charge(
+      importance_base(rollout, signal),
+      signal.ref_logp,
+      counted_tokens(rollout, signal),
+      to_go=kl_in == 'reward_to_go',
+      advantage=advantage,
+    )
+  signal = replace(signal, advantage=advantage_QGT)
   return jax.lax.stop_gradient(signal)
 
 
@@ -191,6 +214,7 @@ def loss(
   dual_clip: float = 0.0,
   drop_low: float = 0.0,
   drop_high: float = 0.0,
+  kl_in: str = 'loss',
   kl_coef: float = 0.0,
   kl_estimator: str = 'k3',
   temperature: float = 1.0,
@@ -215,6 +239,8 @@ def loss(
       still count in the mean; 0: none are dropped.
     drop_high: likewise above at 1 + this. With `cispo` these are ACPO's
       variant of it.
+    kl_in: as in `signal_step`: a KL in the reward is in the signal already,
+      and only measured here.
     kl_coef: weight of the KL to the reference.
     kl_estimator: `k1`, `k2`, `k3` or `full`.
     temperature: divides the logits.
@@ -252,14 +278,15 @@ def loss(
     'policy': jnp.sum(weight_QGT * each_QGT),
     'behavior_gap': jnp.sum(weight_QGT * gap),
   }
+  in_loss = kl_in == 'loss'
   return add_reference_kl(
     metrics['policy'],
     metrics,
     view,
     signal,
     weight_QGT,
-    kl_coef,
-    kl_estimator,
+    kl_coef if in_loss else 0.0,
+    kl_estimator if in_loss else 'k1',
   )
 
 

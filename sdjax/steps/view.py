@@ -197,7 +197,8 @@ def add_reference_kl(
     view: the student's.
     signal: holds the reference's log-probabilities or hidden states.
     weight_QGT: of each token in the loss.
-    kl_coef: weight of KL(student || reference); 0: nothing is added.
+    kl_coef: weight of KL(student || reference); 0: nothing is added, and
+      it is measured where the signal has what that takes.
     kl_estimator: a key of `KL_ESTIMATORS`, or `full`.
 
   Returns:
@@ -207,8 +208,6 @@ def add_reference_kl(
     ValueError: if there is a weight but no reference, or no such estimator.
   """
   metrics = metrics | {'entropy': jnp.sum(weight_QGT * view.entropy)}
-  if not kl_coef:
-    return total, metrics
   if kl_estimator != 'full' and kl_estimator not in KL_ESTIMATORS:
     raise ValueError(
       f'kl_estimator={kl_estimator!r} is not one of '
@@ -219,6 +218,8 @@ def add_reference_kl(
     each = signal.ref_logp
     if each is not None:
       each = KL_ESTIMATORS[kl_estimator](view.logp, each)
+  if each is None and not kl_coef:
+    return total, metrics
   if each is None:
     raise ValueError(
       f'kl_coef={kl_coef} needs a reference, but the signal has none: give '
@@ -226,4 +227,6 @@ def add_reference_kl(
       'kl_coef=0.'
     )
   kl_ref = jnp.sum(weight_QGT * each)
-  return total + kl_coef * kl_ref, metrics | {'kl_ref': kl_ref}
+  if kl_coef:
+    total += kl_coef * kl_ref
+  return total, metrics | {'kl_ref': kl_ref}
