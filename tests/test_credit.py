@@ -131,3 +131,11 @@ def test_future_credit_completes_the_gradient_of_a_sum():
     jax.grad(surrogate)(tables), jax.grad(total)(tables), strict=True
   ):
     np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_a_small_tilt_is_spread_in_whole():
+  """Sums .4 and -.2, mean .1: however small, all of it is moved."""
+  u = jnp.array([[[0.1, 0.3], [-0.2, 0.0]]])
+  got = credit.debiased(u, jnp.ones(u.shape, bool), jnp.array([[0, 1]]))
+  want = [[0.1 - 0.3 / 4, 0.3 - 0.9 / 4], [-0.2 + 0.3, 0]]
+  np.testing.assert_allclose(got[0], want, atol=1e-6)

@@ -176,3 +176,168 @@ def test_touched_tokens_have_a_mean_of_their_own(aggregation, want):
   )
   got = np.asarray(weight * signal.rl_weight)
   np.testing.assert_allclose(got[COUNTED], np.array([want])[COUNTED], rtol=1e-5)
+
+
+REFERENCE = np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
+
+
+def with_reference(rule, rollout=ROLLOUT, evidence=None, **options) -> Any:
+  apply_fn, params = chain(STUDENT)
+  return mix.signal_step(
+    apply_fn,
+    params,
+    chain(TEACHER)[1],
+    chain(REFERENCE)[1],
+    PROMPTS,
+    rollout,
+    evidence_of() if evidence is None else evidence,
+    rule=rule,
+    **options,
+  )
+
+
+@pytest.mark.parametrize('anchor', ['teacher', 'student'])
+def test_an_anchored_teacher_credits_tokens(anchor):
+  """Its law is T^.25 R^.75, normalised; R reads the same last tokens here."""
+  signal = with_reference('advantage', anchor=anchor, teacher_share=0.25)
+  law = TEACHER**0.25 * REFERENCE**0.75
+  law /= law.sum(-1, keepdims=True)
+  u = np.log(law[BEFORE, IDS] / STUDENT[BEFORE, IDS])
+  want = 0.5 * REWARDED + 0.5 * u
+  np.testing.assert_allclose(
+    signal.advantage[COUNTED], want[COUNTED], rtol=1e-4
+  )
+  logr = np.log(REFERENCE[BEFORE, IDS])
+  np.testing.assert_allclose(signal.ref_logp[COUNTED], logr[COUNTED], rtol=1e-4)
+  without = with_reference('advantage', anchor=anchor, with_ref_kl=False)
+  assert without.ref_logp is None
+
+
+# Sampled by another law: the first token at half, the others at twice their
+# probability under the student.
+SHIFT = np.log([0.5, 2.0, 2.0])
+ELSEWHERE = ROLLOUT.replace(behavior_logp=ROLLOUT.behavior_logp + SHIFT)
+
+
+def test_credit_is_to_the_law_that_sampled():
+  for recompute, base in ((False, SHIFT), (True, 0 * SHIFT)):
+    signal = signal_of('advantage', rollout=ELSEWHERE, recompute=recompute)
+    want = 0.5 * REWARDED + 0.5 * (U - base)
+    np.testing.assert_allclose(
+      signal.advantage[COUNTED], want[COUNTED], rtol=1e-4
+    )
+  logp = np.log(STUDENT[BEFORE, IDS])
+  np.testing.assert_allclose(signal.old_logp[COUNTED], logp[COUNTED], rtol=1e-4)
+
+
+def test_weights_for_the_sampler_reach_both_losses():
+  # Ratios 2, 1/2, 1/2; the cap is 1.5.
+  factor = np.array([1.5, 0.5, 0.5]) * np.ones(IDS.shape)
+  for rule in ('loss', 'sdpg', 'srpo'):
+    plain = signal_of(rule, rollout=ELSEWHERE)
+    got = signal_of(rule, rollout=ELSEWHERE, sampler_clip=1.5)
+    for name in ('rl_weight', 'sd_weight'):
+      want = np.asarray(getattr(plain, name)) * factor
+      np.testing.assert_allclose(
+        getattr(got, name)[COUNTED], want[COUNTED], rtol=1e-4
+      )
+  options = {'weight': 0.7, **CONTRAST, 'rollout': ELSEWHERE}
+  plain = signal_of('rlcsd', touched_weight=0.25, **options)
+  got = signal_of('rlcsd', touched_weight=0.25, sampler_clip=1.5, **options)
+  np.testing.assert_allclose(
+    got.rl_weight[COUNTED], (plain.rl_weight * factor)[COUNTED], rtol=1e-4
+  )
+
+
+def test_each_loss_has_its_own_mean():
+  """The sum of w L_rl and (1 - w) L_sd: the second rollout has no teacher."""
+  signal = signal_of('loss', evidence_of(((True,), (False,))), weight=0.75)
+  counted = counted_tokens(ROLLOUT, signal)
+  weight = token_weights(counted, signal.sample_mask, 'token_mean')
+  assert signal.sample_mask.all()
+  pushed = np.asarray(weight * signal.rl_weight)
+  pulled = np.asarray(weight * signal.sd_weight)
+  np.testing.assert_allclose(pushed, 0.75 * COUNTED / 5, rtol=1e-5)
+  np.testing.assert_allclose(pulled[0, 0], [0.25 / 3] * 3, rtol=1e-5)
+  np.testing.assert_array_equal(pulled[0, 1], 0)
+
+
+def test_srpo_hears_a_teacher_that_is_sure():
+  """Failed tokens weigh exp(-c H), with mean 1; the others are pushed."""
+  signal = signal_of('srpo', entropy_exponent=2.0)
+  # The failed rollout has two tokens, each behind a 1, so of equal entropy.
+  np.testing.assert_allclose(signal.sd_weight[0, 1, :2], 1, rtol=1e-5)
+  np.testing.assert_array_equal(signal.sd_weight[0, 0], 0)
+  np.testing.assert_array_equal(signal.rl_weight[0, :, 0], [1, 0])
+  other = ROLLOUT.replace(
+    ids=jnp.array([[[2, 0, 1], [2, 0, 0]]]), length=jnp.array([[3, 3]])
+  )
+  signal = signal_of('srpo', rollout=other, entropy_exponent=2.0)
+  calm = np.exp([-2 * entropy(TEACHER[i]) for i in (1, 2, 0)])
+  np.testing.assert_allclose(
+    signal.sd_weight[0, 1], calm / calm.mean(), rtol=1e-4
+  )
+
+
+def test_sdpg_adds_the_weighted_teacher():
+  signal = signal_of('sdpg', evidence_of(((True,), (True,))), weight=0.3)
+  np.testing.assert_allclose(signal.sd_weight, 0.3, rtol=1e-6)
+  np.testing.assert_array_equal(signal.rl_weight, 1)
+  signal = signal_of('sdpg', evidence_of(((True,), (False,))), weight=0.3)
+  np.testing.assert_allclose(signal.sd_weight[0, :, 0], [0.3, 0], rtol=1e-6)
+
+
+def test_the_two_losses_are_added():
+  """Of one rollout, at the weights that sampled: -A a token, and the KLs."""
+  apply_fn, params = chain(STUDENT)
+  signal = with_reference('sdpg', weight=0.5)
+  weight = jnp.asarray(COUNTED / 5, jnp.float32)
+  loss, metrics = mix.loss(
+    apply_fn,
+    params,
+    chain(TEACHER)[1],
+    chain(REFERENCE)[1],
+    PROMPTS,
+    ROLLOUT,
+    signal,
+    weight,
+    kl_coef=0.1,
+    distance={'objective': 'forward_kl'},
+  )
+  q, p = TEACHER[BEFORE], STUDENT[BEFORE]
+  distance = (q * np.log(q / p)).sum(-1)[COUNTED].mean()
+  gap = np.log(REFERENCE[BEFORE, IDS] / STUDENT[BEFORE, IDS])[COUNTED]
+  anchor = np.mean(np.exp(gap) - gap - 1)
+  policy = -REWARDED[COUNTED].mean()
+  np.testing.assert_allclose(metrics['policy'], policy, rtol=1e-4)
+  np.testing.assert_allclose(metrics['divergence'], 0.5 * distance, rtol=1e-4)
+  np.testing.assert_allclose(metrics['kl_ref'], anchor, rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics['teacher_log_ratio'], U[COUNTED].mean(), rtol=1e-3
+  )
+  want = policy + 0.5 * distance + 0.1 * anchor
+  np.testing.assert_allclose(loss, want, rtol=1e-4)
+
+
+def test_a_weight_of_the_step_goes_before_the_options():
+  evidence = evidence_of().replace(strength=jnp.array([0.2]))
+  got = signal_of('advantage', evidence, weight=0.9).advantage
+  want = 0.2 * REWARDED + 0.8 * U
+  np.testing.assert_allclose(got[COUNTED], want[COUNTED], rtol=1e-4)
+
+
+def test_debiased_tilts_only_those_that_are_taught():
+  """Two right rollouts by two strategies; without a teacher one is left."""
+  evidence = evidence_of(correct=(1, 1)).replace(
+    strategy=jnp.array([[0, 1]]), reward=jnp.array([[1.0, 1.0]])
+  )
+  u = np.where(COUNTED, U, 0)
+  tilt = u.sum(-1)
+  size = np.abs(u) / np.abs(u).sum(-1, keepdims=True)
+  change = (tilt.mean() - tilt)[..., None] * size
+  got = signal_of('debiased', evidence, weight=0.0).advantage
+  np.testing.assert_allclose(got[COUNTED], (u + change)[COUNTED], rtol=1e-3)
+  lone = evidence.replace(context_mask=jnp.array([[[True], [False]]]))
+  got = signal_of('debiased', lone, weight=0.0).advantage
+  np.testing.assert_allclose(got[0, 0], u[0, 0], rtol=1e-3)
+  np.testing.assert_allclose(got[0, 1], 0, atol=1e-6)

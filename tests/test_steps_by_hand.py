@@ -10,7 +10,9 @@ import pytest
 from models import chain
 
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps import sd
+from sdjax.steps import rl, sd
+from sdjax.steps import teacher as teacher_lib
+from sdjax.steps import view as view_lib
 from sdjax.steps.teacher import Comparison
 from sdjax.steps.view import View, counted_tokens
 from sdjax.types import Evidence, Prompts, Rollout, Signal
@@ -182,3 +184,259 @@ def test_first_tokens_may_be_skipped(skip, tokens):
   p, q = STUDENT[BEFORE], TEACHER[BEFORE]
   want = np.sum(p * np.log(p / q), -1)[counted].mean()
   np.testing.assert_allclose(got.loss, want, rtol=1e-5)
+
+
+REFERENCE = np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
+BEHAVIOUR = np.log(STUDENT[BEFORE, IDS]) + np.log([0.5, 2.0])
+PUSHED = Rollout(
+  ids=jnp.array(IDS),
+  length=jnp.array(LENGTH),
+  behavior_logp=jnp.array(BEHAVIOUR, jnp.float32),
+  entropy=jnp.zeros(IDS.shape),
+  finished=jnp.array([[True, False], [True, True]]),
+)
+
+
+def new_signal(reference=True, **options) -> Any:
+  apply_fn, params = chain(STUDENT)
+  ref_params = chain(REFERENCE)[1] if reference else None
+  return view_lib.new_signal(
+    apply_fn, params, ref_params, PROMPTS, PUSHED, **options
+  )
+
+
+def powered(law, temperature):
+  law = law ** (1 / temperature)
+  return law / law.sum(-1, keepdims=True)
+
+
+def test_what_a_signal_holds_of_other_weights():
+  signal = new_signal(reference=False)
+  for name in ('token_mask', 'old_logp', 'rl_weight', 'ref_logp', 'ref_hidden'):
+    assert getattr(signal, name) is None
+  assert signal.sample_mask.all()
+  signal = new_signal(temperature=0.5, recompute=True, mask_truncated=True)
+  np.testing.assert_array_equal(signal.sample_mask, PUSHED.finished)
+  for got, law in ((signal.ref_logp, REFERENCE), (signal.old_logp, STUDENT)):
+    want = np.log(powered(law, 0.5)[BEFORE, IDS])
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert signal.rl_weight is None
+  assert new_signal(kl_estimator='full').ref_logp is None
+  signal = new_signal(reference=False, sampler_clip=1.5, skip_tokens=1)
+  # p / s is 2 and 1/2; the base of ratios is p.
+  want = np.array([1.5, 0.5]) * np.ones(IDS.shape)
+  np.testing.assert_allclose(signal.rl_weight, want, rtol=1e-5)
+  np.testing.assert_allclose(signal.sd_weight, want, rtol=1e-5)
+  logp = np.log(STUDENT[BEFORE, IDS])
+  np.testing.assert_allclose(signal.old_logp, logp, rtol=1e-4)
+  np.testing.assert_array_equal(signal.token_mask, [[[0, 1]] * 2] * 2)
+  counted = counted_tokens(PUSHED, signal)
+  np.testing.assert_array_equal(counted, COUNTED & [False, True])
+
+
+@pytest.mark.parametrize('estimator', ['k1', 'k2', 'k3', 'full'])
+def test_the_anchor_is_added_with_its_weight(estimator):
+  apply_fn, params = chain(STUDENT)
+  ref_params = chain(REFERENCE)[1]
+  signal = new_signal(kl_estimator=estimator)
+  view = view_lib.student_view(
+    apply_fn, params, ref_params, PROMPTS, PUSHED, signal
+  )
+  weight = jnp.asarray(COUNTED / COUNTED.sum(), jnp.float32)
+  total, metrics = view_lib.add_reference_kl(
+    jnp.float32(2), {'policy': 3}, view, signal, weight, 0.5, estimator
+  )
+  p, r = STUDENT[BEFORE], REFERENCE[BEFORE]
+  gap = np.log(STUDENT[BEFORE, IDS] / REFERENCE[BEFORE, IDS])
+  each = {
+    'k1': gap,
+    'k2': gap**2 / 2,
+    'k3': np.exp(-gap) + gap - 1,
+    'full': (p * np.log(p / r)).sum(-1),
+  }[estimator]
+  want = each[COUNTED].mean()
+  np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
+  np.testing.assert_allclose(total, 2 + 0.5 * want, rtol=1e-4)
+  uncertain = -(p * np.log(p)).sum(-1)[COUNTED].mean()
+  np.testing.assert_allclose(metrics['entropy'], uncertain, rtol=1e-4)
+  assert metrics['policy'] == 3
+  alone, metrics = view_lib.add_reference_kl(
+    jnp.float32(2), {}, view, signal, weight, 0.0, estimator
+  )
+  assert alone == 2 and metrics.keys() == {'entropy'}
+  with pytest.raises(ValueError, match="'k4' is not one of k1, k2, k3, full"):
+    view_lib.add_reference_kl(
+      jnp.float32(2), {}, view, signal, weight, 0.5, 'k4'
+    )
+  with pytest.raises(ValueError, match='needs a reference'):
+    bare = new_signal(reference=False)
+    view_lib.add_reference_kl(
+      jnp.float32(2), {}, view._replace(kl_ref=None), bare, weight, 0.5,
+      estimator,
+    )  # fmt: skip
+
+
+OTHER = np.array([[0.1, 0.1, 0.8], [0.7, 0.2, 0.1], [0.3, 0.5, 0.2]])
+
+
+def law_of(pooling='loss', sharpness=1.0, temperature=1.0, **changes) -> Any:
+  """Laws of two teachers at one place: after token 1, and after token 2."""
+  apply_fn, params = chain(TEACHER)
+  inputs = teacher_lib.TeacherInputs(
+    hidden=jnp.eye(3)[jnp.array([1, 2])][None, None, None],
+    mask=jnp.ones((1, 1, 1, 2), bool),
+    log_weight=None,
+    anchor_hidden=None,
+    anchor_weight=None,
+  )
+  logp, mask = teacher_lib.teacher_law(
+    apply_fn,
+    params,
+    chain(REFERENCE)[1],
+    inputs._replace(**changes),
+    temperature,
+    pooling,
+    sharpness,
+  )
+  return np.exp(logp[0, 0, 0]), mask[0, 0, 0]
+
+
+def test_laws_of_teachers_by_hand():
+  law, mask = law_of(temperature=0.5)
+  np.testing.assert_allclose(law, powered(TEACHER[[1, 2]], 0.5), rtol=1e-4)
+  assert mask.tolist() == [True, True]
+  law, mask = law_of('mixture')
+  np.testing.assert_allclose(law, [TEACHER[[1, 2]].mean(0)], rtol=1e-4)
+  assert mask.tolist() == [True]
+  # 3 to 1, up to a constant.
+  law, _ = law_of(
+    'sequence_mixture', log_weight=jnp.log(jnp.array([[[[6.0, 2.0]]]]))
+  )
+  want = 0.75 * TEACHER[1] + 0.25 * TEACHER[2]
+  np.testing.assert_allclose(law, [want], rtol=1e-4)
+  law, _ = law_of('mixture', sharpness=0.5)
+  np.testing.assert_allclose(
+    law, [powered(TEACHER[[1, 2]].mean(0), 0.5)], rtol=1e-4
+  )
+  # One that does not exist; and none.
+  one = jnp.array([[[[False, True]]]])
+  law, mask = law_of('mixture', mask=one)
+  np.testing.assert_allclose(law, [TEACHER[2]], rtol=1e-4)
+  law, mask = law_of('mixture', mask=one & False)
+  np.testing.assert_allclose(law, [TEACHER[[1, 2]].mean(0)], rtol=1e-4)
+  assert mask.tolist() == [False]
+
+
+def test_an_anchor_is_mixed_in_before_pooling():
+  anchor = {
+    'anchor_hidden': jnp.eye(3)[jnp.array([0])][None, None, None],
+    'anchor_weight': jnp.full((1, 1, 1), 0.25),
+  }
+  law, _ = law_of(**anchor)
+  want = TEACHER[[1, 2]] ** 0.75 * REFERENCE[[0]] ** 0.25
+  want /= want.sum(-1, keepdims=True)
+  np.testing.assert_allclose(law, want, rtol=1e-4)
+  law, _ = law_of('mixture', **anchor)
+  np.testing.assert_allclose(law, [want.mean(0)], rtol=1e-4)
+
+
+@pytest.mark.parametrize('clip', [0.0, 0.1])
+def test_a_comparison_by_hand(clip):
+  """The mean over the teachers that exist, of distance and of log-ratio."""
+  apply_fn, params = chain(TEACHER)
+  compare = teacher_lib.comparison(
+    apply_fn, params, None, objective='reverse_kl', pointwise_clip=clip
+  )
+  inputs = teacher_lib.TeacherInputs(
+    hidden=jnp.eye(3)[jnp.array([[1, 2], [0, 2]])][None, None],
+    mask=jnp.array([[[[True, True], [False, True]]]]),
+    log_weight=None,
+    anchor_hidden=None,
+    anchor_weight=None,
+  )
+  student = STUDENT[[1, 0]]
+  ids = np.array([2, 1])
+  got = compare(jnp.log(student)[None, None], ids[None, None], inputs)
+
+  def distance(p, q):
+    return np.minimum(p * np.log(p / q), clip or np.inf).sum()
+
+  want = [
+    (distance(student[0], TEACHER[1]) + distance(student[0], TEACHER[2])) / 2,
+    distance(student[1], TEACHER[2]),
+  ]
+  np.testing.assert_allclose(got.each[0, 0], want, rtol=1e-4)
+  ratio = [
+    np.log(TEACHER[[1, 2], 2] / student[0, 2]).mean(),
+    np.log(TEACHER[2, 1] / student[1, 1]),
+  ]
+  np.testing.assert_allclose(got.log_ratio[0, 0], ratio, rtol=1e-4)
+
+
+def test_questions_weigh_by_their_pass_rate():
+  """(p (1 - p))^e over its mean: here p is 1/2 and 1."""
+  apply_fn, params = chain(STUDENT)
+  evidence = Evidence(
+    correct=jnp.array([[True, False], [True, True]]),
+    context_ids=jnp.ones((2, 1, 2), int),
+    context_length=jnp.full((2, 1), 2),
+    context_index=jnp.zeros((2, 2, 1), int),
+    context_mask=jnp.ones((2, 2, 1), bool),
+  )
+  signal = sd.signal_step(
+    apply_fn,
+    params,
+    chain(TEACHER)[1],
+    None,
+    PROMPTS,
+    PUSHED,
+    evidence,
+    success_exponent=0.5,
+    sampler_clip=1.5,
+  )
+  want = np.array([2, 0])[:, None, None] * [1.5, 0.5] * np.ones(IDS.shape)
+  np.testing.assert_allclose(signal.sd_weight, want, rtol=1e-4)
+
+
+def test_policy_losses_are_weighted_and_dropped():
+  apply_fn, params = chain(STUDENT)
+  signal = new_signal(reference=False)
+  advantage = jnp.array([[[1.0] * 2, [-1.0] * 2], [[2.0] * 2, [0.0] * 2]])
+  signal = signal.replace(advantage=advantage)
+  view = view_lib.student_view(apply_fn, params, None, PROMPTS, PUSHED, signal)
+  np.testing.assert_allclose(view.logp, np.log(STUDENT[BEFORE, IDS]), rtol=1e-4)
+  # Ratios 2 and 1/2; clips at 1 -+ .2.
+  got = rl.token_loss(view, PUSHED, signal)
+  gain = np.array([[[1.2, 0.5], [-2, -0.8]], [[2.4, 1.0], [0, 0]]])
+  np.testing.assert_allclose(got, -gain, rtol=1e-4)
+  weight = jnp.array([[[3.0, 1.0]] * 2] * 2)
+  got = rl.token_loss(view, PUSHED, signal.replace(rl_weight=weight))
+  np.testing.assert_allclose(got, -gain * [3, 1], rtol=1e-4)
+  # Each token's own width goes before the two.
+  own = signal.replace(clip_width=jnp.full(IDS.shape, 0.75))
+  got = rl.token_loss(view, PUSHED, own)
+  gain = np.array([[[1.75, 0.5], [-2, -0.5]], [[3.5, 1.0], [0, 0]]])
+  np.testing.assert_allclose(got, -gain, rtol=1e-4)
+  # The base of the ratio is the old policy's, where it is known.
+  old = signal.replace(old_logp=view.logp)
+  got = rl.token_loss(view, PUSHED, old)
+  np.testing.assert_allclose(got, -advantage, rtol=1e-4)
+
+
+def test_clip_widths_are_of_counted_tokens():
+  """One bin holds two counted tokens, with ratios 2 and 1/2: deviation 3/4."""
+  law = np.array([[0.5, 0.25, 0.25], [0.15, 0.22, 0.63], [0.35, 0.3, 0.35]])
+  apply_fn, params = chain(law)
+  shift = np.log([0.5, 2.0])
+  rollout = PUSHED.replace(
+    behavior_logp=jnp.log(jnp.array(law[BEFORE, IDS])) + shift
+  )
+  signal = new_signal(reference=False).replace(
+    sample_mask=jnp.array([[True, True], [True, False]])
+  )
+  got = rl.adapt_clip(apply_fn, params, PROMPTS, rollout, signal).clip_width
+  # Counted: .63 and .35; .22, with padding of .15; .15 and .5.
+  alone, pair = 0.2 + 3e-4, 0.2 + 3 * 0.75
+  want = [[[alone, pair], [pair, alone]], [[alone, alone]] * 2]
+  counted = COUNTED & np.asarray(signal.sample_mask)[..., None]
+  np.testing.assert_allclose(got[counted], np.array(want)[counted], rtol=1e-3)
