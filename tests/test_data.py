@@ -67,7 +67,8 @@ def test_folder_name_holds_every_generator_setting(cache):
   changes = {
     'short': 4, 'long': 8, 'larger': 10, 'larger_15': 9, 'harder': 6,
     'subchains': 1, 'num_concepts': 7, 'names_per_concept': 11,
-    'shuffle_ends': False, 'harder_cut': 'random', 'train_size': 24,
+    'shuffle_ends': False, 'harder_cut': 'random', 'part': 'dev',
+    'train_size': 24,
     'eval_size': 4, 'data_seed': 1,
   }  # fmt: skip
   fields = {field.name for field in dataclasses.fields(ConceptGraph)}

@@ -54,6 +54,10 @@ def test_every_remedy_is_a_run_that_differs_in_the_method_alone(name):
   config = from_config_dict(configs.get_config(name))
   validate(config)
   twin = from_config_dict(configs.get_config('sd'))
+  # How often rollouts are used is part of a method whose ratios are clipped.
+  updates = config.train.mini_batches
+  assert updates == (4 if name == 'srpo' else 1)
+  twin = replace(twin, train__mini_batches=updates)
   for part in ('model', 'optimizer', 'train', 'eval', 'rollout', 'task'):
     assert getattr(config, part) == getattr(twin, part), part
   method = config.method
