@@ -270,7 +270,7 @@ def _draw(
         colours[label],
         shape,
         f'{label}: {plane.x_name} {x.value:.3f}, {plane.y_name} {y.value:.3f}',
-        None if label == BASE else base,
+        base,
       )
     )
   values = plane.points
