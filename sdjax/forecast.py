@@ -265,8 +265,8 @@ def forecast(config: config_lib.Config, path: str) -> None:
   workdir = Workdir(path, config, Origin(fingerprint(model.params)))
   flat: dict[str, float] = {}
   for name in config.eval.sets:
-    *found, counted = forecaster.measure(name)
-    numbers = summarize(*found, config)
+    answers, judged, counted = forecaster.measure(name)
+    numbers = summarize(answers, judged, config)
     flat |= {f'{name}/{metric}': value for metric, value in numbers.items()}
     flat |= {f'{name}/sampled/{k}': value for k, value in counted.items()}
   text = forecast_report.table(flat)

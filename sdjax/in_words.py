@@ -112,8 +112,9 @@ def loss_in_words(config: config_lib.Config) -> str:
       f'; A less {config.loss.kl_coef:g} x K, K = the sum of log student - log '
       f'reference {CHARGES[config.loss.kl_in]}'
     )
-    if method.advantage != 'reinforce':
-      others = ' of the others' if method.advantage == 'rloo' else ''
+    advantage = getattr(method, 'advantage', 'reinforce')
+    if advantage != 'reinforce':
+      others = ' of the others' if advantage == 'rloo' else ''
       main += f", less the group's mean{others}"
   if config.loss.skip_tokens:
     main += f'; the first {config.loss.skip_tokens} tokens do not count'

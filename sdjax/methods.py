@@ -155,7 +155,7 @@ def mixed(
     if method.rule == 'rlcsd':  # which also needs something of either side
       cut = mask_QGK.shape[-1] - method.sd.demonstrations.contrast
       both_QG = mask_QGK[..., :cut].any(-1) & mask_QGK[..., cut:].any(-1)
-      return rewarded.useful & both_QG.any(axis=1)
+      return rewarded.useful & np.any(both_QG, axis=1)
     if method.rule == 'srpo':
       taught_QG = mask_QGK.any(axis=-1)
       return rewarded.useful | (taught_QG & ~graded.correct).any(axis=1)

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Runs the library on the inputs that reference codes were run on.
 
 `NEWER` maps the method of a case to a function that tells our steps what the

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """What evaluations compute, by hand, where other tests see it from afar."""
 
 import inspect

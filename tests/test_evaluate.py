@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """The evaluator on a table for a model: batches change nothing."""
 
 import jax

@@ -36,13 +36,11 @@ def run(tmp_path_factory):
     eval__sets=('in_distribution',),
     method__ema_rate=0.5,
   )
-  with one_device(trainer_lib):
+  with one_device(trainer_lib), one_device(export):
     train_lib.train(config, str(root / 'run'))
-    trainer, step = export.restore(
-      export.read_config(root / 'run'), root / 'run', None
-    )
-  assert step == 2
-  return root / 'run', trainer
+    restored = export.restore(root / 'run')
+  assert restored.step == 2
+  return root / 'run', restored
 
 
 def tree_equal(tree, other):
@@ -50,24 +48,26 @@ def tree_equal(tree, other):
 
 
 def test_only_the_adapter_is_trained_and_kept(run):
-  _, trainer = run
+  _, restored = run
   names = {'a', 'b'}
-  for tree in (trainer.state.params, trainer.state.teacher_params):
+  assert restored.trained.keys() == {'student', 'teacher'}
+  for tree in restored.trained.values():
     down = tree['layers']['down']['kernel']
     assert down.keys() == names and tree.keys() == {'layers'}
     assert np.abs(down['b']).max() > 0
   tree_equal(
-    trainer.base, language_model.load('builtin:concept_graph_base').params
+    restored.start.params,
+    language_model.load('builtin:concept_graph_base').params,
   )
 
 
 @pytest.mark.parametrize('weights', export.WEIGHTS)
 def test_the_merged_model_loads_and_answers_as_trained(run, tmp_path, weights):
-  _, trainer = run
-  export.export_model(trainer, tmp_path, weights, None)
+  _, restored = run
+  export.export_model(restored, tmp_path, weights, None)
   loaded = language_model.load(str(tmp_path))
-  tree = export.trained_tree(trainer, weights)
-  tree_equal(loaded.params, merge(trainer.base, tree, 32 / 4))
+  tree = export.trained_tree(restored, weights)
+  tree_equal(loaded.params, merge(restored.start.params, tree, 32 / 4))
   plain = language_model.load('builtin:concept_graph_base')
   gap = np.abs(
     language_model.logits(loaded, IDS) - language_model.logits(plain, IDS)
@@ -80,9 +80,9 @@ def test_the_adapter_opens_in_peft(run, tmp_path):
   peft = pytest.importorskip('peft')
   import transformers
 
-  _, trainer = run
-  export.export_adapter(trainer, tmp_path / 'adapter', 'student')
-  export.export_model(trainer, tmp_path / 'merged', 'student', None)
+  _, restored = run
+  export.export_adapter(restored, tmp_path / 'adapter', 'student')
+  export.export_model(restored, tmp_path / 'merged', 'student', None)
   folder = hf.resolve('builtin:concept_graph_base')
   base = transformers.AutoModelForCausalLM.from_pretrained(folder)
   model = peft.PeftModel.from_pretrained(base, tmp_path / 'adapter').eval()
@@ -95,11 +95,11 @@ def test_the_adapter_opens_in_peft(run, tmp_path):
 
 
 def test_adapter_layout_by_hand(run, tmp_path):
-  _, trainer = run
-  export.export_adapter(trainer, tmp_path, 'teacher')
+  _, restored = run
+  export.export_adapter(restored, tmp_path, 'teacher')
   tensors = safetensors.numpy.load_file(tmp_path / export.ADAPTER_WEIGHTS)
   name = 'base_model.model.model.layers.2.mlp.down_proj.lora_A.weight'
-  pair = trainer.state.teacher_params['layers']['down']['kernel']
+  pair = restored.trained['teacher']['layers']['down']['kernel']
   np.testing.assert_array_equal(tensors[name], pair['a'][2].T)
   assert len(tensors) == 3 * 3 * 2
   raw = json.loads((tmp_path / export.ADAPTER_CONFIG).read_text())
@@ -113,7 +113,7 @@ def test_what_cannot_be_exported_is_named(run, tmp_path, capsys):
     (['--workdir', str(tmp_path)], 'must name the folder of a run'),
     (['--workdir', str(folder), '--step', '7'], 'no checkpoint 7'),
   ):
-    with pytest.raises(SystemExit) as error, one_device(trainer_lib):
+    with pytest.raises(SystemExit) as error, one_device(export):
       export.main([*arguments, '--out', str(tmp_path / 'out')])
     assert error.value.code == 2
     assert words in capsys.readouterr().err

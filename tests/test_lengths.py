@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Questions that are too long: found before a run, skipped, or cut."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,4 @@
+# pyright: reportIndexIssue=false
 """The step with rewards and a teacher, and its ends: pure RL, pure SD."""
 
 import functools

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 """Rewards and a teacher together, computed by hand on a chain of tokens."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 """Losses of single tokens by hand, where a step puts them together."""
 
 from types import SimpleNamespace
