@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false, reportOptionalSubscript=false, reportPossiblyUnbound=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalSubscript=false, reportPossiblyUnboundVariable=false
 """Do the tests notice a broken formula? Breaks them one by one and looks.
 
   python launch/mutations.py --sample=200 --out=runs/mutations.jsonl
