@@ -22,7 +22,6 @@ from sdjax.models.transformer import (
   make_apply_fn,
 )
 from sdjax.objectives.reduce import token_weights
-from sdjax.sharding import make_mesh
 from sdjax.steps.rollout import rollout_step
 from sdjax.types import Evidence, Prompts, Rollout, length_mask
 
@@ -229,12 +228,11 @@ def signal_then_loss(
 
 
 @contextlib.contextmanager
-def one_device(module: Any) -> Iterator[None]:
-  """Gives a trainer's module a mesh of one of the session's devices."""
+def one_device() -> Iterator[None]:
+  """Gives every mesh that is made one of the session's devices."""
+  alone = jax.devices()[:1]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      module, 'make_mesh', lambda sizes: make_mesh(sizes, jax.devices()[:1])
-    )
+    patch.setattr(jax, 'devices', lambda: alone)
     yield
 
 

@@ -147,7 +147,7 @@ def test_killed_while_saving_a_better_one_the_old_one_is_left(tmp_path):
 @pytest.fixture(scope='module', autouse=True)
 def on_one_device():
   """Sharding is tested elsewhere, and so are the plots."""
-  with one_device(trainer_lib), pytest.MonkeyPatch.context() as patch:
+  with one_device(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_lib, 'plot_run', lambda path: None)
     yield
 

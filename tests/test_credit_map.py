@@ -10,7 +10,6 @@ import sdjax
 from sdjax import config as c
 from sdjax import credit_map
 from sdjax import train as train_lib
-from sdjax import trainer as trainer_lib
 from sdjax.config_check import validate
 from sdjax.config_dict import replace
 from sdjax.data.context import encode_context
@@ -87,7 +86,7 @@ def test_a_character_of_several_tokens_stands_at_its_last():
 @pytest.fixture(scope='module', autouse=True)
 def on_one_device():
   """Sharding is tested elsewhere."""
-  with one_device(trainer_lib):
+  with one_device():
     yield
 
 

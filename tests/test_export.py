@@ -11,7 +11,6 @@ from test_train import SMALL
 
 from sdjax import export, language_model
 from sdjax import train as train_lib
-from sdjax import trainer as trainer_lib
 from sdjax.config_dict import replace
 from sdjax.lora import merge
 from sdjax.models import hf
@@ -36,7 +35,7 @@ def run(tmp_path_factory):
     eval__sets=('in_distribution',),
     method__ema_rate=0.5,
   )
-  with one_device(trainer_lib), one_device(export):
+  with one_device():
     train_lib.train(config, str(root / 'run'))
     restored = export.restore(root / 'run')
   assert restored.step == 2
@@ -113,7 +112,7 @@ def test_what_cannot_be_exported_is_named(run, tmp_path, capsys):
     (['--workdir', str(tmp_path)], 'must name the folder of a run'),
     (['--workdir', str(folder), '--step', '7'], 'no checkpoint 7'),
   ):
-    with pytest.raises(SystemExit) as error, one_device(export):
+    with pytest.raises(SystemExit) as error, one_device():
       export.main([*arguments, '--out', str(tmp_path / 'out')])
     assert error.value.code == 2
     assert words in capsys.readouterr().err

@@ -17,7 +17,6 @@ from sdjax import (
   forecast_summary,
   main,
   theory,
-  trainer,
 )
 from sdjax.config_dict import from_config_dict, replace, to_dict
 from sdjax.eval import law as law_lib
@@ -322,7 +321,7 @@ def test_what_has_no_closed_form_is_refused(changes, named):
 def written(tmp_path_factory):
   folder = tmp_path_factory.mktemp('forecast')
   config = replace(SMALL, task__cache_dir=str(folder / 'data'))
-  with one_device(forecast):
+  with one_device():
     main.run(config, str(folder / 'run'))
   return folder / 'run'
 
@@ -346,7 +345,7 @@ def test_the_shipped_model_is_forecast_to_collapse(written):
 
 def test_the_samples_are_those_of_an_evaluation(written, capsys):
   config = from_config_dict(json.loads((written / 'config.json').read_text()))
-  with one_device(trainer):
+  with one_device():
     main.run(replace(config, mode='eval'), str(written))
   flat = json.loads((written / 'forecast.json').read_text())
   evals = json.loads((written / 'eval.json').read_text())

@@ -142,7 +142,7 @@ def test_a_chat_model_is_asked_in_the_mode_of_the_config(
       max_context=400,
     ),
   )
-  with models.one_device(trainer_lib):
+  with models.one_device():
     trainer = trainer_lib.Trainer(config)
   questions = [trainer.task.questions('train')[i] for i in range(2)]
   answers = [[trainer.task.example(question)] * 2 for question in questions]

@@ -44,7 +44,7 @@ def runs(tmp_path_factory):
   root = tmp_path_factory.mktemp('pretrain')
   config = replace(TINY, task__cache_dir=str(root / 'data'))
   whole, stopped = root / 'whole', root / 'stopped'
-  with one_device(pretrain_lib):
+  with one_device():
     pretrain_lib.pretrain(config, str(whole))
     pretrain_lib.pretrain(replace(config, train__num_steps=2), str(stopped))
     pretrain_lib.pretrain(config, str(stopped))
@@ -68,9 +68,9 @@ def test_the_folder_loads_like_any_checkpoint(runs):
   method = from_config_dict(recipe).method
   assert isinstance(method, c.Pretraining) and method.careful_steps == 2
   evaluation = json.loads((folder / 'eval.json').read_text())
-  assert {
-    'in_distribution/pass@1', 'demonstration/correct', 'cut/with'
-  } <= set(evaluation)
+  assert {'in_distribution/pass@1', 'demonstration/correct', 'cut/with'} <= set(
+    evaluation
+  )
 
 
 def test_only_the_compact_rendering_has_documents(tmp_path):

@@ -14,7 +14,7 @@ from models import one_device
 
 import sdjax
 from sdjax import config as c
-from sdjax import methods, train, trainer
+from sdjax import methods, train
 from sdjax.config_dict import replace
 from sdjax.models.cache import KV
 
@@ -102,7 +102,7 @@ def test_a_method_of_ones_own_runs(monkeypatch, tmp_path):
 
       return dataclasses.replace(ours, signal=signal)
 
-    with one_device(trainer):
+    with one_device():
       plain(config, str(tmp_path), spied)
     jax.effects_barrier()
 

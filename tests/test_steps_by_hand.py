@@ -264,7 +264,8 @@ def test_the_anchor_is_added_with_its_weight(estimator):
   alone, metrics = view_lib.add_reference_kl(
     jnp.float32(2), {}, view, signal, weight, 0.0, estimator
   )
-  assert alone == 2 and metrics.keys() == {'entropy'}
+  assert alone == 2 and metrics.keys() == {'entropy', 'kl_ref'}
+  np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
   with pytest.raises(ValueError, match="'k4' is not one of k1, k2, k3, full"):
     view_lib.add_reference_kl(
       jnp.float32(2), {}, view, signal, weight, 0.5, 'k4'

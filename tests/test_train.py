@@ -54,7 +54,7 @@ METHODS = {
 @pytest.fixture(scope='module', autouse=True)
 def on_one_device():
   """Sharding is tested elsewhere."""
-  with one_device(trainer_lib):
+  with one_device():
     yield
 
 
