@@ -108,7 +108,7 @@ class Trainer:
     total = config.train.num_steps * updates
     self.optimizer = make_optimizer(config.optimizer, total)
     rate = learning_rate(config.optimizer, total)
-    self.rate = lambda step: rate(step * updates)
+    self.rate = jax.jit(lambda step: rate(step * updates))
     self.teacher = self.method.teacher
     trained, self.base = self.model.params, None
     if config.model.lora.rank:
@@ -369,7 +369,7 @@ class Trainer:
       'token_entropy': token_entropy(host.entropy.sum(axis=-1), host.length),
       'length': host.length.mean(),
       'finished': host.finished.mean(),
-      'learning_rate': self.rate(number),
+      'learning_rate': float(self.rate(number)),
       **gathered.metrics,
       **counts,
       **jax.device_get(update),
@@ -386,6 +386,7 @@ class Trainer:
       inspect: as for `step`; shown a blank batch of every width.
     """
     assert self.config.rollout
+    self.rate(0)
     num_q = self.config.rollout.num_questions
     num_g = self.config.rollout.num_samples
     fit = self.fits or (lambda _: True)

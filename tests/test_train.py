@@ -162,9 +162,6 @@ def test_training_moves_the_weights(unbroken):
   assert all(m > 0 for m in jax.tree.leaves(moved))
 
 
-@pytest.mark.xfail(
-  reason='the first step compiles four small functions more', strict=False
-)
 def test_no_compilation_after_warm_up(unbroken):
   _, folder = unbroken
   records = read_json_lines(folder / 'metrics.jsonl')
