@@ -60,6 +60,7 @@ TESTS: dict[str, tuple[str, ...]] = {
   f'{OBJECTIVES}advantage.py': ('advantage',),
   f'{OBJECTIVES}credit.py': ('credit',),
   f'{OBJECTIVES}divergence.py': ('divergence',),
+  f'{OBJECTIVES}kl_reward.py': ('rl',),
   f'{OBJECTIVES}policy_gradient.py': ('policy_gradient',),
   f'{OBJECTIVES}pooling.py': ('steps_by_hand', 'support'),
   f'{OBJECTIVES}reduce.py': ('reduce',),
