@@ -26,6 +26,20 @@ def test_a_correct_answer_needs_an_identity(name):
     variety([['p', name]], [[True, True]])
 
 
+@pytest.mark.parametrize(
+  ('solutions', 'correct'),
+  [
+    ([['p']], [[True], [True]]),
+    ([['p'], ['q']], [[True]]),
+    ([['p']], [[True, True]]),
+    ([['p', 'q']], [[True]]),
+  ],
+)
+def test_a_verdict_for_every_answer(solutions, correct):
+  with pytest.raises(ValueError, match='zip'):
+    variety(solutions, correct)
+
+
 def test_pass_slope_by_hand():
   assert pass_slope([0.1, 0.3], [1, 8]) == pytest.approx(0.2 / 3)
   # log2 k = 0, 1, 2 about 1: slope = (y2 - y0) / 2, whatever y1.
