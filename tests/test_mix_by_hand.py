@@ -10,7 +10,7 @@ from models import chain
 
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import mix
-from sdjax.steps.view import counted_tokens
+from sdjax.steps.view import counted_tokens, student_hidden
 from sdjax.types import Evidence, Prompts, Rollout
 
 STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
@@ -212,6 +212,32 @@ def test_an_anchored_teacher_credits_tokens(anchor):
   np.testing.assert_allclose(signal.ref_logp[COUNTED], logr[COUNTED], rtol=1e-4)
   without = with_reference('advantage', anchor=anchor, with_ref_kl=False)
   assert without.ref_logp is None
+
+
+def test_the_reference_reads_the_rollouts_once():
+  apply_fn, params = chain(STUDENT)
+  ref_params = chain(REFERENCE)[1]
+  read = []
+
+  def counting(params, x, *, method, **options):
+    if params is ref_params and method != 'head':
+      read.append(method)
+    return apply_fn(params, x, method=method, **options)
+
+  mix.signal_step(
+    counting,
+    params,
+    chain(TEACHER)[1],
+    ref_params,
+    PROMPTS,
+    ROLLOUT,
+    evidence_of(),
+    rule='loss',
+  )
+  once = list(read)
+  read.clear()
+  student_hidden(counting, ref_params, PROMPTS, ROLLOUT.ids)
+  assert read and once == read
 
 
 # Sampled by another law: the first token at half, the others at twice their
