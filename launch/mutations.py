@@ -81,7 +81,7 @@ TESTS: dict[str, tuple[str, ...]] = {
   f'{EVAL}ngrams.py': ('text_metrics',),
   f'{EVAL}pass_at_k.py': ('pass_at_k', 'diversity'),
   f'{EVAL}rollout_file.py': ('eval_by_hand', 'score_file'),
-  f'{EVAL}runs.py': ('report', 'reports'),
+  f'{EVAL}runs.py': ('report', 'reports', 'ending'),
   f'{EVAL}score_file.py': ('eval_by_hand', 'score_file'),
   f'{EVAL}selection.py': ('selection',),
   f'{EVAL}self_bleu.py': ('text_metrics',),
