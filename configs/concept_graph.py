@@ -3,15 +3,15 @@
   python -m sdjax.main --config=configs/concept_graph.py:sd --workdir=runs/sd
 
 The part after the colon is the method: a key of METHODS, a published one of
-`sdjax.presets` (`sdpo`, `dapo`, `balanced_rl`, ...), or `pretrain`, the recipe
-of the shipped model. All share every value but those that stand here.
+`sdjax.config.presets` (`sdpo`, `dapo`, `balanced_rl`, ...), or `pretrain`, the
+recipe of the shipped model. All share every value but those that stand here.
 """
 
 from typing import Any
 
-from sdjax import config as c
-from sdjax import presets
-from sdjax.config_dict import replace, to_config_dict
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.convert import replace, to_config_dict
 
 EMA = 0.01
 """Share of the student that enters the teacher's average a step.

@@ -4,15 +4,15 @@
     --workdir=runs/qwen3_sd --config.model.path=/path/to/Qwen3-1.7B
 
 The part after the colon is the method: `sd`, `sd_k3`, `rl` or `rl_diversity`,
-or a name of `sdjax.presets`, which comes with its own optimizer and sampling.
+or a name of `sdjax.config.presets`, which has its own optimizer and sampling.
 Values without a remark are in the paper's text. `[library]`: not in the text,
 but the default of nano-aha-moment, the library it was trained with, whose
 batch numbers it shares. `[ours]`: in neither.
 """
 
-from sdjax import config as c
-from sdjax import presets
-from sdjax.config_dict import to_config_dict
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.convert import to_config_dict
 
 # ------------------------------------------------- where the twins differ
 # Thinking is not shown, so a demonstration is one line [ours].

@@ -20,8 +20,8 @@ right now and then; start it from what `sd` left:
 import importlib.util
 from pathlib import Path
 
-from sdjax import config as c
-from sdjax.config_dict import to_config_dict
+from sdjax.config import schema as c
+from sdjax.config.convert import to_config_dict
 
 _REQUEST = '\n\nWrite the names on the path inside \\boxed{}.'
 _HINT = '\n\nA correct answer is: {demonstration}'

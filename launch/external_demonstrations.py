@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sdjax.eval.rollout_file import read_records
+from sdjax.evaluate.rollout_file import read_records
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SOURCE_EVERY = 25

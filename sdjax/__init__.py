@@ -12,9 +12,9 @@ steps, on the host: `decode_answers` gives the rollouts' texts, `demonstrate`
 makes of correct ones what a teacher is shown.
 """
 
-from sdjax.demonstrations import demonstrate
-from sdjax.grading import decode_answers
-from sdjax.language_model import LanguageModel, load, logits
+from sdjax.feedback.demonstrations import demonstrate
+from sdjax.feedback.grading import decode_answers
+from sdjax.models.load import LanguageModel, load, logits
 from sdjax.models.transformer import (
   Transformer,
   TransformerConfig,

@@ -20,13 +20,13 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from sdjax import config as config_lib
-from sdjax import language_model
+from sdjax.config import schema as config_lib
 from sdjax.models import hf
+from sdjax.models import load as language_model
 from sdjax.models.families import FAMILIES, new_config
+from sdjax.models.sharding import make_mesh
 from sdjax.models.transformer import TransformerConfig
 from sdjax.models.weights import plan
-from sdjax.sharding import make_mesh
 
 LAYER_PARAMS = 2 * 1024 * (1024 + 512) + 3 * 1024 * 4096
 

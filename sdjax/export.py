@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from sdjax import config as config_lib
-from sdjax import config_dict
-from sdjax.best import FOLDER
-from sdjax.checkpoint import Checkpoints
-from sdjax.language_model import LanguageModel, load_from_config
-from sdjax.lora import factors, merge
-from sdjax.metrics import write_json_atomic
+from sdjax.config import convert as config_dict
+from sdjax.config import schema as config_lib
 from sdjax.models import hf
 from sdjax.models.families import FAMILIES
-from sdjax.sharding import make_mesh
+from sdjax.models.load import LanguageModel, load_from_config
+from sdjax.models.lora import factors, merge
+from sdjax.models.sharding import make_mesh
+from sdjax.training.best import FOLDER
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.log import write_json_atomic
 from sdjax.types import Params
 
 WEIGHTS = ('student', 'teacher')

@@ -16,11 +16,12 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdjax import config as config_lib
-from sdjax import config_check, config_dict
-from sdjax.in_words import contexts_in_words, loss_in_words
-from sdjax.interrupt import Interrupted, interrupts
-from sdjax.reward_worker import RewardError
+from sdjax.config import check as config_check
+from sdjax.config import convert as config_dict
+from sdjax.config import schema as config_lib
+from sdjax.feedback.reward_worker import RewardError
+from sdjax.training.describe import contexts_in_words, loss_in_words
+from sdjax.training.interrupt import Interrupted, interrupts
 
 # What does not exist is let through: `config_dict` says what does.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -50,7 +51,9 @@ def run(config: config_lib.Config, workdir: str) -> None:
     workdir: the run's folder.
   """
   # Imported here: they pull in what `--config.print` does not need.
-  from sdjax import forecast, pretrain, train
+  from sdjax.forecast import run as forecast
+  from sdjax.training import loop as train
+  from sdjax.training import pretrain
 
   {
     'train': train.train,
@@ -73,7 +76,7 @@ def show_contexts(config: config_lib.Config) -> str:
   The tokenizer is loaded for it, the weights are not.
   """
   from sdjax.data.context import check_thinking
-  from sdjax.data.tokenizer import load_tokenizer
+  from sdjax.models.tokenizer import load_tokenizer
   from sdjax.tasks import make_task
 
   if config.model is None:

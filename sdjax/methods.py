@@ -9,7 +9,7 @@ One step of training, whatever the method:
   5. `update_step` with the method's `loss`.
 
 To add one, write a function like those below and put it into `METHODS`, or
-give it to `sdjax.train.train`.
+give it to `sdjax.training.loop.train`.
 """
 
 import dataclasses
@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from sdjax import config as config_lib
-from sdjax import demonstrations, rewards, schedule
+from sdjax.config import schema as config_lib
 from sdjax.data.context import check_endings, opens_thinking
-from sdjax.demonstration_file import read_external
-from sdjax.grading import Graded, strategies
+from sdjax.feedback import demonstrations, rewards
+from sdjax.feedback.demonstration_file import read_external
+from sdjax.feedback.grading import Graded, strategies
+from sdjax.objectives import schedule
 from sdjax.steps import mix, rl, sd
 from sdjax.tasks.base import Question, Task
 from sdjax.types import ApplyFn, Gathered

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import theory
+from sdjax.forecast import closed_forms as theory
 from sdjax.models.cache import KV
 
 ONE_TOKEN = (40, 1, 6)

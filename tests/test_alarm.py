@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from sdjax import config as c
-from sdjax import presets
-from sdjax.advice import ADVICE, advise
-from sdjax.alarm import Watch, judge
-from sdjax.config_dict import replace
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
+from sdjax.training.advice import ADVICE, advise
+from sdjax.training.alarm import Watch, judge
 
 
 def options(questions=16, **changes):

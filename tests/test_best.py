@@ -12,17 +12,17 @@ import pytest
 from models import one_device
 from test_train import SMALL, logged
 
-from sdjax import config as c
-from sdjax import evaluate as evaluate_lib
 from sdjax import export
-from sdjax import train as train_lib
-from sdjax import trainer as trainer_lib
-from sdjax.best import FOLDER, BestCheckpoint
-from sdjax.checkpoint import Checkpoints
-from sdjax.config_check import validate
-from sdjax.config_dict import replace, to_json
-from sdjax.eval.runs import read_json_lines
-from sdjax.reports import ending
+from sdjax.config import schema as c
+from sdjax.config.check import validate
+from sdjax.config.convert import replace, to_json
+from sdjax.report import ending
+from sdjax.report.runs import read_json_lines
+from sdjax.training import evaluator
+from sdjax.training import loop as train_lib
+from sdjax.training import trainer as trainer_lib
+from sdjax.training.best import FOLDER, BestCheckpoint
+from sdjax.training.checkpoint import Checkpoints
 
 KEY = 'harder/pass@1'
 
@@ -293,7 +293,7 @@ def test_the_known_metrics_are_those_of_an_evaluation(whole):
   config, folder = whole
   evals = json.loads((folder / 'eval.json').read_text())
   prefix = 'base/larger/'
-  assert evaluate_lib.metric_names(config.eval.num_samples) == [
+  assert evaluator.metric_names(config.eval.num_samples) == [
     name.removeprefix(prefix)
     for name in evals
     if name.startswith(prefix) and 'reason/' not in name

@@ -20,7 +20,7 @@ from test_options import (
 )
 
 from sdjax import methods
-from sdjax.grading import grade
+from sdjax.feedback.grading import grade
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps.view import counted_tokens
 

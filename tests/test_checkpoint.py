@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax import config, sharding
-from sdjax.checkpoint import CheckpointError, Checkpoints
+from sdjax.config import schema as config
+from sdjax.models import sharding
+from sdjax.training.checkpoint import CheckpointError, Checkpoints
 from sdjax.types import TrainState
 
 EXTRA = {'data': {'index': 7}, 'rows': [1, 2.5, None, 'x']}

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from models import chain
 
-from sdjax import config as c
-from sdjax import config_method as named
-from sdjax import demonstrations, methods, optim, rewards
-from sdjax.config_rules import ALLOWED
-from sdjax.grading import Graded
+from sdjax import methods
+from sdjax.config import method as named
+from sdjax.config import schema as c
+from sdjax.config.rules import ALLOWED
+from sdjax.feedback import demonstrations, rewards
+from sdjax.feedback.grading import Graded
 from sdjax.models.transformer import REMAT
 from sdjax.objectives import advantage, reduce, reference_kl
 from sdjax.objectives.divergence import DIVERGENCES
@@ -22,6 +23,7 @@ from sdjax.objectives.policy_gradient import POLICY_LOSSES
 from sdjax.objectives.support import SUPPORTS, on_support
 from sdjax.steps import mix, sd, teacher
 from sdjax.tasks.base import Question, Verdict
+from sdjax.training import optim
 
 SD, RL = c.SelfDistillation, c.PolicyGradient
 

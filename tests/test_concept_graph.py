@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from sdjax.config import ConceptGraph, ConfigError, Pretraining
+from sdjax.config.schema import ConceptGraph, ConfigError, Pretraining
 from sdjax.tasks import TASKS, Question, make_task
 from sdjax.tasks.concept_graph import (
   Graph,
@@ -19,6 +19,7 @@ from sdjax.tasks.concept_graph import (
   verify_answer,
 )
 from sdjax.tasks.concept_graph import graph as graphs
+from sdjax.tasks.concept_graph.documents import sample_document, validate_shares
 from sdjax.tasks.concept_graph.options import longest_inner
 from sdjax.tasks.concept_graph.rendering import (
   STUDENT_TEMPLATES,
@@ -26,7 +27,6 @@ from sdjax.tasks.concept_graph.rendering import (
 )
 from sdjax.tasks.concept_graph.verifier import last_box
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES, START
-from sdjax.tasks.documents import sample_document, validate_shares
 
 # Spelled out, so that a change of the defaults moves no expectation here.
 CONFIG = ConceptGraph(

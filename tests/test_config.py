@@ -10,11 +10,11 @@ from configs import (
   concept_graph_qwen3,
   concept_graph_smollm2,
 )
-from sdjax import config as c
-from sdjax import presets
-from sdjax.config_check import flatten, validate
-from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.in_words import loss_in_words
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.check import flatten, validate
+from sdjax.config.convert import from_config_dict, replace, to_dict
+from sdjax.training.describe import loss_in_words
 
 VARIANTS = ['sd', 'sd_k3', 'rl', 'rl_diversity', 'pretrain']
 

@@ -7,15 +7,15 @@ import pytest
 from models import chain, one_device
 
 import sdjax
-from sdjax import config as c
-from sdjax import credit_map
-from sdjax import train as train_lib
-from sdjax.config_check import validate
-from sdjax.config_dict import replace
+from sdjax.config import schema as c
+from sdjax.config.check import validate
+from sdjax.config.convert import replace
 from sdjax.data.context import encode_context
-from sdjax.eval.runs import read_json_lines
+from sdjax.report.runs import read_json_lines
+from sdjax.training import credit_map
+from sdjax.training import loop as train_lib
+from sdjax.training.run_folder import Workdir
 from sdjax.types import Evidence, Prompts, Rollout
-from sdjax.workdir import Workdir
 
 LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from sdjax import config as c
-from sdjax import rewards
+from sdjax.config import schema as c
+from sdjax.feedback import rewards
 from sdjax.steps import mix, rl, sd, teacher, update, view
 from sdjax.steps.sampling import Sampling
 

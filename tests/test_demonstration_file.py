@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
-from sdjax.config import ConfigError
-from sdjax.demonstration_file import NUM_VERIFIED, read_external, read_lines
-from sdjax.metrics import write_json_lines_atomic
+from sdjax.config.schema import ConfigError
+from sdjax.feedback.demonstration_file import (
+  NUM_VERIFIED,
+  read_external,
+  read_lines,
+)
 from sdjax.tasks.base import Question, Verdict
+from sdjax.training.log import write_json_lines_atomic
 
 
 class Sums:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from chats import FAMILIES, family_tokenizer
 
-from sdjax import demonstrations, rewards
 from sdjax.data.context import QUESTION, encode_context, opens_thinking
 from sdjax.data.prompts import encode_prompts
-from sdjax.data.tokenizer import strip_thinking, word_tokenizer
-from sdjax.demonstrations import Templates
-from sdjax.grading import Graded, grade
+from sdjax.feedback import demonstrations, rewards
+from sdjax.feedback.demonstrations import Templates
+from sdjax.feedback.grading import Graded, grade
 from sdjax.models.cache import KV
+from sdjax.models.tokenizer import strip_thinking, word_tokenizer
 from sdjax.steps import sd
 from sdjax.tasks.base import Question, Verdict
 from sdjax.types import Rollout

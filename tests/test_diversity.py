@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from sdjax.eval import diversity
-from sdjax.eval.bootstrap import bootstrap_interval
+from sdjax.evaluate import diversity
+from sdjax.evaluate.bootstrap import bootstrap_interval
 
 # Two questions, three samples each. Question 0: two right answers by two
 # paths through one concept, one wrong. Question 1: all wrong.

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from test_report import make_run
 
-from sdjax import metrics, report
-from sdjax.eval import runs
-from sdjax.reports import ending, origin
+from sdjax.report import build as report
+from sdjax.report import ending, origin, runs
+from sdjax.training import log as metrics
 
 
 def test_a_result_in_a_table(tmp_path):

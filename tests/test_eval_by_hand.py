@@ -6,9 +6,11 @@ import inspect
 import numpy as np
 import pytest
 
-from sdjax.eval import bootstrap, diversity, law, score_file, tables, vendi
-from sdjax.eval import text as text_lib
-from sdjax.eval.rollout_file import Answers
+from sdjax.evaluate import bootstrap, diversity, score_file, vendi
+from sdjax.evaluate import distribution as law
+from sdjax.evaluate import text as text_lib
+from sdjax.evaluate.rollout_file import Answers
+from sdjax.report import tables
 
 # Four answers of a known law: two right ones through `a`, and `b` besides.
 LAW = [0.5, 0.25, 0.125, 0.125]

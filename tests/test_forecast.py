@@ -9,21 +9,19 @@ import pytest
 from models import one_device
 from tabular import sequence_laws, sequence_logp, table_model
 
-from sdjax import config as c
-from sdjax import (
-  forecast,
-  forecast_law,
-  forecast_report,
-  forecast_summary,
-  main,
-  theory,
-)
-from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.eval import law as law_lib
-from sdjax.eval.pass_at_k import pass_at_k
-from sdjax.forecast_law import AnswerLaw, Distilling
+from sdjax import main
+from sdjax.config import schema as c
+from sdjax.config.convert import from_config_dict, replace, to_dict
+from sdjax.evaluate import distribution as law_lib
+from sdjax.evaluate.pass_at_k import pass_at_k
+from sdjax.forecast import closed_forms as theory
+from sdjax.forecast import dynamics as forecast_law
+from sdjax.forecast import run as forecast
+from sdjax.forecast import summary as forecast_summary
+from sdjax.forecast import tables as forecast_report
+from sdjax.forecast.dynamics import AnswerLaw, Distilling
 from sdjax.tasks.base import Question, Verdict
-from sdjax.workdir import Workdir
+from sdjax.training.run_folder import Workdir
 
 ONCE = Distilling()
 SMALL = c.Config(

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sdjax.interrupt import Interrupted, interrupts
+from sdjax.training.interrupt import Interrupted, interrupts
 
 
 def raised(number):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.config import Mix, SelfDistillation
-from sdjax.config_check import validate
-from sdjax.config_dict import from_config_dict, replace
-from sdjax.presets import PRESETS
+from sdjax.config.check import validate
+from sdjax.config.convert import from_config_dict, replace
+from sdjax.config.presets import PRESETS
+from sdjax.config.schema import Mix, SelfDistillation
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,12 +6,12 @@ import types
 
 import pytest
 
-from sdjax import config as c
-from sdjax import lengths
-from sdjax.config_dict import replace
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
 from sdjax.data.prompts import PromptIterator, encode_prompts
-from sdjax.data.tokenizer import word_tokenizer
+from sdjax.models.tokenizer import word_tokenizer
 from sdjax.tasks.base import Question
+from sdjax.training import lengths
 
 WORDS = [f'w{i}' for i in range(30)]
 TOKENIZER = word_tokenizer([*WORDS, '=', '?'])

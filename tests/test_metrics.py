@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from sdjax import metrics
+from sdjax.training import log as metrics
 
 
 def _lines(path):

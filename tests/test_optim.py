@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax import config
-from sdjax.optim import kept_remainder, learning_rate, make_optimizer
+from sdjax.config import schema as config
+from sdjax.training.optim import kept_remainder, learning_rate, make_optimizer
 
 
 def rates(num_steps, **options):

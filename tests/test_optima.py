@@ -23,7 +23,8 @@ from tabular import (
   total_variation,
 )
 
-from sdjax import rl, rollout_step, sd, theory, update_step
+from sdjax import rl, rollout_step, sd, update_step
+from sdjax.forecast import closed_forms as theory
 from sdjax.types import Evidence, Prompts, TrainState
 
 NUM_Q, NUM_G, STEPS = 16, 8, 1000

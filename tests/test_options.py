@@ -17,13 +17,14 @@ import optax
 import pytest
 from models import assert_close, bags
 
-from sdjax import config as c
-from sdjax import methods, presets
-from sdjax.config_check import is_changed, sections, validate
-from sdjax.config_dict import replace
-from sdjax.config_rules import ALLOWED
-from sdjax.data.tokenizer import word_tokenizer
-from sdjax.grading import grade
+from sdjax import methods
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.check import is_changed, sections, validate
+from sdjax.config.convert import replace
+from sdjax.config.rules import ALLOWED
+from sdjax.feedback.grading import grade
+from sdjax.models.tokenizer import word_tokenizer
 from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.steps.update import update_step
 from sdjax.tasks.base import Question, Verdict

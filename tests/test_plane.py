@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from test_report import EVIL, estimate, group, load, make_run
 
-from sdjax.eval import runs, tables
-from sdjax.reports import chart, marks, page, plane
+from sdjax.report import chart, marks, page, plane, runs, tables
 
 RIGHT = np.ones((3, 4), bool)
 

@@ -13,10 +13,11 @@ from flax import nnx
 from models import one_device
 
 import sdjax
-from sdjax import config as c
-from sdjax import methods, train
-from sdjax.config_dict import replace
+from sdjax import methods
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
 from sdjax.models.cache import KV
+from sdjax.training import loop as train
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax import metrics, plots, report
-from sdjax.eval import diversity, runs, tables
-from sdjax.eval.bootstrap import bootstrap_interval
+from sdjax.evaluate import diversity
+from sdjax.evaluate.bootstrap import bootstrap_interval
+from sdjax.report import build as report
+from sdjax.report import plots, runs, tables
+from sdjax.training import log as metrics
 
 EVIL = '<script>alert("x")</script> & co'
 SETS = ('in_distribution', 'harder')

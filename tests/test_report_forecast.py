@@ -3,9 +3,9 @@
 import pytest
 from test_report import group, load, make_run
 
-from sdjax import metrics, plots, report
-from sdjax.eval import runs
-from sdjax.reports import forecast
+from sdjax.report import build as report
+from sdjax.report import forecast, plots, runs
+from sdjax.training import log as metrics
 
 
 @pytest.fixture(autouse=True)

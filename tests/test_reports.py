@@ -10,14 +10,17 @@ import pytest
 from test_browser import rollout
 from test_report import EVIL, group, load, make_run, write_lines
 
-from sdjax import metrics, plots, report
-from sdjax.eval import runs, tables
-from sdjax.reports import (
+from sdjax.report import (
   alarms,
   credit,
+  plots,
   provenance,
+  runs,
   summary,
+  tables,
 )
+from sdjax.report import build as report
+from sdjax.training import log as metrics
 
 
 @pytest.fixture(autouse=True)

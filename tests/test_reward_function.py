@@ -15,8 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax import reward_worker
-from sdjax.reward_function import RewardError, RewardPool, load_function
+from sdjax.feedback import reward_worker
+from sdjax.feedback.reward_function import (
+  RewardError,
+  RewardPool,
+  load_function,
+)
 from sdjax.tasks.base import Question
 from sdjax.tasks.concept_graph.graph import Graph
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sdjax import rewards
-from sdjax.grading import Graded
+from sdjax.feedback import rewards
+from sdjax.feedback.grading import Graded
 from sdjax.tasks.base import Question, Verdict
 
 

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from sdjax import evaluate
-from sdjax.eval.rollout_file import RolloutError, read_answers
-from sdjax.eval.score_file import score_file
+from sdjax.evaluate import __main__ as evaluate
+from sdjax.evaluate.rollout_file import RolloutError, read_answers
+from sdjax.evaluate.score_file import score_file
 
 
 def line(question_id, answer, correct, **more):

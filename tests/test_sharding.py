@@ -10,12 +10,14 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from models import assert_close, make_prompts, model
 
-from sdjax import config, sharding, trainer
-from sdjax.optim import make_optimizer
-from sdjax.sharding import ShardingError
+from sdjax.config import schema as config
+from sdjax.models import sharding
+from sdjax.models.sharding import ShardingError
 from sdjax.steps import rl, sd
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.update import update_step
+from sdjax.training import trainer
+from sdjax.training.optim import make_optimizer
 from sdjax.types import Evidence, TrainState
 
 SIZES = {'vocab_size': 24, 'tie_embeddings': False}

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from sdjax.eval.bootstrap import bootstrap_interval, mean_intervals
-from sdjax.eval.pass_at_k import pass_slope
-from sdjax.eval.solutions import variety
+from sdjax.evaluate.bootstrap import bootstrap_interval, mean_intervals
+from sdjax.evaluate.pass_at_k import pass_slope
+from sdjax.evaluate.solutions import variety
 
 
 def test_variety_by_hand():
@@ -49,7 +49,7 @@ def test_intervals_are_those_of_one_measure_at_a_time():
 def test_blocks_of_resamples_change_nothing(monkeypatch):
   values = np.random.default_rng(0).normal(size=(17, 2))
   whole = mean_intervals(values)
-  monkeypatch.setattr('sdjax.eval.bootstrap.BLOCK', 100)
+  monkeypatch.setattr('sdjax.evaluate.bootstrap.BLOCK', 100)
   np.testing.assert_allclose(mean_intervals(values), whole, rtol=1e-13)
 
 

@@ -4,8 +4,8 @@ import json
 
 from test_report import group, load, make_run
 
-from sdjax import metrics
-from sdjax.eval import runs, tables
+from sdjax.report import runs, tables
+from sdjax.training import log as metrics
 
 
 def alike(workdir, **changes):

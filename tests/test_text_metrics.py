@@ -4,10 +4,10 @@ import random
 import numpy as np
 import pytest
 
-from sdjax.eval import ngrams
-from sdjax.eval.self_bleu import mteval_words, self_bleu
-from sdjax.eval.text import copy_overlap, copy_share, distinct_n
-from sdjax.eval.vendi import (
+from sdjax.evaluate import ngrams
+from sdjax.evaluate.self_bleu import mteval_words, self_bleu
+from sdjax.evaluate.text import copy_overlap, copy_share, distinct_n
+from sdjax.evaluate.vendi import (
   embedding_diversities,
   embedding_diversity,
   ngram_kernel,

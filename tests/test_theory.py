@@ -16,7 +16,7 @@ from tabular import (
   total_variation,
 )
 
-from sdjax import theory
+from sdjax.forecast import closed_forms as theory
 from sdjax.objectives.reference_kl import k3
 
 

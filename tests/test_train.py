@@ -19,20 +19,21 @@ import numpy as np
 import pytest
 from models import one_device
 
-from sdjax import config as c
-from sdjax import export, language_model, methods
-from sdjax import train as train_lib
-from sdjax import trainer as trainer_lib
-from sdjax.checkpoint import Checkpoints
-from sdjax.config_check import validate
-from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.demonstration_file import read_lines
-from sdjax.eval.runs import read_json_lines
-from sdjax.eval.score_file import score_file
-from sdjax.language_model import load_from_config
+from sdjax import export, methods
+from sdjax.config import schema as c
+from sdjax.config.check import validate
+from sdjax.config.convert import from_config_dict, replace, to_dict
+from sdjax.evaluate.score_file import score_file
+from sdjax.feedback.demonstration_file import read_lines
+from sdjax.models import load as language_model
+from sdjax.models.load import load_from_config
+from sdjax.report.runs import read_json_lines
 from sdjax.tasks import make_task
+from sdjax.training import loop as train_lib
+from sdjax.training import trainer as trainer_lib
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.run_folder import Workdir, WorkdirError
 from sdjax.types import TrainState
-from sdjax.workdir import Workdir, WorkdirError
 
 SMALL = c.Config(
   rollout=c.Rollout(num_questions=4, num_samples=4),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from models import model
 
-from sdjax import config as c
-from sdjax.config_dict import replace, to_json
-from sdjax.language_model import fingerprint
-from sdjax.sharding import make_mesh, state_sharding
-from sdjax.train import full_name
-from sdjax.workdir import (
+from sdjax.config import schema as c
+from sdjax.config.convert import replace, to_json
+from sdjax.models.load import fingerprint
+from sdjax.models.sharding import make_mesh, state_sharding
+from sdjax.training.loop import full_name
+from sdjax.training.run_folder import (
   FREE_TO_CHANGE,
   Origin,
   Workdir,
@@ -165,7 +165,9 @@ def test_methods_have_full_names():
       pass
 
   assert full_name(np.linalg.norm) == 'numpy.linalg.norm'
-  assert full_name(functools.partial(full_name)) == 'sdjax.train.full_name'
+  assert (
+    full_name(functools.partial(full_name)) == 'sdjax.training.loop.full_name'
+  )
   assert full_name(Callable()).endswith('full_names.<locals>.Callable')
 
 

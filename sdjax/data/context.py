@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sdjax.config import ConfigError
-from sdjax.data.tokenizer import THINKING, without_control_tokens
+from sdjax.models.tokenizer import THINKING, without_control_tokens
+from sdjax.types import ConfigError
 
 QUESTION = '{question}'
 DEMONSTRATION = '{demonstration}'

@@ -164,8 +164,9 @@ def load_params(
   Args:
     checkpoint: as `resolve` takes it.
     cfg: from `load_config`; the weights come in its `param_dtype`.
-    sharding: tree of shardings as `sdjax.sharding.state_sharding` makes it
-      for the weights; each device's part goes straight to its place. None:
+    sharding: tree of shardings as `state_sharding` of
+      `sdjax.models.sharding` makes it for the
+      weights; each device's part goes straight to its place. None:
       to the default device.
 
   Returns:

@@ -145,7 +145,7 @@ class Dense(nn.Module):
   """A matrix product over the last axis, with or without a bias.
 
   Where the weights hold `lora_a` and `lora_b` beside `kernel`, the product
-  with the two is added (see `sdjax.lora`).
+  with the two is added (see `sdjax.models.lora`).
   """
 
   cfg: TransformerConfig

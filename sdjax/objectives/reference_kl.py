@@ -82,4 +82,4 @@ DESCENDED = {
   'k3': 'forward_kl',
   'full': 'reverse_kl',
 }
-"""Which KL each descends as a loss, by its name in `sdjax.theory.ANCHORS`."""
+"""Which KL each descends as a loss, as `forecast.closed_forms` names it."""

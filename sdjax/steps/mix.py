@@ -19,19 +19,8 @@ from sdjax.objectives.pooling import arithmetic_mixture
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import rl, sd
 from sdjax.steps.teacher import mean_over_teachers, teacher_tokens
-from sdjax.steps.view import (
-  add_reference_kl,
-  counted_tokens,
-  importance_base,
-)
-from sdjax.types import (
-  ApplyFn,
-  Evidence,
-  Params,
-  Prompts,
-  Rollout,
-  Signal,
-)
+from sdjax.steps.view import add_reference_kl, counted_tokens, importance_base
+from sdjax.types import ApplyFn, Evidence, Params, Prompts, Rollout, Signal
 
 ADVANTAGE_RULES = ('advantage', 'debiased', 'rlsd', 'antisd', 'rlcsd')
 LOSS_RULES = ('loss', 'srpo', 'sdpg')

@@ -24,14 +24,7 @@ from sdjax.steps.view import (
   new_signal,
   student_view,
 )
-from sdjax.types import (
-  ApplyFn,
-  Evidence,
-  Params,
-  Prompts,
-  Rollout,
-  Signal,
-)
+from sdjax.types import ApplyFn, Evidence, Params, Prompts, Rollout, Signal
 
 
 def signal_step(

@@ -28,14 +28,7 @@ from sdjax.steps.view import (
   new_signal,
   student_view,
 )
-from sdjax.types import (
-  ApplyFn,
-  Evidence,
-  Params,
-  Prompts,
-  Rollout,
-  Signal,
-)
+from sdjax.types import ApplyFn, Evidence, Params, Prompts, Rollout, Signal
 
 SCORE_WEIGHTED = 'score_weighted'
 

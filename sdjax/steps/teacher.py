@@ -6,11 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdjax.objectives.divergence import (
-  NO_CLIP,
-  divergence,
-  sampled_reverse_kl,
-)
+from sdjax.objectives.divergence import NO_CLIP, divergence, sampled_reverse_kl
 from sdjax.objectives.pooling import arithmetic_mixture, geometric_mixture
 from sdjax.objectives.support import SUPPORTS, on_support
 from sdjax.steps.score import log_softmax, over_token_chunks, take_token

@@ -17,14 +17,7 @@ from sdjax.steps.score import (
   take_token,
   token_logp,
 )
-from sdjax.types import (
-  ApplyFn,
-  Params,
-  Prompts,
-  Rollout,
-  Signal,
-  length_mask,
-)
+from sdjax.types import ApplyFn, Params, Prompts, Rollout, Signal, length_mask
 
 
 def counted_tokens(rollout: Rollout, signal: Signal) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sdjax.config import ConceptGraph
+from sdjax.config.schema import ConceptGraph
 from sdjax.tasks.concept_graph.graph import SHAPE, SPLITS, Graph, graph_at
 from sdjax.tasks.concept_graph.store import GENERATOR_VERSION
 

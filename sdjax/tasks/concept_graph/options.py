@@ -1,6 +1,6 @@
 """Which settings of the concept-graph task make sense."""
 
-from sdjax.config import ConceptGraph, ConfigError
+from sdjax.config.schema import ConceptGraph, ConfigError
 from sdjax.tasks.concept_graph.graph import PARTS
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS
 

@@ -5,7 +5,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from sdjax.config import ConceptGraph
+from sdjax.config.schema import ConceptGraph
 from sdjax.tasks.base import Question, Verdict
 from sdjax.tasks.concept_graph import store
 from sdjax.tasks.concept_graph.graph import SPLITS, family

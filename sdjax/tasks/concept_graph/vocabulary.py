@@ -1,6 +1,6 @@
 """The words of the task: concepts with their names, shapes, punctuation."""
 
-from sdjax.config import ConceptGraph
+from sdjax.config.schema import ConceptGraph
 
 START = 'start'
 

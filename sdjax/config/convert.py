@@ -1,0 +1,253 @@
+"""Configs as nested dicts: for flags, for files, and back.
+
+`configs/*.py` return `to_config_dict(Config(...))`, so that
+`--config.field=value` works; `from_config_dict` turns it back, once, in
+`main.py`. An unknown or mistyped option is an error that names it.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from sdjax.config.check import nearest, sections, validate
+from sdjax.config.schema import METHODS, Config, ConfigError
+
+
+def replace(config: Any, **changes: Any) -> Any:
+  """Returns a copy with dotted fields changed.
+
+  Args:
+    config: a dataclass of this module.
+    **changes: new values; `optimizer__learning_rate=1e-3` reaches into the
+      section `optimizer`.
+
+  Returns:
+    The changed copy.
+  """
+  nested: dict[str, dict[str, Any]] = {}
+  flat: dict[str, Any] = {}
+  for path, value in changes.items():
+    head, _, rest = path.partition('__')
+    if rest:
+      nested.setdefault(head, {})[rest] = value
+    else:
+      flat[head] = value
+  for head, inner in nested.items():
+    flat[head] = replace(flat.get(head, getattr(config, head)), **inner)
+  return dataclasses.replace(config, **flat)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Turns a config into plain dicts, without its absent sections.
+
+  Args:
+    config: a dataclass of this module.
+
+  Returns:
+    Nested dicts of JSON values (tuples become lists in JSON).
+  """
+  out = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      out[field.name] = to_dict(value)
+    elif value is not None:
+      out[field.name] = value
+  return out
+
+
+def to_json(config: Any) -> dict[str, Any]:
+  """Turns a config into what `config.json` holds, where tuples are lists.
+
+  Args:
+    config: a dataclass of this module.
+
+  Returns:
+    Nested dicts, equal to those that are read back.
+  """
+  return json.loads(json.dumps(to_dict(config)))
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+  """What a `configs/*.py` returns, so that flags can override its fields."""
+  return ml_collections.ConfigDict(to_dict(config))
+
+
+def from_config_dict(
+  values: Mapping[str, Any] | ml_collections.ConfigDict,
+) -> Config:
+  """Turns nested mappings back into a checked `Config`.
+
+  Args:
+    values: a `ConfigDict`, or the dict of a `config.json`.
+
+  Returns:
+    The config, after `validate`.
+
+  Raises:
+    ConfigError: for an unknown, mistyped, conflicting or ineffective option,
+      naming it.
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  config = _parse(Config, values, '')
+  validate(config)
+  return config
+
+
+def read_section(values: Any, like: Any, name: str) -> Any:
+  """Reads one section of a `config.json`, or one plain option.
+
+  Args:
+    values: as the file has it.
+    like: a section of the same kind, which may be a user's own.
+    name: of the section.
+
+  Returns:
+    The section, with the defaults of what the file lacks.
+
+  Raises:
+    ConfigError: as `from_config_dict`, but not for combinations.
+  """
+  return _parse(type(like), values, name)
+
+
+def read_like(
+  values: Mapping[str, Any], config: Config, names: Iterable[str]
+) -> dict[str, Any]:
+  """Reads sections of a `config.json` into the kinds that a config has.
+
+  Args:
+    values: the content of the file.
+    config: may have sections of a user's own kinds.
+    names: of the sections, or plain options.
+
+  Returns:
+    As JSON values, with the defaults of what the file lacks.
+
+  Raises:
+    ConfigError: as `from_config_dict`, but not for combinations.
+  """
+  hints = typing.get_type_hints(Config)
+  plain, parsed = Config(), {}
+  for name in names:
+    optional = type(None) in typing.get_args(hints[name])
+    own = getattr(config, name)
+    value = values.get(name, None if optional else {})
+    if value is None:
+      continue
+    if name not in values and not dataclasses.is_dataclass(own):
+      parsed[name] = getattr(plain, name)
+    elif not isinstance(value, Mapping) or (
+      value.get('name') == getattr(own, 'name', None)
+    ):
+      parsed[name] = read_section(value, own, name)
+    else:
+      parsed[name] = _parse(hints[name], value, name)
+  return json.loads(
+    json.dumps(
+      {
+        name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in parsed.items()
+      }
+    )
+  )
+
+
+def check(config: Config, mode: str) -> None:
+  """Checks a config that was made in Python as one from a file is.
+
+  Args:
+    config: any; its sections may be of a user's own kinds.
+    mode: what it is for.
+
+  Raises:
+    ConfigError: as `from_config_dict`, or it is for another mode.
+  """
+  for path, section in sections(config):
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+      value = getattr(section, field.name)
+      if not dataclasses.is_dataclass(value) and value is not None:
+        _parse(hints[field.name], value, path + field.name)
+  if config.mode != mode:
+    raise ConfigError(f'mode={config.mode!r}; this is for mode={mode!r}.')
+  validate(config)
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+  """Builds a value of an annotated type from JSON-like data."""
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    kind = _member(typing.get_args(kind), value, path)
+  if dataclasses.is_dataclass(kind):
+    return _parse_section(kind, value, path)
+  if typing.get_origin(kind) is tuple:
+    item = typing.get_args(kind)[0]
+    if not isinstance(value, (list, tuple)):
+      raise ConfigError(f'{path}={value!r} must be a tuple of {item.__name__}.')
+    return tuple(_parse(item, v, path) for v in value)
+  if kind is float and type(value) is int:
+    return float(value)
+  if type(value) is not kind:
+    raise ConfigError(
+      f'{path}={value!r} must be of type {kind.__name__}, '
+      f'not {type(value).__name__}.'
+    )
+  return value
+
+
+def _member(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
+  """Picks the dataclass of a union that the section's `name` selects."""
+  sections = [k for k in kinds if k is not type(None)]
+  if len(sections) == 1:
+    return sections[0]
+  by_name = {k.name: k for k in sections}
+  if set(sections) <= set(METHODS.values()):
+    by_name = METHODS  # which may hold a user's own
+  name = value.get('name') if isinstance(value, Mapping) else value
+  if name not in by_name:
+    raise ConfigError(
+      f'{path}.name={name!r} is not one of {sorted(by_name)}'
+      f'{nearest(str(name), by_name)}.'
+    )
+  return by_name[str(name)]
+
+
+def _elsewhere(kind: Any, name: str, hints: Iterable[str]) -> str:
+  """Hints at the name that was meant, or at the methods that have it."""
+  if kind in METHODS.values():
+    others = [
+      repr(method)
+      for method, section in METHODS.items()
+      if any(field.name == name for field in dataclasses.fields(section))
+    ]
+    if others:
+      return f', which is one of method {" and ".join(others)}'
+  return nearest(name, hints)
+
+
+def _parse_section(kind: Any, value: Any, path: str) -> Any:
+  if not isinstance(value, Mapping):
+    raise ConfigError(f'{path}={value!r} must be a section of options.')
+  hints = typing.get_type_hints(kind)
+  dotted = {name: f'{path}.{name}'.lstrip('.') for name in {*hints, *value}}
+  for name in value:
+    if name not in hints:
+      raise ConfigError(
+        f'unknown option {dotted[name]}{_elsewhere(kind, name, hints)}; '
+        f'{path or "a config"} has {", ".join(sorted(hints))}.'
+      )
+  parsed = {}
+  for name, hint in hints.items():
+    if name in value:
+      parsed[name] = _parse(hint, value[name], dotted[name])
+    elif type(None) in typing.get_args(hint):
+      parsed[name] = None
+  # What is absent keeps its default: a run that began before an option
+  # existed goes on as it was.
+  return kind(**parsed)

@@ -1,0 +1,432 @@
+"""Published methods as bundles of options, each value with its source.
+
+  name                   what it is
+  sdsd_paper             self-distillation with sampled demonstrations
+  sdsd_k3_paper          likewise, the losses of three demonstrations averaged
+  sdsd_mixture           likewise, distilled from the mixture of three (ours)
+  balanced               a teacher for each solution found, all counting alike
+                         (ours)
+  balanced_rl            likewise, with rewards beside it (ours)
+  sdpo                   SDPO without environment feedback
+  sdpo_rich_feedback     SDPO with feedback where no peer is correct
+  sdpo_trl               SDPO as trl has it by default
+  sc_sdpo                SDPO, questions weighted by their pass rate
+  opsd                   on-policy self-distillation from reference solutions
+  sdft                   self-distillation fine-tuning from demonstrations
+  distil                 forward cross-entropy with future credit
+  beta_opsd              OPSD with an anchored target and credit to the end
+  reinforce, rloo        the plain estimators
+  grpo, dr_grpo          GRPO, and without its two divisions
+  grpo_paper             GRPO of the paper this library begins from
+  grpo_diversity_paper   likewise, with its diversity reward
+  dapo, cispo, gspo, acpo  other clips
+  pass_at_k, rosa, darling  rewards of sets, and of variety
+  lambda_mix             SDPO's and GRPO's advantages, mixed
+  rlsd, srpo, sdpg, antisd, rlcsd  other ways to have both
+
+Values marked `ours` are in no source: the source leaves them open, or our
+option has no counterpart there. Values without an entry are the defaults of
+`sdjax.config`. Demonstrations are drawn uniformly unless a source says
+otherwise; widths of contexts belong to the task and are not touched.
+
+Sources: T = arXiv 2606.26091; NANO = nano-aha-moment, the library T trained
+with (its defaults, where T is silent); SDPO = 2601.20802, SDPO-c its code;
+TRL = huggingface/trl; VERL = verl, on which most of the codes are built, and
+the run files of its examples; OPSD = 2601.18734; SDFT = 2601.19897; DISTIL =
+2606.05152; BETA = 2607.28582; SC = 2605.27765; GRPO = 2402.03300; DR =
+2503.20783; DAPO = 2503.14476; CISPO = 2506.13585; GSPO = 2507.18071; ACPO =
+2606.22570; PASSK = 2508.10751; ROSA = 2606.03962; DARLING = 2509.02534; RLOO =
+2402.14740; RLSD = 2604.03128; SRPO = 2604.02288; SDPG = 2606.04036; ANTI =
+2605.11609; RLCSD = 2606.11709. `-c` is a paper's code.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from sdjax.config.check import nearest, sections
+from sdjax.config.convert import replace
+from sdjax.config.presets_mix import MIXED, OURS, VERL_STD
+from sdjax.config.schema import METHODS, Config, ConfigError, Loss
+
+RECIPE = ('optimizer.', 'model.', 'rollout.num_', 'rollout.t', 'rollout.min_p')
+"""Options that say how a method was run, not what it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """A published method.
+
+  Attributes:
+    kind: `sd`, `rl` or `mix`.
+    values: option to (value, source).
+  """
+
+  kind: str
+  values: dict[str, tuple[Any, str]]
+
+
+# Their cap of 2 on rollout corrections is for a sampler with other arithmetic
+# than the trainer's (`loss.sampler_clip`); here both are the same code.
+_SDPO = {
+  'method.objective': ('jsd', 'SDPO-c'),
+  'method.jsd_alpha': (0.5, 'SDPO table 12'),
+  'method.support': ('student_top_k', 'SDPO-c'),
+  'method.top_k': (100, 'SDPO table 12'),
+  'method.tail': (True, 'SDPO-c'),
+  'method.teacher': ('ema', 'SDPO'),
+  'method.ema_rate': (0.05, 'SDPO table 12'),
+  'method.importance_clip': (2.0, 'SDPO table 12'),
+  'method.demonstrations.strategy': ('first', 'SDPO-c'),
+  'method.demonstrations.exclude_self': (True, 'SDPO-c'),
+  'loss.aggregation': ('token_mean', 'SDPO-c'),
+  'optimizer.learning_rate': (1e-5, 'SDPO table 12'),
+  'optimizer.warmup_steps': (10, 'SDPO table 12'),
+  'optimizer.weight_decay': (0.01, 'SDPO table 12'),
+  'optimizer.clip_norm': (1.0, 'SDPO table 12'),
+  'rollout.num_questions': (32, 'SDPO table 12'),
+  'rollout.num_samples': (8, 'SDPO table 12'),
+  'rollout.temperature': (1.0, 'SDPO table 12'),
+}
+
+_NANO = {
+  'loss.aggregation': ('token_mean', 'NANO'),
+  'loss.kl_coef': (0.001, 'NANO'),
+  'loss.kl_estimator': ('k3', 'NANO'),
+  'optimizer.learning_rate': (1e-6, 'NANO'),
+  'optimizer.clip_norm': (1.0, 'NANO'),
+  'rollout.num_questions': (16, 'T sec. 4.1'),
+  'rollout.num_samples': (4, 'T sec. 4.1'),
+  'rollout.temperature': (1.0, 'NANO'),
+  'rollout.top_p': (0.999, 'NANO'),
+}
+
+_SDSD = {
+  'method.objective': ('reverse_kl', 'T sec. 2'),
+  'method.support': ('full', 'T sec. 2'),
+  'method.teacher': ('ema', 'T sec. 2'),
+  'method.ema_rate': (0.05, 'SDPO; T is silent'),
+  'method.demonstrations.strategy': ('uniform', 'T sec. 2'),
+  'method.demonstrations.exclude_self': (True, 'T sec. 4.1'),
+  **_NANO,
+}
+
+_GRPO_PAPER = {
+  'method.advantage': ('grpo', 'T sec. 4.1'),
+  'method.policy_loss': ('reinforce', 'NANO'),
+  'method.std': ('population', 'NANO'),
+  'method.std_epsilon': (1e-4, 'NANO'),
+  **_NANO,
+}
+
+_OPSD = {
+  'method.objective': ('forward_kl', 'OPSD'),
+  'method.pointwise_clip': (0.05, 'codes of RLCSD and d-OPSD'),
+  'method.importance_clip': (0.0, 'OPSD has none'),
+  'method.teacher': ('frozen', 'OPSD'),
+  'method.demonstrations.strategy': ('reference', 'OPSD'),
+  'loss.aggregation': ('token_mean', 'OPSD-c'),
+  'model.lora.rank': (64, 'OPSD'),
+  'model.lora.alpha': (128.0, 'OPSD'),
+  'optimizer.learning_rate': (2e-4, 'OPSD-c'),
+  'rollout.num_questions': (32, 'OPSD'),
+  'rollout.num_samples': (1, 'OPSD'),
+  'rollout.temperature': (1.1, 'OPSD'),
+  'rollout.top_p': (0.95, 'OPSD'),
+  'rollout.top_k': (20, 'OPSD'),
+}
+
+_VERL = {f'method.{name}': value for name, value in VERL_STD.items()}
+
+_MINI = {'train.mini_batches': (4, 'SDPO: 32 questions, 8 an update')}
+
+
+_BALANCED = {
+  'objective': 'forward_kl',
+  'pooling': 'sequence_mixture',
+  'teacher_temperature': 0.5,
+  'demonstrations.strategy': 'balanced',
+  'demonstrations.count': 3,
+}
+
+PRESETS: dict[str, Preset] = {
+  'sdsd_paper': Preset('sd', _SDSD),
+  'sdsd_k3_paper': Preset(
+    'sd',
+    _SDSD
+    | {
+      'method.demonstrations.count': (3, 'T sec. 4.2'),
+      'method.pooling': ('loss', 'T sec. 4.2'),
+    },
+  ),
+  'sdsd_mixture': Preset(
+    'sd',
+    _SDSD
+    | {
+      'method.demonstrations.count': (3, OURS),
+      'method.pooling': ('mixture', OURS),
+    },
+  ),
+  'balanced': Preset(
+    'sd', {f'method.{k}': (value, OURS) for k, value in _BALANCED.items()}
+  ),
+  'balanced_rl': Preset(
+    'mix',
+    {
+      'method.rule': ('loss', OURS),
+      'method.weight': (0.5, OURS),
+      **{f'method.sd.{k}': (value, OURS) for k, value in _BALANCED.items()},
+    },
+  ),
+  'sdpo': Preset('sd', _SDPO),
+  'sdpo_rich_feedback': Preset(
+    'sd',
+    {k: v for k, v in _SDPO.items() if k != 'method.jsd_alpha'}
+    | {
+      'method.objective': ('reverse_kl', 'SDPO table 13'),
+      'method.top_k': (20, 'SDPO table 13'),
+      'method.ema_rate': (0.01, 'SDPO table 13'),
+      'method.demonstrations.feedback': ('without_peer', 'SDPO-c'),
+      'train.mini_batches': (32, 'SDPO table 13: one question an update'),
+      'optimizer.learning_rate': (1e-6, 'SDPO table 13'),
+      'optimizer.warmup_steps': (0, 'SDPO table 13'),
+    },
+  ),
+  'sdpo_trl': Preset(
+    'sd',
+    {
+      'method.objective': ('reverse_kl', 'TRL'),
+      'method.support': ('sampled', 'TRL'),
+      'method.importance_clip': (2.0, 'TRL'),
+      'method.teacher': ('ema', 'TRL'),
+      'method.ema_rate': (0.05, 'TRL'),
+      'method.demonstrations.strategy': ('first', 'TRL'),
+      # trl divides by rollouts without a target as well; sdjax does not.
+      'loss.aggregation': ('sequence_mean', 'TRL'),
+      'rollout.num_samples': (8, 'TRL'),
+    },
+  ),
+  'sc_sdpo': Preset('sd', _SDPO | {'method.success_exponent': (0.5, 'SC')}),
+  'opsd': Preset('sd', _OPSD),
+  'sdft': Preset(
+    'sd',
+    {
+      'method.objective': ('forward_kl', 'SDFT-c'),
+      'method.importance_clip': (0.0, 'SDFT has none'),
+      'method.teacher': ('ema', 'SDFT'),
+      'method.ema_rate': (0.01, 'SDFT'),
+      'method.demonstrations.strategy': ('reference', 'SDFT'),
+      'loss.skip_tokens': (3, 'SDFT'),
+      'optimizer.learning_rate': (1e-5, 'SDFT'),
+      'rollout.num_questions': (32, 'SDFT'),
+      'rollout.num_samples': (1, 'SDFT'),
+    },
+  ),
+  'distil': Preset(
+    'sd',
+    {
+      'method.objective': ('cross_entropy', 'DISTIL'),
+      'method.credit_discount': (1.0, 'DISTIL'),
+      'method.importance_clip': (0.0, OURS),
+      'method.teacher': ('current', 'DISTIL'),
+    },
+  ),
+  'beta_opsd': Preset(
+    'sd',
+    {
+      'method.objective': ('reverse_kl', 'BETA'),
+      'method.support': ('sampled', 'BETA'),
+      'method.importance_clip': (0.0, OURS),
+      'method.credit_discount': (1.0, OURS),
+      'method.teacher': ('frozen', 'OPSD'),
+      'method.anchor_beta': (2.0, OURS),
+      'method.anchor_steps': (100, OURS),
+      'method.demonstrations.strategy': ('reference', 'OPSD'),
+    },
+  ),
+  'reinforce': Preset(
+    'rl',
+    {
+      'method.advantage': ('reinforce', 'Williams 1992'),
+      'method.policy_loss': ('reinforce', 'Williams 1992'),
+    },
+  ),
+  'rloo': Preset(
+    'rl',
+    {
+      'method.advantage': ('rloo', 'RLOO'),
+      'method.policy_loss': ('reinforce', 'RLOO'),
+      'loss.aggregation': ('sequence_sum', 'RLOO'),
+    },
+  ),
+  'grpo': Preset(
+    'rl',
+    {
+      'method.advantage': ('grpo', 'GRPO'),
+      'method.policy_loss': ('clip', 'GRPO'),
+      'loss.aggregation': ('sequence_mean', 'GRPO'),
+      'loss.kl_coef': (0.04, 'GRPO'),
+      'loss.kl_estimator': ('k3', 'GRPO'),
+      'optimizer.learning_rate': (1e-6, 'GRPO'),
+    },
+  ),
+  'dr_grpo': Preset(
+    'rl',
+    {
+      'method.advantage': ('dr_grpo', 'DR'),
+      'method.policy_loss': ('clip', 'DR'),
+      'loss.aggregation': ('sequence_sum_norm', 'DR'),
+      'optimizer.learning_rate': (1e-6, 'DR'),
+    },
+  ),
+  'grpo_paper': Preset('rl', _GRPO_PAPER),
+  'grpo_diversity_paper': Preset(
+    'rl',
+    _GRPO_PAPER
+    | {
+      'method.diversity_how': ('add', 'T sec. 4.1'),
+      'method.diversity_by': ('concepts', 'T sec. 4.1'),
+      'method.diversity_weight': (0.5, OURS),
+      'method.diversity_for': ('correct', OURS),
+    },
+  ),
+  'dapo': Preset(
+    'rl',
+    {
+      'method.advantage': ('grpo', 'DAPO'),
+      'method.clip_low': (0.2, 'DAPO'),
+      'method.clip_high': (0.28, 'DAPO'),
+      'method.overlong_share': (0.2, 'DAPO: 4,096 of 20,480 tokens'),
+      'loss.aggregation': ('token_mean', 'DAPO'),
+      'rollout.resample': (3, OURS),
+      'optimizer.learning_rate': (1e-6, 'DAPO'),
+      **_VERL,
+      **_MINI,
+    },
+  ),
+  'cispo': Preset(
+    'rl',
+    {
+      'method.policy_loss': ('cispo', 'CISPO'),
+      # ACPO's variant: clip_high .45, drop_low .2 and drop_high .2.
+      'method.clip_low': (1.0, 'CISPO: no lower clip; VERL: 10, the same'),
+      'method.clip_high': (0.2, 'VERL'),
+      'loss.aggregation': ('token_mean', 'CISPO'),
+      'optimizer.learning_rate': (1e-6, 'VERL'),
+      **_VERL,
+      'train.mini_batches': (4, 'VERL: 1024 questions, 256 an update'),
+    },
+  ),
+  'gspo': Preset(
+    'rl',
+    {
+      'method.policy_loss': ('gspo', 'GSPO'),
+      'method.clip_low': (3e-4, 'GSPO'),
+      'method.clip_high': (4e-4, 'GSPO'),
+      'loss.aggregation': ('sequence_mean', 'GSPO'),
+      **_VERL,
+      **_MINI,
+    },
+  ),
+  'acpo': Preset(
+    'rl',
+    {
+      'method.adaptive_clip': (True, 'ACPO'),
+      'method.dual_clip': (3.0, 'ACPO-c'),
+      'loss.aggregation': ('sequence_mean', 'ACPO-c'),
+      'optimizer.learning_rate': (1e-6, 'ACPO'),
+      **_VERL,
+      'train.mini_batches': (2, 'ACPO: 128 questions, 64 an update'),
+    },
+  ),
+  'pass_at_k': Preset(
+    'rl',
+    {
+      'method.advantage': ('pass_at_k', 'PASSK'),
+      'method.pass_k': (4, 'PASSK'),
+      'rollout.num_samples': (8, OURS),
+      'loss.aggregation': ('token_mean', 'PASSK'),
+    },
+  ),
+  'rosa': Preset(
+    'rl',
+    {
+      'method.advantage': ('rosa', 'ROSA'),
+      'method.policy_loss': ('reinforce', 'ROSA'),
+    },
+  ),
+  'darling': Preset(
+    'rl',
+    {
+      'method.advantage': ('grpo', OURS),
+      'method.diversity_how': ('multiply', 'DARLING'),
+      'method.diversity_weight': (1.0, 'DARLING'),
+      # Theirs is learned; here the task says which solutions are the same.
+      'method.diversity_by': ('solution', OURS),
+    },
+  ),
+  **{name: Preset('mix', values) for name, values in MIXED.items()},
+}
+"""Preset name to its options."""
+
+
+def apply(config: Config, name: str, recipe: bool = False) -> Config:
+  """Gives a config the method of a preset.
+
+  Args:
+    config: of training; its method is replaced, and so is what shapes its
+      loss and how often its rollouts are used.
+    name: a key of `PRESETS`.
+    recipe: also take over how the method was run: optimizer, sampling, sizes
+      and adapter. They suit models of billions of weights.
+
+  Returns:
+    The changed config; the width of the teacher's contexts stays.
+
+  Raises:
+    ConfigError: for another name.
+  """
+  if name not in PRESETS:
+    raise ConfigError(
+      f'preset {name!r} does not exist{nearest(name, PRESETS)}; choose one of '
+      f'{", ".join(PRESETS)}.'
+    )
+  preset = PRESETS[name]
+  shown = [
+    section.max_context
+    for path, section in sections(config)
+    if path.endswith('demonstrations.')
+  ]
+  assert config.loss
+  config = dataclasses.replace(
+    config,
+    method=METHODS[preset.kind](),
+    loss=Loss(chunk=config.loss.chunk),
+  )
+  config = replace(
+    config, train__epochs=1, train__mini_batches=1, rollout__resample=0
+  )
+  if recipe:
+    config = replace(
+      config, rollout__top_p=1.0, rollout__top_k=0, rollout__min_p=0.0
+    )
+  changes = {
+    option: value
+    for option, (value, _) in preset.values.items()
+    if recipe or not option.startswith(RECIPE)
+  }
+  if shown:
+    for path, _ in sections(config):
+      if path.endswith('demonstrations.'):
+        changes[f'{path}max_context'] = shown[0]
+  config = replace(
+    config, **{k.replace('.', '__'): v for k, v in changes.items()}
+  )
+  assert config.rollout
+  parts = min(config.train.mini_batches, config.rollout.num_questions)
+  config = replace(config, train__mini_batches=parts)
+  assert config.rollout
+  # Fewer questions an update need fewer parts; that changes nothing else.
+  share = config.rollout.num_questions // config.train.mini_batches
+  parts = math.gcd(config.train.micro_batches, share)
+  return replace(config, train__micro_batches=parts)

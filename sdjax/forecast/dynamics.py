@@ -1,0 +1,275 @@
+"""The laws that training is forecast to lead to, from the base model's own.
+
+Everything here is about one question and a finite set of answers to it, with
+the correct ones first: pi0, the base policy, and pi0(.|c), the base policy
+shown correct answer c, both over that set alone. The closed forms are those
+of `sdjax.forecast.closed_forms`.
+
+One step. Prop. 2 with the demonstrations a run begins with: correct answers
+by their probability under pi0.
+
+Iterated. The proposition takes demonstrations from a FIXED law; a run draws
+them from its student. A student that was pulled towards one answer shows
+that answer more often, which pulls again: this feedback, and not the one
+step, is what makes variety collapse. At each step, with student s and
+teacher tau, both pi0 at first,
+
+  demonstrations  c ~ s over the correct answers
+  target          argmin_p E_c[KL(p || tau exp(i(.; c)))] + beta KL(p || pi0),
+                  or beta KL(pi0 || p), see `sdjax.forecast.closed_forms`
+  student         log s   <- (1 - STRIDE) log s + STRIDE log target
+  teacher         log tau <- (1 - rate) log tau + rate log s
+
+with i(y; c) = log pi0(y|c) - log pi0(y) held constant: the way in which the
+model uses a demonstration is taken to survive training. Rate 0 is a teacher
+that stays fixed. A short stride stands for small updates; the fixed points do
+not depend on it, but at stride 1 a pull AWAY from what is shown would jump to
+and fro.
+
+What it leaves out: weights shared by all questions, the noise of finite
+groups (which lets RL lose answers too), what normalising advantages by group
+does to the weight of RL's KL (`theory.group_gain`), and the student's lag. A
+rate therefore acts sooner here than in a run.
+
+Whole answers may be a thousand nats apart, so laws stay logarithms as long as
+they are compared with each other.
+
+Source: arXiv 2606.26091, Props. 1 and 2, Remark 1; the iteration: ours.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sdjax.forecast import closed_forms as theory
+
+STRIDE = 0.1
+"""Share of the way to the target that the student goes in a step."""
+
+GROUPS = 256
+"""Groups drawn to average over, with several demonstrations a rollout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerLaw:
+  """The base policy over a question's answers, C correct ones first.
+
+  Attributes:
+    logp: float64 [Y], nats, normalised over the set.
+    logp_given: float64 [Y, C], nats, of each answer when correct answer c is
+      shown, normalised over the set for each c.
+  """
+
+  logp: np.ndarray
+  logp_given: np.ndarray
+
+  @property
+  def num_correct(self) -> int:
+    """C, the correct answers."""
+    return self.logp_given.shape[1]
+
+  @property
+  def pcmi(self) -> np.ndarray:
+    """float64 [Y, C], nats, i(y; c)."""
+    return theory.pcmi(self.logp_given, self.logp)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilling:
+  """How a run of self-distillation teaches.
+
+  Attributes:
+    beta: weight of the KL to the base policy.
+    count: K, demonstrations a rollout.
+    num_samples: G, rollouts they are drawn from.
+    pooling: of the K teachers, `loss` or `mixture`.
+    anchor: which KL to the base policy it is, of `theory.ANCHORS`.
+  """
+
+  beta: float = 0.0
+  count: int = 1
+  num_samples: int = 8
+  pooling: str = 'loss'
+  anchor: str = 'reverse_kl'
+
+
+def restrict(logp: np.ndarray, logp_given: np.ndarray) -> AnswerLaw:
+  """Makes laws over a set of answers out of their log-probabilities.
+
+  Args:
+    logp: [Y], nats, of each answer; their probabilities sum to at most 1.
+    logp_given: [Y, C], nats, likewise when correct answer c is shown.
+
+  Returns:
+    The laws, renormalised over the set.
+  """
+  logp = np.asarray(logp, np.float64)
+  given = np.asarray(logp_given, np.float64).reshape(len(logp), -1)
+  return AnswerLaw(
+    logp - np.logaddexp.reduce(logp),
+    given - np.logaddexp.reduce(given, axis=0),
+  )
+
+
+def rl_law(
+  answers: AnswerLaw, beta: float, anchor: str = 'reverse_kl'
+) -> np.ndarray:
+  """Where RL with reward 1 for a correct answer leads (Prop. 1).
+
+  Args:
+    answers: the base policy.
+    beta: weight of the KL to it. At 0 every law on the correct answers is
+      optimal; taken is the limit of small beta, the base policy over them.
+    anchor: which KL it is, of `theory.ANCHORS`.
+
+  Returns:
+    float64 [Y], probabilities; the base policy without a correct answer.
+  """
+  size = answers.num_correct
+  if not size:
+    return np.exp(answers.logp)
+  correct = np.arange(len(answers.logp)) < size
+  if beta > 0:
+    return theory.kl_rl_optimum(
+      answers.logp, correct.astype(float), beta, anchor
+    )
+  return theory.softmax(np.where(correct, answers.logp, -np.inf))
+
+
+def sd_law(answers: AnswerLaw, run: Distilling) -> np.ndarray:
+  """Where self-distillation leads with the base's demonstrations (Prop. 2).
+
+  Args:
+    answers: the base policy.
+    run: how it teaches.
+
+  Returns:
+    float64 [Y], probabilities; the base policy without a correct answer.
+  """
+  tilt = _tilt(answers, answers.logp, run)
+  return theory.sdsd_optimum(answers.logp, tilt, run.beta, run.anchor)
+
+
+def iterated_sd_law(
+  answers: AnswerLaw, run: Distilling, steps: int, rate: float = 0.0
+) -> np.ndarray:
+  """Where self-distillation leads when it shows the student's own answers.
+
+  Args:
+    answers: the base policy.
+    run: how it teaches.
+    steps: T, iterations of the module's text.
+    rate: share of the student that enters the teacher a step, in 0..1; 0: the
+      teacher stays the base policy.
+
+  Returns:
+    float64 [Y], probabilities; the base policy without a correct answer.
+
+  Raises:
+    ValueError: for a rate outside 0..1 or less than one step.
+  """
+  if not 0 <= rate <= 1 or steps < 1:
+    raise ValueError(
+      f'rate={rate} must be in 0..1 and steps={steps} at least 1.'
+    )
+  base = student = teacher = answers.logp
+  if not answers.num_correct:
+    return np.exp(base)
+  for _ in range(steps):
+    tilt = _tilt(answers, student, run) + teacher - base
+    target = theory.log_sdsd_optimum(base, tilt, run.beta, run.anchor)
+    student = theory.log_softmax((1 - STRIDE) * student + STRIDE * target)
+    teacher = theory.log_softmax((1 - rate) * teacher + rate * student)
+  return np.exp(student)
+
+
+def self_pcmi(answers: AnswerLaw) -> float:
+  """How much more a solution gains from itself than from another one shown.
+
+  Args:
+    answers: the base policy.
+
+  Returns:
+    Nats, the mean over correct answers y of i(y; y) less the mean of
+    i(y; c) over the other correct c; NaN with fewer than two. The larger,
+    the more literally a demonstration is copied.
+  """
+  size = answers.num_correct
+  if size < 2:
+    return float('nan')
+  shown = answers.pcmi[:size]
+  own = np.trace(shown)
+  return float(own / size - (shown.sum() - own) / (size * (size - 1)))
+
+
+def favourite_gap(answers: AnswerLaw) -> float:
+  """How much more the likeliest correct answer is pulled up than the others.
+
+  Args:
+    answers: the base policy.
+
+  Returns:
+    Nats, E_c[i(y1; c) - i(y2; c)] of Remark 1, y1 being the correct answer
+    that pi0 favours, y2 the mean of the other correct ones, c drawn by pi0.
+    Above 0 one step makes pi0's favourite stronger still. NaN with fewer than
+    two correct answers.
+  """
+  size = answers.num_correct
+  if size < 2:
+    return float('nan')
+  base = answers.logp[:size]
+  gain = answers.pcmi[:size] @ theory.softmax(base)
+  first = int(base.argmax())
+  return float(gain[first] - np.delete(gain, first).mean())
+
+
+def _tilt(
+  answers: AnswerLaw, student: np.ndarray, run: Distilling
+) -> np.ndarray:
+  """[Y], what the demonstrations of a student, in nats, add to log pi0."""
+  size = answers.num_correct
+  if not size:
+    return np.zeros_like(student)
+  share = theory.softmax(student[:size])
+  if run.count == 1:
+    return answers.pcmi @ share
+  right = float(np.exp(student[:size]).sum())
+  weight_SC = _shown_together(share, min(right, 1.0), run)
+  if run.pooling == 'loss':
+    return answers.pcmi @ weight_SC.mean(axis=0)
+  # The mixture of one group's teachers, then the mean over groups.
+  most_Y1 = answers.pcmi.max(axis=1, keepdims=True)
+  mixed_YS = _log(np.exp(answers.pcmi - most_Y1) @ weight_SC.T) + most_Y1
+  return mixed_YS.mean(axis=1)
+
+
+def _shown_together(
+  share_C: np.ndarray, right: float, run: Distilling
+) -> np.ndarray:
+  """[S, C], the weight of each correct answer in S groups' demonstrations.
+
+  A rollout is shown the first K distinct ones among its correct peers. The
+  draws are the same at every call, so that an iteration can settle.
+  """
+  rng = np.random.default_rng(0)
+  peers = max(run.num_samples - 1, 1)
+  right_SP = rng.random((GROUPS, peers)) < right
+  uniform_SP = rng.random((GROUPS, peers))
+  drawn_SP = np.searchsorted(np.cumsum(share_C)[:-1], uniform_SP)
+  taught_S = right_SP.any(axis=1)
+  if taught_S.any():  # a group without a correct peer teaches nothing
+    right_SP, drawn_SP = right_SP[taught_S], drawn_SP[taught_S]
+  else:
+    right_SP[:, 0] = True
+  hit_SPC = right_SP[..., None] & (
+    drawn_SP[..., None] == np.arange(len(share_C))
+  )
+  first_SC = np.where(hit_SPC.any(axis=1), hit_SPC.argmax(axis=1), peers)
+  rank_SC = first_SC.argsort(axis=1, kind='stable').argsort(axis=1)
+  shown_SC = (rank_SC < run.count) & (first_SC < peers)
+  return shown_SC / shown_SC.sum(axis=1, keepdims=True)
+
+
+def _log(law: np.ndarray) -> np.ndarray:
+  """Log that stays finite where a probability has underflowed."""
+  return np.log(np.maximum(law, np.finfo(np.float64).tiny))

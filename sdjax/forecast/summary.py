@@ -1,0 +1,204 @@
+"""From the answers found and their scores to the numbers of a forecast."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sdjax.config import schema as config_lib
+from sdjax.evaluate import distribution as law_lib
+from sdjax.evaluate.bootstrap import mean_intervals
+from sdjax.evaluate.pass_at_k import powers_of_two
+from sdjax.forecast import dynamics as forecast_law
+from sdjax.forecast.dynamics import AnswerLaw, Distilling
+from sdjax.objectives.reference_kl import DESCENDED
+from sdjax.tasks.base import Question, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """The distinct answers found to one question, the correct ones first.
+
+  Attributes:
+    question: the question.
+    ids: Y token sequences; of a correct solution the one sampled most often.
+    texts: their texts.
+    verdicts: what the verifier says of each.
+    num_correct: C.
+  """
+
+  question: Question
+  ids: list[tuple[int, ...]]
+  texts: list[str]
+  verdicts: list[Verdict]
+  num_correct: int
+
+
+def collect(
+  question: Question,
+  ids: Sequence[tuple[int, ...]],
+  texts: Sequence[str],
+  verdicts: Sequence[Verdict],
+) -> Answers:
+  """Leaves of a question's samples the distinct answers.
+
+  Args:
+    question: the question.
+    ids: n token sequences, without padding.
+    texts: their texts.
+    verdicts: what the verifier says of each.
+
+  Returns:
+    One answer for each solution found, those found most often first, then
+    the wrong answers, told apart by their tokens.
+  """
+  count = Counter(ids)
+  place = {sequence: g for g, sequence in enumerate(ids)}
+  ranked = [place[sequence] for sequence, _ in count.most_common()]
+  found = Counter(v.solution for v in verdicts if v.correct)
+  likeliest: dict[str, int] = {}
+  for g in ranked:
+    if verdicts[g].correct:
+      likeliest.setdefault(verdicts[g].solution, g)
+  right = [likeliest[solution] for solution, _ in found.most_common()]
+  kept = right + [g for g in ranked if not verdicts[g].correct]
+  return Answers(
+    question=question,
+    ids=[ids[g] for g in kept],
+    texts=[texts[g] for g in kept],
+    verdicts=[verdicts[g] for g in kept],
+    num_correct=len(right),
+  )
+
+
+def laws(
+  answers: AnswerLaw, config: config_lib.Config
+) -> dict[str, np.ndarray]:
+  """The law over a question's answers that each method leads to.
+
+  Args:
+    answers: the base policy.
+    config: a checked config of mode `forecast`.
+
+  Returns:
+    Name to float64 [Y]; see `sdjax.forecast.run`.
+  """
+  method = config.method
+  assert isinstance(method, config_lib.SelfDistillation)
+  assert config.rollout and config.loss
+  beta = config.loss.kl_coef
+  anchor = DESCENDED[config.loss.kl_estimator]
+  run = Distilling(
+    beta=beta,
+    count=method.demonstrations.count,
+    num_samples=config.rollout.num_samples,
+    pooling=method.pooling,
+    anchor=anchor,
+  )
+  rate = {
+    'ema': method.ema_rate,
+    'snapshot': 1 / method.snapshot_every,
+    'current': 1.0,
+    'frozen': 0.0,
+  }[method.teacher]
+  steps = config.train.num_steps
+  return {
+    'base': np.exp(answers.logp),
+    'rl': forecast_law.rl_law(answers, beta, anchor),
+    'sd_once': forecast_law.sd_law(answers, run),
+    'sd_fixed': forecast_law.iterated_sd_law(answers, run, steps),
+    'sd': forecast_law.iterated_sd_law(answers, run, steps, rate),
+  }
+
+
+def describe_law(
+  law: np.ndarray, verdicts: Sequence[Verdict], num_samples: int
+) -> dict[str, float]:
+  """What a law of one question's answers lets expect.
+
+  Args:
+    law: [Y], probabilities.
+    verdicts: of the Y answers, no two correct ones of one solution.
+    num_samples: n, draws.
+
+  Returns:
+    `pass@k` for k = 1, 2, 4 .. n, `pass_gain` (the last less the first),
+    `effective_solutions`, and what n draws are expected to hold:
+    `distinct_solutions`, `concepts_correct` and `concepts`.
+  """
+  correct = np.array([v.correct for v in verdicts])
+  out = {
+    f'pass@{k}': law_lib.pass_at_k(law, correct, k)
+    for k in powers_of_two(num_samples)
+  }
+  curve = list(out.values())
+  held = {
+    'distinct_solutions': [
+      (v.solution,) if v.correct else () for v in verdicts
+    ],
+    'concepts_correct': [v.concepts if v.correct else () for v in verdicts],
+    'concepts': [v.concepts for v in verdicts],
+  }
+  return {
+    **out,
+    'pass_gain': curve[-1] - curve[0],
+    'effective_solutions': law_lib.effective_number(law, correct),
+    **{
+      name: law_lib.expected_distinct(law, items, num_samples)
+      for name, items in held.items()
+    },
+  }
+
+
+def summarize(
+  answers: Sequence[Answers],
+  scores: Sequence[dict[str, Any]],
+  config: config_lib.Config,
+) -> dict[str, float]:
+  """Reduces one set to its flat numbers.
+
+  Args:
+    answers: to each question.
+    scores: from `Forecaster.measure`.
+    config: a checked config of mode `forecast`.
+
+  Returns:
+    Means over questions, each with a 95% bootstrap interval over questions
+    as `NAME/low` and `NAME/high`: `LAW/METRIC` as in `laws` and
+    `describe_law`, and
+
+      mass          base probability of the answers found, 0..1
+      solutions     different correct solutions found
+      self_pcmi     nats, how literally a demonstration is copied
+      favourite_gap nats, how much one step favours the favourite
+
+    A name without a value in any question is left out (the last two need a
+    question with two solutions).
+  """
+  rows = []
+  for found, score in zip(answers, scores, strict=True):
+    restricted = forecast_law.restrict(**score)
+    row = {
+      'mass': float(np.exp(score['logp']).sum()),
+      'solutions': float(found.num_correct),
+      'self_pcmi': forecast_law.self_pcmi(restricted),
+      'favourite_gap': forecast_law.favourite_gap(restricted),
+    }
+    for name, law in laws(restricted, config).items():
+      measured = describe_law(law, found.verdicts, config.eval.num_samples)
+      row |= {f'{name}/{metric}': v for metric, v in measured.items()}
+    rows.append(row)
+  values_QM = np.array([list(row.values()) for row in rows])
+  flat: dict[str, float] = {}
+  for name, column, (low, high) in zip(
+    rows[0], values_QM.T, mean_intervals(values_QM).tolist(), strict=True
+  ):
+    if np.isfinite(column).any():
+      flat |= {
+        name: float(np.nanmean(column)),
+        f'{name}/low': low,
+        f'{name}/high': high,
+      }
+  return flat

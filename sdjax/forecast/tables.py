@@ -1,0 +1,222 @@
+"""The table and the picture of a forecast."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.report import plots
+
+LAWS = {
+  'base': 'base',
+  'rl': 'rl',
+  'sd_once': 'sd, one step',
+  'sd_fixed': 'sd, teacher fixed',
+  'sd': 'sd',
+}
+"""Laws in the order they are shown, and what they are called."""
+
+SAMPLED = {'distinct_solutions': 'distinct_paths'}
+"""What an evaluation calls differently than a forecast."""
+
+DEFINITIONS = (
+  'Forecast from the base model alone, over the answers it was found to give, '
+  'with 95% bootstrap intervals over questions.',
+  '`base, as sampled`: what an evaluation counts in the samples that the '
+  'answers were found in. `base`: the same answers by their probabilities, '
+  'scaled to sum to 1; the two differ by chance, and where mass is below 1.',
+  '`rl`: the KL-RL optimum. `sd, one step`: the self-distillation optimum with '
+  "the base's demonstrations. `sd, teacher fixed`: demonstrations follow the "
+  "student. `sd`: the teacher follows too, as the run's does.",
+  'mass: base probability of those answers. self-PCMI: nats a solution gains '
+  'from being shown itself rather than another one; the more literally a '
+  "model copies, the larger. favourite's gap: nats one step pulls the base's "
+  'favourite solution above the others; RL: 0.',
+  'effective: exp of the entropy over correct solutions. distinct, concepts: '
+  'solutions and concepts expected among the correct answers of n samples. '
+  'Each set is forecast as if training had been on its own questions.',
+)
+
+
+def sets_of(flat: Mapping[str, float]) -> list[str]:
+  """Returns the evaluation sets of a forecast, in order."""
+  return list(dict.fromkeys(name.split('/')[0] for name in flat))
+
+
+def ks_of(flat: Mapping[str, float], name: str) -> list[int]:
+  """Returns the k of a set's pass@k, rising."""
+  start = f'{name}/base/pass@'
+  return [
+    int(key.removeprefix(start))
+    for key in flat
+    if key.startswith(start) and key.count('/') == 2
+  ]
+
+
+def table(flat: Mapping[str, float]) -> str:
+  """Writes a forecast as Markdown.
+
+  Args:
+    flat: the content of `forecast.json`.
+
+  Returns:
+    A table for each set, and what its words mean.
+  """
+  parts = []
+  for name in sets_of(flat):
+    last = ks_of(flat, name)[-1]
+    columns = {
+      'pass@1': 'pass@1',
+      f'pass@{last}': f'pass@{last}',
+      'effective_solutions': 'effective',
+      'distinct_solutions': 'distinct',
+      'concepts_correct': 'concepts',
+    }
+    lines = [
+      f'### {name.replace("_", " ")}',
+      '',
+      f'| | {" | ".join(columns.values())} |',
+      f'|---|{"--:|" * len(columns)}',
+    ]
+    counted = [
+      _cell(flat, f'{name}/sampled/{SAMPLED.get(metric, metric)}')
+      for metric in columns
+    ]
+    lines.append(f'| base, as sampled | {" | ".join(counted)} |')
+    for law, label in LAWS.items():
+      cells = [_cell(flat, f'{name}/{law}/{metric}') for metric in columns]
+      lines.append(f'| {label} | {" | ".join(cells)} |')
+    lines += [
+      '',
+      f'mass {_cell(flat, f"{name}/mass")}, '
+      f'solutions found {_cell(flat, f"{name}/solutions")}, '
+      f'self-PCMI {_cell(flat, f"{name}/self_pcmi")}, '
+      f"favourite's gap {_cell(flat, f'{name}/favourite_gap')}",
+    ]
+    parts.append('\n'.join(lines))
+  return '\n\n'.join([*parts, *DEFINITIONS])
+
+
+def agreement(
+  flat: Mapping[str, float],
+  evals: Mapping[str, float],
+  options: Mapping[str, Any],
+  own: Mapping[str, Any],
+) -> str:
+  """Says whether a forecast and a run's evaluation saw the same samples.
+
+  Args:
+    flat: the content of `forecast.json`.
+    evals: of `eval.json`; empty without one.
+    options: the section `eval` of the forecast's config.
+    own: that of the run's.
+
+  Returns:
+    A line, or nothing when there is no number to compare.
+  """
+  pairs = {
+    f'{name}/pass@1': (
+      flat[f'{name}/sampled/pass@1'],
+      evals[f'base/{name}/pass@1'],
+    )
+    for name in sets_of(flat)
+    if f'base/{name}/pass@1' in evals
+  }
+  other = {at: pair for at, pair in pairs.items() if pair[0] != pair[1]}
+  if not pairs:
+    return ''
+  if not other:
+    return 'The base, as sampled, is that of eval.json.\n'
+  at, (here, there) = next(iter(other.items()))
+  differs = [
+    f'eval.{name}={options[name]!r}, {own[name]!r} there'
+    for name in options
+    if name in own and options[name] != own[name]
+  ]
+  reason = '; '.join(differs) or (
+    'the options agree, so one of the two was sampled with other arithmetic, '
+    'weights or software'
+  )
+  return (
+    f'The base, as sampled, is not that of eval.json ({at}: {here:.4g} here, '
+    f'{there:.4g} there): {reason}.\n'
+  )
+
+
+def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
+  """Draws pass@k and the effective solutions of each law, a column a set.
+
+  Args:
+    flat: the content of `forecast.json`.
+    theme: key of `plots.THEMES`.
+
+  Returns:
+    A PNG.
+  """
+  look = plots.THEMES[theme]
+  colours = dict(
+    zip(
+      LAWS,
+      (look.faint, look.methods[2], look.methods[1], *look.methods[4::-4]),
+      strict=True,
+    )
+  )
+  names = sets_of(flat)
+  sheet, axes = plots.grid(2, len(names), theme, height=2.9)
+  for column, name in enumerate(names):
+    curves, bars = axes[:, column]
+    ks = ks_of(flat, name)
+    for law, label in LAWS.items():
+      curves.plot(
+        ks,
+        [flat[f'{name}/{law}/pass@{k}'] for k in ks],
+        color=colours[law],
+        marker='' if law == 'base' else 'o',
+        linestyle=(0, (4, 3)) if law == 'base' else '-',
+        label=label,
+      )
+    curves.set_xscale('log', base=2)
+    curves.set_xticks(ks, [str(k) for k in ks])
+    curves.minorticks_off()
+    curves.set_ylim(-0.03, 1.03)
+    curves.set_xlabel('k, samples drawn')
+    curves.set_title(
+      name.replace('_', ' '), fontsize=10.5, fontweight='bold', pad=8
+    )
+    keys = [f'{name}/{law}/effective_solutions' for law in LAWS]
+    values = [flat[key] for key in keys]
+    bars.bar(
+      range(len(LAWS)),
+      values,
+      0.62,
+      color=list(colours.values()),
+      yerr=[
+        [v - flat[f'{key}/low'] for v, key in zip(values, keys, strict=True)],
+        [flat[f'{key}/high'] - v for v, key in zip(values, keys, strict=True)],
+      ],
+      error_kw={'ecolor': look.ink, 'elinewidth': 1.1, 'capsize': 2.5},
+    )
+    bars.set_xticks([])  # the legend names the colours
+  # The row shares its axis: a limit set earlier would cut later panels.
+  axes[1, 0].set_ylim(bottom=0)
+  axes[0, 0].set_ylabel('forecast pass@k')
+  axes[1, 0].set_ylabel('effective correct\nsolutions')
+  handles, labels = axes[0, 0].get_legend_handles_labels()
+  sheet.legend(
+    handles=handles,
+    labels=labels,
+    loc='outside upper center',
+    ncols=len(LAWS) if len(names) > 2 else 3,  # as many as there is room for
+    frameon=False,
+    fontsize=10,
+    labelcolor=look.ink,
+    handlelength=2.4,
+  )
+  return plots.to_png(sheet)
+
+
+def _cell(flat: Mapping[str, float], key: str) -> str:
+  if key not in flat:
+    return '-'
+  if f'{key}/low' not in flat:
+    return f'{flat[key]:.2f}'
+  low, high = flat[f'{key}/low'], flat[f'{key}/high']
+  return f'{flat[key]:.2f} [{low:.2f}, {high:.2f}]'

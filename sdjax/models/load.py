@@ -1,0 +1,162 @@
+"""A model ready to use: weights, forward, tokenizer and where answers end."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.config import schema as config_lib
+from sdjax.models import hf
+from sdjax.models import tokenizer as tokenizer_lib
+from sdjax.models.sharding import path_name, state_sharding
+from sdjax.models.transformer import (
+  TransformerConfig,
+  init_params,
+  make_apply_fn,
+)
+from sdjax.types import ApplyFn, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+  """What `load` finds in a checkpoint folder.
+
+  Attributes:
+    config: sizes and numerics.
+    apply_fn: `apply_fn(params, *args, method=name)`, as the steps take it.
+    params: the weights, on the default device or over a mesh.
+    tokenizer: a fast tokenizer of `transformers`; None if the checkpoint has
+      none.
+    eos_ids: tokens that end a completion.
+  """
+
+  config: TransformerConfig
+  apply_fn: ApplyFn
+  params: Params
+  tokenizer: Any
+  eos_ids: tuple[int, ...]
+
+
+def load(
+  path: str,
+  *,
+  dtype: str = 'float32',
+  param_dtype: str = 'float32',
+  remat: str = 'none',
+  mesh: Any = None,
+) -> LanguageModel:
+  """Loads a checkpoint.
+
+  Args:
+    path: a Hugging Face folder, a `.gguf` file, `owner/model` for one on the
+      hub, or `builtin:NAME` for a model inside the package.
+    dtype: what matrix products run in.
+    param_dtype: what the weights are kept in.
+    remat: what the backward pass recomputes; see `TransformerConfig`.
+    mesh: devices to split the weights over; None: the default device.
+
+  Returns:
+    The model.
+
+  Raises:
+    ValueError: (a `CheckpointError`) naming what is missing, damaged or not
+      supported.
+  """
+  found = hf.resolve(path)
+  cfg = hf.load_config(found, dtype=dtype, param_dtype=param_dtype, remat=remat)
+  tokenizer, eos_ids = None, ()
+  if hf.is_gguf(found) or any(found.glob('tokenizer*')):
+    tokenizer = tokenizer_lib.load_tokenizer(found)
+    eos_ids = tokenizer_lib.eos_ids(found, tokenizer)
+  if tokenizer is not None:
+    hf.check_vocabulary(cfg, tokenizer)
+    known = min(hf.num_tokens(tokenizer), cfg.vocab_size)
+    cfg = dataclasses.replace(cfg, num_tokens=known)
+  places = None
+  if mesh is not None:
+    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    places = state_sharding(shapes, mesh)
+  return LanguageModel(
+    config=cfg,
+    apply_fn=make_apply_fn(cfg),
+    params=hf.load_params(found, cfg, places),
+    tokenizer=tokenizer,
+    eos_ids=eos_ids,
+  )
+
+
+def load_from_config(
+  model: config_lib.Model, mesh: Any = None
+) -> LanguageModel:
+  """Loads the model a run's config names."""
+  loaded = load(
+    model.path,
+    dtype=model.dtype,
+    param_dtype=model.param_dtype,
+    remat=model.remat,
+    mesh=mesh,
+  )
+  if loaded.tokenizer is None:
+    raise config_lib.ConfigError(
+      f'model.path={model.path!r} has no tokenizer files; training and '
+      'evaluation need tokenizer.json and tokenizer_config.json.'
+    )
+  return loaded
+
+
+@jax.jit
+def _checksums(params: Params) -> Params:
+  def checksum(x: jax.Array) -> jax.Array:
+    word = jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    mixed = (bits ^ (bits >> 15)) * (place * jnp.uint32(0x9E3779B1) | 1)
+    # Whole numbers: the sum is the same in any order, on any mesh.
+    return jnp.stack(
+      [jnp.sum(y, dtype=jnp.uint32) for y in (mixed, mixed ^ (mixed >> 13))]
+    )
+
+  return jax.tree.map(checksum, params)
+
+
+def fingerprint(params: Params) -> str:
+  """Tells weights from others, in a moment and wherever they are.
+
+  Args:
+    params: weights, over any mesh.
+
+  Returns:
+    32 characters that are the same for the same weights in the same dtype.
+    Not safe against somebody who wants others to have the same.
+  """
+  digest = hashlib.sha256()
+  sums = jax.device_get(_checksums(params))
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  for (path, leaf), checksum in zip(leaves, jax.tree.leaves(sums), strict=True):
+    digest.update(path_name(path).encode())
+    digest.update(f'{leaf.shape} {leaf.dtype} {checksum.tolist()};'.encode())
+  return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _forward(apply_fn: ApplyFn) -> Any:
+  return jax.jit(apply_fn)
+
+
+def logits(model: LanguageModel, ids: Any) -> jax.Array:
+  """The plain forward of a research script.
+
+  Args:
+    model: from `load`.
+    ids: int [T] or [B, T], token ids without padding.
+
+  Returns:
+    float32 [T, V] or [B, T, V]: row t predicts token t + 1.
+  """
+  ids = jax.numpy.asarray(ids, jax.numpy.int32)
+  if ids.ndim == 1:
+    return _forward(model.apply_fn)(model.params, ids[None])[0]
+  return _forward(model.apply_fn)(model.params, ids)

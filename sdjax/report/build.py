@@ -1,0 +1,318 @@
+"""Compares runs: `python -m sdjax.report runs/sd runs/rl ... --out=report`.
+
+Writes into the folder `--out`
+
+  index.html   one self-contained page: each method in a line, what went
+               wrong, tables, pictures, forecasts, credit of tokens, rollouts
+  table.md     the table of results in Markdown
+  *.png        the pictures: pass_at_k, diversity, training
+
+from what each run left in its folder: `config.json`, `metrics.jsonl`,
+`eval.json`, `eval_questions.json`, `rollouts.jsonl`; and, where there are,
+`run.json`, `alarms.jsonl`, `credit.jsonl` and `forecast.json`. A missing or
+broken file costs its part of the report and is named in it.
+"""
+
+import argparse
+import base64
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdjax.report import plots
+from sdjax.report import runs as runs_lib
+from sdjax.report import tables as tables_lib
+from sdjax.report import alarms
+from sdjax.report import browser
+from sdjax.report import credit
+from sdjax.report import forecast
+from sdjax.report import marks
+from sdjax.report import page
+from sdjax.report import plane
+from sdjax.report import provenance
+from sdjax.report import summary
+
+_CAPTIONS = {
+  'pass_at_k': (
+    'Pass@k after training',
+    'A flat line says that more samples bring no new answers. Bands span '
+    'the seeds.',
+  ),
+  'diversity': (
+    'Diversity over training',
+    'Per question, at each evaluation. The dashed line is the model that '
+    'training started from.',
+  ),
+  'training': (
+    'Training',
+    'Trailing means over a twentieth of the steps. The losses of '
+    'self-distillation and of reinforcement learning are different '
+    'quantities.',
+  ),
+}
+
+
+class ReportError(Exception):
+  """There is nothing to report on."""
+
+
+def write_report(
+  workdirs: Sequence[Path],
+  out: Path,
+  title: str = 'Runs compared',
+  resamples: int = 1000,
+  shown_questions: int | None = None,
+  forecasts: Sequence[Path] = (),
+) -> runs_lib.Notes:
+  """Writes the report on some runs.
+
+  Args:
+    workdirs: the runs' folders; seeds of a method are told by their names.
+    out: folder of the report, made if need be.
+    title: heading of the page.
+    resamples: of each bootstrap interval; 0: no intervals.
+    shown_questions: questions of the first and of the last logged step of a
+      run whose rollouts can be browsed; None: all logged.
+    forecasts: folders with a forecast, or its file, for runs that have none
+      of their own.
+
+  Returns:
+    Notes on what was missing or odd; they are in the page too.
+
+  Raises:
+    ReportError: when no run can be read, naming what each one lacks.
+  """
+  notes: runs_lib.Notes = []
+  found, sources = [], []
+  workdirs = list(dict.fromkeys(Path(path) for path in workdirs))
+  for path in dict.fromkeys([*workdirs, *map(Path, forecasts)]):
+    source, its_notes = forecast.read(path)
+    notes += its_notes
+    if source:
+      sources.append(source)
+    elif path not in workdirs and not its_notes:
+      notes.append(f'{path}: no {forecast.FILE} there.')
+  for workdir in workdirs:
+    run, its_notes = runs_lib.load(workdir)
+    if run is None and any(s.folder == workdir for s in sources):
+      continue  # only a forecast
+    notes += its_notes
+    if run is not None:
+      found.append(run)
+      notes += tables_lib.inconsistencies(run)
+  if not found:
+    raise ReportError('\n'.join(['no run can be read:', *notes]))
+  groups, group_notes = runs_lib.group(found)
+  notes += group_notes
+  starts = {
+    runs_lib.flat_options(run.config).get('model.path') for run in found
+  }
+  if len(starts - {None}) > 1:
+    notes.append(
+      'the runs started from different models, so the row and line `base` '
+      f'are a mean over them: {", ".join(sorted(map(str, starts)))}.'
+    )
+  out.mkdir(parents=True, exist_ok=True)
+  tables = tables_lib.tables_of(groups, resamples)
+  pictures = {
+    name: {theme: draw(groups, theme) for theme in plots.THEMES}
+    for name, draw in plots.FIGURES.items()
+  }
+  for name, by_theme in pictures.items():
+    path = out / f'{name}.png'
+    if by_theme['light'] is not None:
+      path.write_bytes(by_theme['light'])
+    else:
+      # A picture of an earlier report would pass for one of these runs.
+      path.unlink(missing_ok=True)
+      notes.append(f'{name}.png is not drawn: no run has the numbers for it.')
+  words = plane.markdown(plane.planes_of(tables)) + tables_lib.markdown(tables)
+  # Half of a surrogate pair, which loggers leave of a text cut within one, has
+  # no bytes in UTF-8: a question mark stands for it.
+  write = functools.partial(Path.write_text, encoding='utf-8', errors='replace')
+  write(out / 'table.md', words)
+  pairs = forecast.compare(groups, sources)
+  text = _page(title, groups, tables, pictures, pairs, notes, shown_questions)
+  write(out / 'index.html', text)
+  return notes
+
+
+def _page(
+  title: str,
+  groups: Sequence[runs_lib.Group],
+  tables: Sequence[tables_lib.Table],
+  pictures: dict[str, dict[str, bytes | None]],
+  pairs: Sequence[forecast.Pair],
+  notes: runs_lib.Notes,
+  shown_questions: int | None,
+) -> str:
+  runs = sum(len(one.runs) for one in groups)
+  labels = ', '.join(f'<b>{page.escape(one.label)}</b>' for one in groups)
+  head = (
+    f'<header><h1>{page.escape(title)}</h1><p>{page.count(runs, "run")} of '
+    f'{page.count(len(groups), "method")}: {labels}.</p>'
+    f'{summary.section(groups, tables)}</header>'
+  )
+  return page.frame(
+    title,
+    head,
+    {
+      'notes': _notes(notes),
+      'alarms': alarms.section(groups),
+      'accuracy and variety': plane.section(groups, tables),
+      'results': _results(tables, groups),
+      **{
+        heading.lower(): _picture(name, pictures[name])
+        for name, (heading, _) in _CAPTIONS.items()
+      },
+      'best checkpoints': alarms.best(groups),
+      'forecast': forecast.section(groups, pairs),
+      'credit': credit.section(groups),
+      'rollouts': browser.section(groups, shown_questions),
+      'runs': provenance.section(groups),
+    },
+  )
+
+
+def _notes(notes: runs_lib.Notes) -> str:
+  if not notes:
+    return ''
+  items = ''.join(f'<li>{page.escape(note)}</li>' for note in notes)
+  return (
+    '<section id="notes" class="notes">'
+    f'<h2>{page.count(len(notes), "note")} on these runs</h2>'
+    f'<ul>{items}</ul></section>'
+  )
+
+
+def _results(
+  tables: Sequence[tables_lib.Table], groups: Sequence[runs_lib.Group]
+) -> str:
+  if not tables:
+    return ''
+  parts = [_table(t, t.columns, groups) for t in tables]
+  terms = ''.join(
+    f'<dt>{page.escape(name)}</dt><dd>{page.escape(text)}</dd>'
+    for name, text in tables_lib.DEFINITIONS
+  )
+  parts.append(
+    f'<details><summary>What is measured</summary><dl>{terms}</dl></details>'
+  )
+  if any(len(table.points) > 2 for table in tables):
+    parts.append('<details><summary>Pass@k at every k</summary>')
+    parts += [
+      _table(t, {f'pass@{k}': f'k = {k}' for k in t.points}, groups)
+      for t in tables
+    ]
+    parts.append('</details>')
+  return page.section('results', 'Results', '', ''.join(parts))
+
+
+def _table(
+  table: tables_lib.Table,
+  columns: dict[str, str],
+  groups: Sequence[runs_lib.Group],
+) -> str:
+  labels = marks.labels(groups)
+  rows = [
+    [
+      labels[label],
+      *(page.estimate(row[m], tables_lib.digits(m)) for m in columns),
+    ]
+    for label, row in table.rows.items()
+  ]
+  heads = ['', *map(page.escape, columns.values())]
+  return page.table('results', heads, rows, page.words(table.name))
+
+
+def _picture(name: str, by_theme: dict[str, bytes | None]) -> str:
+  light, dark = (
+    png and f'data:image/png;base64,{base64.b64encode(png).decode()}'
+    for png in (by_theme['light'], by_theme['dark'])
+  )
+  if not by_theme['light']:
+    return ''
+  heading, caption = _CAPTIONS[name]
+  # All pictures at one scale: a PNG's bytes 16 to 19 are its width.
+  width = round(int.from_bytes(by_theme['light'][16:20]) / 1.4)
+  return page.section(
+    name,
+    heading,
+    page.escape(caption),
+    '<picture><source media="(prefers-color-scheme: dark)" '
+    f'srcset="{dark}"><img alt="{page.escape(heading)}" width="{width}" '
+    f'src="{light}"></picture>',
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line.
+
+  Args:
+    argv: arguments; None: the process's own.
+
+  Returns:
+    0: written (notes, if any, on standard error); 1: no run can be read or
+    the report cannot be written. Wrong usage exits with 2.
+  """
+  parser = argparse.ArgumentParser(
+    prog='python -m sdjax.report',
+    description='Compares runs in one HTML page, PNGs and a Markdown table.',
+    epilog=(
+      'Folders whose names differ only in a trailing seed (sd_s1, sd-seed2, '
+      'or sd/seed3) are merged as seeds of one method. A run without a file '
+      'is shown without what stands in it. Exit status: 0 written, 1 no run '
+      'can be read or nothing can be written, 2 wrong usage.'
+    ),
+  )
+  parser.add_argument('workdir', nargs='+', type=Path, help="a run's folder")
+  parser.add_argument(
+    '--out', type=Path, default=Path('report'), help='default: %(default)s'
+  )
+  parser.add_argument(
+    '--title', default='Runs compared', help='default: %(default)s'
+  )
+  parser.add_argument(
+    '--resamples',
+    type=int,
+    default=1000,
+    help='of the bootstrap intervals; 0: no intervals; default: %(default)s',
+  )
+  parser.add_argument(
+    '--questions',
+    type=int,
+    help='questions of the first and of the last logged step of a run whose '
+    'rollouts can be browsed; default: all that were logged',
+  )
+  parser.add_argument(
+    '--forecast',
+    action='append',
+    default=[],
+    type=Path,
+    help='a folder with a forecast, for runs that have none; may be repeated',
+  )
+  args = parser.parse_args(argv)
+  for name in ('resamples', 'questions'):
+    if (getattr(args, name) or 0) < 0:
+      parser.error(f'--{name} is {getattr(args, name)}; it must be at least 0')
+  try:
+    notes = write_report(
+      args.workdir,
+      args.out,
+      args.title,
+      args.resamples,
+      args.questions,
+      args.forecast,
+    )
+  except ReportError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    print(f'error: cannot write the report: {error}', file=sys.stderr)
+    return 1
+  for note in notes:
+    print(f'note: {note}', file=sys.stderr)
+  print(args.out / 'index.html')
+  return 0
+

@@ -1,0 +1,332 @@
+"""Scatter charts as SVG: small, sharp, in the colours of the page's theme."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from sdjax.report.marks import SHAPES
+from sdjax.report.page import escape
+
+Ends = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+  """One point.
+
+  Attributes:
+    label: shown beside it, '' for none.
+    x: value.
+    y: value.
+    x_ends: its interval, or None.
+    y_ends: its interval, or None.
+    colour: CSS.
+    shape: key of `SHAPES`.
+    told: shown when it is pointed at.
+    since: where an arrow to it begins, or None.
+  """
+
+  label: str
+  x: float
+  y: float
+  x_ends: Ends | None = None
+  y_ends: Ends | None = None
+  colour: str = 'var(--ink)'
+  shape: str = 'o'
+  told: str = ''
+  since: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+  """A rectangle in pixels, y downwards."""
+
+  left: float
+  top: float
+  right: float
+  bottom: float
+
+  def overlap(self, other: 'Box') -> float:
+    """Returns the area that both cover."""
+    width = min(self.right, other.right) - max(self.left, other.left)
+    height = min(self.bottom, other.bottom) - max(self.top, other.top)
+    return max(width, 0.0) * max(height, 0.0)
+
+  def within(self, other: 'Box') -> bool:
+    """Tells whether all of it is in the other."""
+    return (
+      self.left >= other.left
+      and self.right <= other.right
+      and self.top >= other.top
+      and self.bottom <= other.bottom
+    )
+
+
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
+  """Returns round numbers from `low` to `high`, at most so many.
+
+  Args:
+    low: below `high`.
+    high: above `low`.
+    most: at least 2.
+  """
+  step = 10 ** math.floor(math.log10((high - low) / most))
+  while True:
+    for factor in (1, 2, 5):
+      size = factor * step
+      first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
+      if last - first + 1 <= most:
+        return [round(i * size, 10) for i in range(first, last + 1)]
+    step *= 10
+
+
+_LETTER = 6.4  # pixels a character is wide at most, on average
+_HEIGHT = 13.0
+_REACHES = (4, 10, 18, 28, 40, 54, 70, 88, 110, 136, 165, 200, 240)
+_TURNS = 16
+
+
+Line = tuple[tuple[float, float], tuple[float, float]]
+"""From a point to a point, in pixels."""
+
+
+def place_labels(
+  points: Sequence[tuple[float, float]],
+  texts: Sequence[str],
+  room: Box,
+  avoid: Sequence[Line] = (),
+) -> list[Box]:
+  """Finds a place near each point where its label covers nothing.
+
+  Those in the thick of others go first; each takes the nearest free place, to
+  the right if there is a choice.
+
+  Args:
+    points: pixels.
+    texts: their labels.
+    room: where labels may be.
+    avoid: lines that labels had better not stand on.
+
+  Returns:
+    A box a label. Where no place is free, the least covered one.
+  """
+  taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+
+  def crowd(i: int) -> float:
+    return sum(
+      1 / (8 + math.dist(points[i], other))
+      for j, other in enumerate(points)
+      if j != i
+    )
+
+  placed: dict[int, Box] = {}
+  lines: list[Line] = list(avoid)
+  for i in sorted(range(len(points)), key=lambda i: (-crowd(i), i)):
+    x, y = points[i]
+    width = _LETTER * len(texts[i]) + 4
+    best, least = None, math.inf
+    for reach in _REACHES:
+      for turn in range(_TURNS):
+        # 0, 1, -1, 2, -2 ...: right first, left last.
+        side = (turn + 1) // 2 * (1 if turn % 2 else -1)
+        angle = 2 * math.pi * side / _TURNS
+        middle = (
+          x + math.cos(angle) * (6 + reach + width / 2),
+          y + math.sin(angle) * (6 + reach + _HEIGHT / 2),
+        )
+        box = Box(
+          middle[0] - width / 2,
+          middle[1] - _HEIGHT / 2,
+          middle[0] + width / 2,
+          middle[1] + _HEIGHT / 2,
+        )
+        if not box.within(room):
+          continue
+        covered = sum(box.overlap(other) for other in taken)
+        line = (x, y), _nearest(box, (x, y))
+        if reach > _REACHES[1]:
+          covered += sum(50 for other in placed.values() if _cuts(line, other))
+        covered += sum(50 for other in lines if _cuts(other, box))
+        if covered < least:
+          best, least = box, covered
+        if not covered:
+          break
+      if not least:
+        break
+    assert best, 'the room is smaller than a label'
+    placed[i] = best
+    taken.append(best)
+    lines.append(((x, y), _nearest(best, (x, y))))
+  return [placed[i] for i in range(len(points))]
+
+
+def _nearest(box: Box, point: tuple[float, float]) -> tuple[float, float]:
+  return (
+    min(max(point[0], box.left), box.right),
+    min(max(point[1], box.top), box.bottom),
+  )
+
+
+def _cuts(line: Line, box: Box) -> bool:
+  """Whether a straight line passes through a box (looked at 12 places)."""
+  (x, y), (u, v) = line
+  return any(
+    box.left < x + (u - x) * t / 12 < box.right
+    and box.top < y + (v - y) * t / 12 < box.bottom
+    for t in range(13)
+  )
+
+
+def scatter(
+  marks: Sequence[Mark],
+  title: str,
+  x_title: str,
+  y_title: str,
+  *,
+  size: tuple[int, int] = (560, 420),
+  front: Sequence[tuple[float, float]] = (),
+  diagonal: bool = False,
+  x_span: Ends | None = None,
+  y_span: Ends | None = None,
+) -> str:
+  """Draws points with their intervals and labels.
+
+  Args:
+    marks: the points, at least one.
+    title: above the chart.
+    x_title: below it.
+    y_title: at its side.
+    size: pixels.
+    front: corners of a Pareto front, x rising, to be drawn as stairs.
+    diagonal: whether both axes are the same, and the line x = y is drawn.
+    x_span: what the axis reaches over at least; None: over the points.
+    y_span: likewise.
+
+  Returns:
+    An `<svg>` element.
+  """
+  x_low, x_high = _range(
+    [v for m in marks for v in (m.x, *(m.x_ends or ()))], x_span
+  )
+  y_low, y_high = _range(
+    [v for m in marks for v in (m.y, *(m.y_ends or ()))], y_span
+  )
+  if diagonal:
+    x_low = y_low = min(x_low, y_low)
+    x_high = y_high = max(x_high, y_high)
+  width, height = size
+  room = Box(52, 26, width - 8, height - 40)
+
+  def to_x(value: float) -> float:
+    share = (value - x_low) / (x_high - x_low)
+    return round(room.left + share * (room.right - room.left), 1)
+
+  def to_y(value: float) -> float:
+    share = (value - y_low) / (y_high - y_low)
+    return round(room.bottom - share * (room.bottom - room.top), 1)
+
+  middle_x = (room.left + room.right) / 2
+  middle_y = (room.top + room.bottom) / 2
+  parts = [
+    f'<text class="t" x="{middle_x}" y="14">{escape(title)}</text>',
+    f'<text class="a" x="{middle_x}" y="{height - 6}">{escape(x_title)}</text>',
+    f'<text class="a" transform="translate(12 {middle_y}) rotate(-90)">'
+    f'{escape(y_title)}</text>',
+  ]
+  for value in ticks(y_low, y_high):
+    y = to_y(value)
+    parts.append(
+      f'<path class="g" d="M{room.left} {y}H{room.right}"/>'
+      f'<text class="k y" x="{room.left - 9}" y="{y + 4}">{value:g}</text>'
+    )
+  for value in ticks(x_low, x_high, 7 if diagonal else 9):
+    parts.append(
+      f'<path class="g" d="M{to_x(value)} {room.bottom}v4"/>'
+      f'<text class="k" x="{to_x(value)}" y="{room.bottom + 17}">'
+      f'{value:g}</text>'
+    )
+  if diagonal:
+    parts.append(
+      f'<path class="f" d="M{room.left} {room.bottom}'
+      f'L{room.right} {room.top}"/>'
+    )
+  if front:
+    # All that lies below and left of these stairs is beaten by a point.
+    (_, top), *_ = front
+    path = f'M{room.left} {to_y(top)}'
+    for (x, _), (_, below) in zip(front, front[1:], strict=False):
+      path += f'H{to_x(x)}V{to_y(below)}'
+    path += f'H{to_x(front[-1][0])}V{room.bottom}'
+    parts.append(f'<path class="f" d="{path}"/>')
+  points = [(to_x(m.x), to_y(m.y)) for m in marks]
+  arrows = []
+  for mark, point in zip(marks, points, strict=True):
+    if mark.since:
+      begin = to_x(mark.since[0]), to_y(mark.since[1])
+      # Shorter than the two marks are wide, it would only smudge them.
+      if math.dist(begin, point) > 24:
+        arrows.append((begin, point))
+        parts.append(_arrow(begin, point, mark.colour))
+  for mark, (x, y) in zip(marks, points, strict=True):
+    bars = ''
+    if mark.x_ends:
+      low, high = (to_x(v) for v in mark.x_ends)
+      bars += f'M{low} {y}H{high}'
+    if mark.y_ends:
+      low, high = (to_y(v) for v in mark.y_ends)
+      bars += f'M{x} {low}V{high}'
+    parts.append(
+      f'<g class="m" style="color:{mark.colour}">'
+      + (f'<path class="e" d="{bars}"/>' if bars else '')
+      + f'<g transform="translate({x} {y})">'
+      f'<title>{escape(mark.told or mark.label)}</title>'
+      f'{SHAPES[mark.shape]}</g></g>'
+    )
+  named = [i for i, mark in enumerate(marks) if mark.label]
+  texts = [_short(marks[i].label) for i in named]
+  boxes = place_labels([points[i] for i in named], texts, room, arrows)
+  for i, text, box in zip(named, texts, boxes, strict=True):
+    end = _nearest(box, points[i])
+    if math.dist(end, points[i]) > 14:
+      x, y = points[i]
+      parts.append(
+        f'<path class="e" style="stroke:{marks[i].colour}" '
+        f'd="M{x} {y}L{end[0]:.1f} {end[1]:.1f}"/>'
+      )
+    parts.append(
+      f'<text class="l" x="{box.left + 2:.1f}" y="{box.bottom - 3:.1f}">'
+      f'{escape(text)}</text>'
+    )
+  return (
+    f'<svg viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+  )
+
+
+def _arrow(
+  begin: tuple[float, float], end: tuple[float, float], colour: str
+) -> str:
+  """Draws an arrow between two marks, touching neither."""
+  far = math.dist(begin, end)
+  along = (end[0] - begin[0]) / far, (end[1] - begin[1]) / far
+
+  def at(back: float, aside: float = 0.0) -> str:
+    x = end[0] - back * along[0] - aside * along[1]
+    y = end[1] - back * along[1] + aside * along[0]
+    return f'{x:.1f} {y:.1f}'
+
+  return (
+    f'<path class="w" style="stroke:{colour}" d="M{at(far - 8)}L{at(8)}'
+    f'M{at(15, 4)}L{at(8)}L{at(15, -4)}"/>'
+  )
+
+
+def _range(values: Sequence[float], span: Ends | None) -> Ends:
+  """Of an axis: what it shows, and a margin."""
+  low, high = min((*values, *(span or ()))), max((*values, *(span or ())))
+  margin = (0.04 if span else 0.06) * (high - low) or 0.05 * (abs(high) or 1)
+  return low - margin, high + margin
+
+
+def _short(label: str) -> str:
+  return label if len(label) <= 22 else f'{label[:20]}..'

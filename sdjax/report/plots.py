@@ -1,0 +1,448 @@
+"""Pictures of runs: pass@k, diversity over training, training curves.
+
+Each method keeps its colour and marker in every picture, the model that all
+runs started from is grey and dashed, and a band spans the smallest to the
+largest of a method's seeds. Nothing here keeps state or needs a display;
+matplotlib is imported when the first picture is drawn.
+"""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.report import runs as runs_lib
+from sdjax.report.tables import BASE, MEASURES, twins
+
+_KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
+_MARKERS = 'os^DvPX*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+  """Colours of a picture, to stand on a light or a dark page.
+
+  Attributes:
+    page: background.
+    ink: text.
+    faint: axes and the base model's line.
+    grid: grid lines.
+    methods: sd, sd_k3, rl, rl_diversity, then spare ones; none of them the
+      red or the green of wrong and right answers.
+  """
+
+  page: str
+  ink: str
+  faint: str
+  grid: str
+  methods: tuple[str, ...]
+
+
+THEMES = {
+  'light': Theme(
+    page='#ffffff',
+    ink='#1d2430',
+    faint='#7a8494',
+    grid='#e6e9ee',
+    methods=(
+      '#7b3fc4',
+      '#e58a1f',
+      '#1f6fb2',
+      '#0aa2b5',
+      '#8a6a3d',
+      '#c75fae',
+      '#5b6577',
+      '#a3b81c',
+    ),
+  ),
+  'dark': Theme(
+    page='#161a22',
+    ink='#e4e8ef',
+    faint='#8d97a8',
+    grid='#2a303c',
+    methods=(
+      '#b68cff',
+      '#ffb454',
+      '#5fa8f0',
+      '#4fd8e8',
+      '#c9a877',
+      '#f0a0de',
+      '#a3afc2',
+      '#cfe05a',
+    ),
+  ),
+}
+
+
+def styles(
+  groups: Sequence[runs_lib.Group], theme: str = 'light'
+) -> dict[str, dict[str, Any]]:
+  """Gives each group its line style, the same in every picture.
+
+  A label that is a known method's name has that method's colour; any other
+  takes that of its variant if no one else does, else a spare one.
+
+  Args:
+    groups: the methods shown.
+    theme: key of `THEMES`.
+
+  Returns:
+    By label, the colour and marker as matplotlib's keywords.
+  """
+  wanted = {g.label: _KNOWN[g.label] for g in groups if g.label in _KNOWN}
+  for one in groups:
+    index = _KNOWN.get(one.variant)
+    if one.label not in wanted and index not in (None, *wanted.values()):
+      wanted[one.label] = index
+  spare = (i for i in range(len(_KNOWN), 1000) if i not in wanted.values())
+  colours = THEMES[theme].methods
+  result = {}
+  for one in groups:
+    index = wanted[one.label] if one.label in wanted else next(spare)
+    result[one.label] = {
+      'color': colours[index % len(colours)],
+      # A colour that comes again comes with another marker.
+      'marker': _MARKERS[(index + index // len(colours)) % len(_MARKERS)],
+    }
+  return result
+
+
+def pass_at_k(
+  groups: Sequence[runs_lib.Group], theme: str = 'light'
+) -> bytes | None:
+  """Draws pass@k of the trained models, a panel for each evaluation set.
+
+  Args:
+    groups: the methods.
+    theme: key of `THEMES`.
+
+  Returns:
+    A PNG, or None without any pass@k.
+  """
+  names = [
+    name
+    for name in runs_lib.sets_of(groups)
+    if runs_lib.curve_points(groups, name)
+  ]
+  if not names:
+    return None
+  figure, axes = grid(1, len(names), theme)
+  for axis, name in zip(axes.flat, names, strict=True):
+    points = runs_lib.curve_points(groups, name)
+    for one, stage, style in _lines(groups, theme):
+      columns = [one.values(f'{stage}/{name}/pass@{k}') for k in points]
+      shown = [
+        (k, column)
+        for k, column in zip(points, columns, strict=True)
+        if column.size
+      ]
+      if shown:
+        x = [k for k, _ in shown]
+        _draw(axis, x, [column for _, column in shown], style)
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(points, [str(k) for k in points])
+    axis.minorticks_off()
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xlabel('k, samples drawn')
+    _title(axis, _words(name))
+  axes.flat[0].set_ylabel('pass@k')
+  return _png(figure, groups, theme)
+
+
+_DIVERSITY = {
+  'concepts_correct': 'concepts,\ncorrect samples',
+  'distinct_paths': 'distinct\ncorrect paths',
+  'concepts': 'concepts,\nall samples',
+  'token_entropy': 'token entropy\n(nats)',
+}
+
+
+def diversity(
+  groups: Sequence[runs_lib.Group], theme: str = 'light'
+) -> bytes | None:
+  """Draws diversity over training: a row a measure, a column a set.
+
+  Args:
+    groups: the methods.
+    theme: key of `THEMES`.
+
+  Returns:
+    A PNG, or None when no set was evaluated during training.
+  """
+  keys = {
+    key
+    for one in groups
+    for run in one.runs
+    for record in run.metrics
+    for key in record
+    if key.startswith('eval/')
+  }
+  same = twins(groups)
+  measures = [
+    m
+    for m in _DIVERSITY
+    if m not in same and any(k.endswith(f'/{m}') for k in keys)
+  ]
+  seen = {key.split('/')[1] for key in keys if key.count('/') >= 2}
+  names = [name for name in runs_lib.sets_of(groups) if name in seen]
+  names += sorted(seen - set(names))
+  if not measures or not names:
+    return None
+  figure, axes = grid(len(measures), len(names), theme, height=2.15)
+  for row, measure in enumerate(measures):
+    for column, name in enumerate(names):
+      axis = axes[row, column]
+      for one, stage, style in _lines(groups, theme):
+        if stage == BASE:
+          values = one.values(f'{BASE}/{name}/{measure}')
+          if values.size:
+            axis.axhline(values.mean(), **style)
+          continue
+        steps, values_RS = one.band(f'eval/{name}/{measure}')
+        if steps.size:
+          _draw(axis, steps, values_RS.T, style)
+      axis.margins(y=0.12)
+      if row == 0:
+        _title(axis, _words(name))
+      if row == len(measures) - 1:
+        axis.set_xlabel('step')
+      if column == 0:
+        others = [MEASURES[m] for m, first in same.items() if first == measure]
+        axis.set_ylabel('\n= '.join([_DIVERSITY[measure], *others]))
+    # The row shares its axis: a limit set earlier would cut later panels.
+    axes[row, 0].set_ylim(bottom=0)
+  figure.align_ylabels(list(axes[:, 0]))
+  return _png(figure, groups, theme)
+
+
+# Names of what a step reports, in the order they are worth a panel.
+_TRAINING = (
+  'train/reward',
+  'train/loss',
+  'train/kl_ref',
+  'train/entropy',
+  'train/length',
+  'train/grad_norm',
+  'train/correct',
+)
+
+
+def training(
+  groups: Sequence[runs_lib.Group], theme: str = 'light', panels: int = 6
+) -> bytes | None:
+  """Draws the metrics of the training steps, smoothed.
+
+  The losses of different methods are different quantities, so each kind of
+  method has a panel of its own for its loss.
+
+  Args:
+    groups: the methods.
+    theme: key of `THEMES`.
+    panels: most panels drawn.
+
+  Returns:
+    A PNG, or None without any `train/` metric.
+  """
+  keys = {
+    key: None
+    for one in groups
+    for run in one.runs
+    for record in run.metrics
+    for key in record
+    if key.startswith('train/')
+  }
+  rank = {key: index for index, key in enumerate(_TRAINING)}
+  ordered = sorted(keys, key=lambda key: rank.get(key, len(rank)))
+  wanted: list[tuple[str, str, list[runs_lib.Group]]] = []
+  for key in ordered:
+    members = [one for one in groups if one.band(key)[0].size]
+    title = _words(key.removeprefix('train/'))
+    kinds = {one.variant.split('_')[0]: None for one in members}
+    if key == 'train/loss' and len(kinds) > 1:
+      wanted += [
+        (key, f'{title} of {kind or "others"}', own)
+        for kind in kinds
+        if (own := [g for g in members if g.variant.split('_')[0] == kind])
+      ]
+    elif members:
+      wanted.append((key, title, members))
+  wanted = wanted[:panels]
+  if not wanted:
+    return None
+  columns = min(3, len(wanted))
+  rows = -(-len(wanted) // columns)
+  figure, axes = grid(rows, columns, theme, height=2.5, share=False)
+  by_label = styles(groups, theme)
+  for axis, (key, title, members) in zip(axes.flat, wanted, strict=False):
+    for one in members:
+      steps, values_RS = one.band(key)
+      style = {'color': by_label[one.label]['color']}
+      if len(one.runs) == 1:
+        axis.plot(steps, values_RS[0], alpha=0.22, linewidth=0.9, **style)
+      smooth = [_smooth(row_S) for row_S in values_RS]
+      _draw(axis, steps, np.transpose(smooth), style)
+    _title(axis, title)
+    axis.set_xlabel('step')
+  for axis in axes.flat[len(wanted) :]:
+    axis.set_visible(False)
+  return _png(figure, groups, theme, base=False)
+
+
+FIGURES: dict[str, Callable[..., bytes | None]] = {
+  'pass_at_k': pass_at_k,
+  'diversity': diversity,
+  'training': training,
+}
+
+
+def plot_run(workdir: str | os.PathLike[str]) -> list[Path]:
+  """Draws one run's pictures into its folder's `plots/`.
+
+  Args:
+    workdir: the run's folder; what it does not hold yet is not drawn.
+
+  Returns:
+    The PNG files written.
+  """
+  workdir = Path(workdir)
+  run, _ = runs_lib.load(workdir)
+  if run is None:
+    return []
+  label = run.variant or run.label
+  groups = [runs_lib.Group(label, run.variant, (run,))]
+  written = []
+  for name, draw in FIGURES.items():
+    png = draw(groups)
+    if png is not None:
+      path = workdir / 'plots' / f'{name}.png'
+      path.parent.mkdir(exist_ok=True)
+      path.write_bytes(png)
+      written.append(path)
+  return written
+
+
+def _lines(groups: Sequence[runs_lib.Group], theme: str):
+  """Yields what to draw: (runs, stage, style), the base model first."""
+  base = runs_lib.Group(BASE, BASE, tuple(r for g in groups for r in g.runs))
+  dashed = {'color': THEMES[theme].faint, 'linestyle': (0, (4, 3))}
+  yield base, BASE, {**dashed, 'linewidth': 1.6}
+  for label, style in styles(groups, theme).items():
+    yield next(g for g in groups if g.label == label), 'final', style
+
+
+def _draw(axis, x, columns, style: dict[str, Any]) -> None:
+  """Draws the mean over runs, and the band of their extremes."""
+  means = [np.mean(column) for column in columns]
+  axis.plot(x, means, **style)
+  if style.get('linestyle') is None and any(len(c) > 1 for c in columns):
+    low = [np.min(column) for column in columns]
+    high = [np.max(column) for column in columns]
+    axis.fill_between(
+      x, low, high, color=style['color'], alpha=0.18, linewidth=0
+    )
+
+
+def _smooth(values_S: np.ndarray) -> np.ndarray:
+  """Trailing mean over a twentieth of the steps; shorter at the start."""
+  width = max(1, len(values_S) // 20)
+  sums = np.cumsum(np.concatenate([[0.0], values_S]))
+  ends = np.arange(1, len(values_S) + 1)
+  starts = np.maximum(0, ends - width)
+  return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _title(axis, text: str) -> None:
+  axis.set_title(text, fontsize=10.5, fontweight='bold', pad=8)
+
+
+def _words(name: str) -> str:
+  return name.replace('_', ' ')
+
+
+def grid(
+  rows: int,
+  columns: int,
+  theme: str,
+  height: float = 3.3,
+  share: bool = True,
+):
+  """Makes a figure of equal panels without chart junk.
+
+  Args:
+    rows: of panels.
+    columns: of panels.
+    theme: key of `THEMES`.
+    height: of a panel, in inches.
+    share: whether a row's panels share their y axis.
+
+  Returns:
+    matplotlib's figure, and its axes [rows, columns].
+  """
+  from matplotlib.figure import Figure
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+  look = THEMES[theme]
+  width = max(4.6, 3.5 * columns)
+  figure = Figure(
+    figsize=(width, height * rows + 0.55),
+    dpi=150,
+    layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09),
+    facecolor=look.page,
+  )
+  axes = figure.subplots(
+    rows, columns, squeeze=False, sharey='row' if share else False
+  )
+  for axis in axes.flat:
+    axis.set_facecolor(look.page)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.spines[['left', 'bottom']].set_color(look.faint)
+    axis.tick_params(colors=look.ink, labelsize=9, length=3)
+    axis.grid(axis='y', color=look.grid, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.set_prop_cycle(markersize=[4.5], linewidth=[1.9])
+    for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
+      text.set_color(look.ink)
+      text.set_fontsize(10)
+  return figure, axes
+
+
+def _png(figure, groups, theme: str, base: bool = True) -> bytes:
+  from matplotlib.lines import Line2D
+
+  entries = [(g.label, styles(groups, theme)[g.label]) for g in groups]
+  if base:
+    entries.append((BASE, next(_lines(groups, theme))[2]))
+  handles = [
+    Line2D([], [], label=label, **{'linewidth': 1.9, 'markersize': 5, **style})
+    for label, style in entries
+  ]
+  width = 0.75 + max(len(label) for label, _ in entries) / 12
+  figure.legend(
+    handles=handles,
+    loc='outside upper center',
+    # As many as there is room for: a letter is a dozenth of an inch.
+    ncols=max(1, min(len(handles), 6, int(figure.get_figwidth() / width))),
+    frameon=False,
+    fontsize=10,
+    labelcolor=THEMES[theme].ink,
+    handlelength=2.4,
+  )
+  return to_png(figure)
+
+
+def to_png(figure: Any) -> bytes:
+  """Returns a figure of `grid` as the bytes of a PNG, with a palette."""
+  from PIL import Image
+
+  drawn, packed = io.BytesIO(), io.BytesIO()
+  figure.savefig(drawn, format='png')
+  # A quarter of the bytes; many of them stand in one page.
+  image = Image.open(drawn).convert('RGB')
+  image.quantize(160, dither=Image.Dither.NONE).save(
+    packed, format='png', optimize=True
+  )
+  return packed.getvalue()

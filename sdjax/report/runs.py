@@ -1,0 +1,418 @@
+"""Reads what runs left in their folders, and merges the seeds of a method."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
+_ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
+
+ORIGIN = 'run.json'
+"""When a run was started, and of which code; see `sdjax.report.origin`."""
+
+Notes = list[str]
+"""What was missing or odd; shown to the user, never fatal by itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run's folder.
+
+  Attributes:
+    workdir: the folder.
+    label: its name without a trailing seed, see `label_of`.
+    variant: the method by its options: `sd`, `sd_k3`, `rl`, `rl_diversity`.
+    seed: of the run; None when not known.
+    config: `config.json`, {} when missing.
+    metrics: the records of `metrics.jsonl`, by line.
+    evals: `eval.json`, {} when missing.
+    questions: `eval_questions.json`, {} when missing.
+    rollouts: the records of the first and the last step in `rollouts.jsonl`.
+    alarms: the records of `alarms.jsonl`.
+    credit: the records of `credit.jsonl`.
+    starts: what `run.json` says of when the run began and went on.
+  """
+
+  workdir: Path
+  label: str
+  variant: str = ''
+  seed: int | None = None
+  config: dict[str, Any] = dataclasses.field(default_factory=dict)
+  metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  evals: dict[str, float] = dataclasses.field(default_factory=dict)
+  questions: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rollouts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  credit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+  def series(self, key: str) -> dict[int, float]:
+    """Returns a metric's value at each step that has one; the last counts."""
+    return {
+      record['step']: record[key]
+      for record in self.metrics
+      if isinstance(record.get(key), (int, float))
+    }
+
+  def evaluations(self, name: str, measure: str) -> dict[int, float]:
+    """Returns a measure of an evaluation set at the steps it was taken.
+
+    The evaluations before and after training belong to it: they stand in
+    `eval.json` and are put at step 0 and at the last step of `metrics.jsonl`.
+    """
+    series = self.series(f'eval/{name}/{measure}')
+    steps = [record['step'] for record in self.metrics]
+    ends = {0: 'base', max(steps, default=0): 'final'}
+    for step, stage in ends.items():
+      value = self.evals.get(f'{stage}/{name}/{measure}')
+      if series and value is not None:
+        series.setdefault(step, value)
+    return series
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The runs of one label: one method under several seeds.
+
+  Attributes:
+    label: shown for it.
+    variant: of its runs, for its colour.
+    runs: at least one.
+  """
+
+  label: str
+  variant: str
+  runs: tuple[Run, ...]
+
+  def band(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a metric over training, over the steps that all seeds have.
+
+    Args:
+      key: name of the metric, e.g. `train/reward` or `eval/SET/MEASURE`.
+
+    Returns:
+      int [S], the steps, rising, and float64 [runs, S], the values; S is 0
+      when a run does not have the metric.
+    """
+    stage, _, rest = key.partition('/')
+    name, _, measure = rest.partition('/')
+    series = [
+      run.evaluations(name, measure) if stage == 'eval' else run.series(key)
+      for run in self.runs
+    ]
+    steps = sorted(set.intersection(*(set(one) for one in series)))
+    values = [[one[step] for step in steps] for one in series]
+    return np.asarray(steps, int), np.asarray(values, np.float64)
+
+  def values(self, key: str) -> np.ndarray:
+    """Returns a value of `eval.json` in each run that has it."""
+    found = (run.evals.get(key) for run in self.runs)
+    return np.asarray([value for value in found if value is not None])
+
+
+def label_of(workdir: Path) -> str:
+  """Returns a folder's name without its seed.
+
+  A trailing `_s1`, `-s1`, `_seed1`, `-seed-1` (and the like after a dot) is
+  dropped; a folder that is called only `s1` or `seed1` takes its parent's
+  name.
+
+  Args:
+    workdir: the folder of a run.
+
+  Returns:
+    The label under which runs are merged as seeds of one method.
+  """
+  name = workdir.resolve().name
+  if _ONLY_SEED.fullmatch(name):
+    return workdir.resolve().parent.name or name
+  match = _SEED.fullmatch(name)
+  return match['label'] if match and match['label'] else name
+
+
+def variant_of(config: dict[str, Any]) -> str:
+  """Names a run's method by the options that set it apart.
+
+  Args:
+    config: a run's `config.json`.
+
+  Returns:
+    `sd`, `sd_k3` (three demonstrations a rollout), `rl`, `rl_diversity`, or
+    another method's name; '' when the configuration does not tell.
+  """
+  options = flat_options(config)
+  name = options.get('method.name')
+  count = options.get('method.demonstrations.count', 1)
+  if name == 'sd' and count != 1:
+    return f'sd_k{count}'
+  if name == 'rl' and options.get('method.diversity_weight'):
+    return 'rl_diversity'
+  return '' if name is None else str(name)
+
+
+def flat_options(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns a nested configuration by dotted names.
+
+  Args:
+    config: e.g. `{'train': {'num_steps': 5}}`.
+    prefix: put before every name.
+
+  Returns:
+    E.g. `{'train.num_steps': 5}`.
+  """
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= flat_options(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def load(workdir: Path) -> tuple[Run | None, Notes]:
+  """Reads a run's folder.
+
+  Args:
+    workdir: the folder.
+
+  Returns:
+    The run, None when it has neither metrics nor an evaluation, and a note on
+    every file that is missing or cannot be read; alarms and credit may be
+    missing.
+  """
+  if not workdir.is_dir():
+    return None, [f'{workdir}: no such folder; the run is left out.']
+  notes: Notes = []
+
+  def read(name: str, lost: str) -> dict[str, Any]:
+    try:
+      text = (workdir / name).read_text(encoding='utf-8')
+      value = parse(text)
+      if isinstance(value, dict):
+        return value
+      problem = f'holds a {type(value).__name__}, not an object'
+    except FileNotFoundError:
+      problem = 'is missing'
+    except (OSError, ValueError) as error:
+      problem = f'cannot be read ({error})'
+    notes.append(f'{workdir}: {name} {problem}; {lost}.')
+    return {}
+
+  def sound(name: str, records: Iterator[dict]) -> Iterator[dict]:
+    odd = 0
+    for record in records:
+      if _is_rollout(record):
+        yield record
+      else:
+        odd += 1
+    if odd:
+      notes.append(
+        f'{workdir}: {odd} lines of {name} have fields of another kind than a '
+        'rollout has; they are not shown.'
+      )
+
+  def read_lines(
+    name: str, lost: str, ends: bool = False, optional: bool = False
+  ) -> list[dict]:
+    try:
+      lines = read_json_lines(workdir / name)
+      if name in ('rollouts.jsonl', 'credit.jsonl'):
+        lines = sound(name, lines)
+      records = _first_and_last_step(lines) if ends else list(lines)
+      if records or optional:
+        return records
+      problem = 'is empty'
+    except FileNotFoundError:
+      if optional:
+        return []
+      problem = 'is missing'
+    except (OSError, ValueError) as error:
+      problem = f'cannot be read ({error})'
+    notes.append(f'{workdir}: {name} {problem}; {lost}.')
+    return []
+
+  config = read('config.json', 'its method and seed are not known')
+  metrics = [
+    record
+    for record in read_lines('metrics.jsonl', 'its training is not shown')
+    if isinstance(record.get('step'), int)
+  ]
+  evals = read('eval.json', 'it has no row in the tables')
+  if not metrics and not evals:
+    return None, [*notes, f'{workdir}: nothing to show; the run is left out.']
+  questions = read('eval_questions.json', 'its numbers have no intervals')
+  missing = sorted(name for name, value in evals.items() if value is None)
+  if missing:
+    notes.append(f'{workdir}: eval.json has no number for {missing[0]}.')
+
+  rollouts = read_lines('rollouts.jsonl', 'no samples of it are shown', True)
+  seed = config.get('seed')
+  run = Run(
+    workdir=workdir,
+    label=label_of(workdir),
+    variant=variant_of(config),
+    seed=seed if isinstance(seed, int) else None,
+    config=config,
+    metrics=metrics,
+    evals={k: v for k, v in evals.items() if isinstance(v, (int, float))},
+    questions={k: v for k, v in questions.items() if isinstance(v, dict)},
+    rollouts=rollouts,
+    alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
+    credit=read_lines('credit.jsonl', 'no credit is shown', False, True),
+    starts=starts(workdir),
+  )
+  return run, notes
+
+
+def starts(workdir: Path) -> list[dict[str, Any]]:
+  """Reads when a run began and went on.
+
+  Args:
+    workdir: its folder.
+
+  Returns:
+    The `starts` of `run.json`; [] where it is missing or broken.
+  """
+  try:
+    content = parse((workdir / ORIGIN).read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return []
+  listed = content.get('starts') if isinstance(content, dict) else None
+  listed = listed if isinstance(listed, list) else []
+  return [start for start in listed if isinstance(start, dict)]
+
+
+def parse(text: str) -> Any:
+  """Reads JSON; NaN and infinities, which it does not have, are None.
+
+  Args:
+    text: one value.
+
+  Raises:
+    ValueError: when it is not JSON.
+  """
+  return json.loads(text, parse_constant=lambda _: None)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+  """Yields the records of a file of JSON lines.
+
+  Args:
+    path: the file.
+
+  Yields:
+    Each line's object. A last line that is half-written is skipped: the run
+    may be writing it, or was killed while it did.
+
+  Raises:
+    ValueError: for any other line that is not a JSON object, by its number.
+  """
+  with open(path, encoding='utf-8', errors='replace') as file:
+    for number, line in enumerate(file, 1):
+      try:
+        record = parse(line)
+      except ValueError:
+        if not line.endswith('\n'):
+          return
+        raise ValueError(f'line {number} is not JSON') from None
+      if not isinstance(record, dict):
+        raise ValueError(f'line {number} is not a JSON object')
+      yield record
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:
+  """Merges runs of the same label, in the order given.
+
+  Runs that share label AND seed are not seeds of one method but different
+  experiments: they are told apart by their parent folder's name.
+
+  Args:
+    runs: the runs.
+
+  Returns:
+    The groups, and notes on runs that do not belong together.
+  """
+  by_label: dict[str, list[Run]] = {}
+  for run in runs:
+    # The model before training is called `base` everywhere.
+    label = 'base (run)' if run.label == 'base' else run.label
+    by_label.setdefault(label, []).append(run)
+  for label, members in list(by_label.items()):
+    seeds = [run.seed for run in members if run.seed is not None]
+    if len(set(seeds)) < len(seeds):
+      del by_label[label]
+      for run in members:
+        name = f'{run.workdir.resolve().parent.name}/{label}'
+        by_label.setdefault(name, []).append(run)
+  groups, notes = [], []
+  for label, members in by_label.items():
+    groups.append(Group(label, members[0].variant, tuple(members)))
+    first = flat_options(members[0].config)
+    for run in members[1:]:
+      other = flat_options(run.config)
+      differs = [
+        key
+        for key in sorted(first | other)
+        if first.get(key) != other.get(key) and key != 'seed'
+      ]
+      if first and other and differs:
+        notes.append(
+          f'{run.workdir} is merged with {members[0].workdir} as {label!r}, '
+          f'but differs in {", ".join(differs[:6])}.'
+        )
+    seeds = [run.seed for run in members if run.seed is not None]
+    if len(set(seeds)) < len(seeds):
+      notes.append(f'{label!r} has a seed twice: {seeds}.')
+  return groups, notes
+
+
+def sets_of(groups: Sequence[Group]) -> list[str]:
+  """Returns the names of the evaluation sets, in order of appearance."""
+  names: dict[str, None] = {}
+  for run in (run for one in groups for run in one.runs):
+    names |= {
+      key.split('/')[1]: None for key in run.evals if key.count('/') >= 2
+    }
+  return list(names)
+
+
+def curve_points(groups: Sequence[Group], name: str) -> list[int]:
+  """Returns the k for which a set has a pass@k, rising."""
+  pattern = re.compile(rf'[^/]+/{re.escape(name)}/pass@(\d+)')
+  matches = (
+    pattern.fullmatch(key)
+    for one in groups
+    for run in one.runs
+    for key in run.evals
+  )
+  return sorted({int(match[1]) for match in matches if match})
+
+
+def _is_rollout(record: dict[str, Any]) -> bool:
+  return (
+    isinstance(record.get('step'), (int, type(None)))
+    and isinstance(record.get('question_id'), (str, int, type(None)))
+    and all(
+      isinstance(record.get(name), (list, type(None)))
+      for name in ('concepts', 'demonstrations')
+    )
+  )
+
+
+def _first_and_last_step(records: Iterator[dict]) -> list[dict]:
+  # A long run's file is large: only what is shown is kept while reading.
+  first: list[dict] = []
+  last: list[dict] = []
+  for record in records:
+    if not first or record.get('step') == first[0].get('step'):
+      first.append(record)
+    elif last and record.get('step') == last[0].get('step'):
+      last.append(record)
+    else:
+      last = [record]
+  return first + last

@@ -1,0 +1,308 @@
+"""Tables of what runs reached, each number with how far to trust it."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sdjax.evaluate import pass_at_k
+from sdjax.report import runs
+from sdjax.evaluate.bootstrap import bootstrap_interval
+
+BASE = 'base'
+"""Label of the model before training, in every table and picture."""
+
+MEASURES = {
+  'pass_gain': 'gain',
+  'concepts_correct': 'concepts, correct',
+  'distinct_paths': 'distinct paths',
+  'concepts': 'concepts, all',
+  'token_entropy': 'token entropy',
+}
+
+DEFINITIONS = (
+  ('pass@k', 'chance that one of k samples of a question is correct.'),
+  ('gain', 'pass@k at the largest k minus pass@1: what more samples buy.'),
+  (
+    'concepts',
+    'distinct concepts named in all samples of a question; over the correct '
+    'ones a question without any counts 0.',
+  ),
+  (
+    'distinct paths',
+    'different correct solutions among the samples of a question.',
+  ),
+  (
+    'token entropy',
+    'mean nats per token. It can fall while variety stays and rise while '
+    'variety falls: do not read it as diversity.',
+  ),
+  (
+    'intervals',
+    '95%, bootstrap over questions; they say nothing of the training seed. '
+    'With several seeds the range of their values stands below.',
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A number of `eval.json` and how far to trust it.
+
+  Attributes:
+    value: mean over the seeds.
+    interval: 95% bootstrap interval over questions, each question's value
+      being its mean over the seeds; None without per-question values.
+    seeds: smallest and largest value of a seed; None for a single run.
+  """
+
+  value: float
+  interval: tuple[float, float] | None
+  seeds: tuple[float, float] | None
+
+
+def estimate(
+  one: runs.Group, stage: str, name: str, metric: str, num: int = 1000
+) -> Estimate | None:
+  """Returns a number of a group's evaluations with its uncertainty.
+
+  Args:
+    one: the runs.
+    stage: `base` or `final`.
+    name: of the evaluation set.
+    metric: of `sdjax.evaluate.diversity.summarize`.
+    num: bootstrap resamples; 0: no interval.
+
+  Returns:
+    The estimate, or None when no run has that number.
+  """
+  values = one.values(f'{stage}/{name}/{metric}')
+  if not values.size:
+    return None
+  rows = []
+  for run in one.runs:
+    row = _question_values(run.questions.get(f'{stage}/{name}'), metric)
+    if row is not None:
+      rows.append(row)
+  interval = None
+  if rows and num:
+    # The seeds of a method are asked the same questions: a question's mean
+    # over seeds is what is resampled. Otherwise every run's questions count.
+    same = len({row.shape for row in rows}) == 1
+    pooled = np.mean(rows, axis=0) if same else np.concatenate(rows)
+    interval = bootstrap_interval(pooled, _ratio, num=num)
+  seeds = None
+  if values.size > 1:
+    seeds = (float(values.min()), float(values.max()))
+  return Estimate(float(values.mean()), interval, seeds)
+
+
+def inconsistencies(run: runs.Run) -> runs.Notes:
+  """Compares a run's flat numbers with its per-question ones.
+
+  Args:
+    run: the run.
+
+  Returns:
+    Notes on the sets whose two files do not speak of the same samples.
+  """
+  notes = []
+  for key, entry in run.questions.items():
+    rows = _question_values(entry, 'pass@1')
+    flat = run.evals.get(f'{key}/pass@1')
+    if rows is None:
+      notes.append(
+        f'{run.workdir}: eval_questions.json has no readable counts for {key}; '
+        'its numbers have no intervals.'
+      )
+    elif flat is not None and abs(_ratio(rows) - flat) > 1e-6:
+      notes.append(
+        f'{run.workdir}: {key}/pass@1 is {flat:.4f} in eval.json but '
+        f'{_ratio(rows):.4f} by eval_questions.json; the two files are not of '
+        'the same evaluation.'
+      )
+  return notes
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Results on one evaluation set.
+
+  Attributes:
+    name: of the set.
+    points: the k of its pass@k, rising.
+    rows: by label, the estimates by metric; the base model's first.
+    headings: of the measures that are shown, see `headings_of`.
+  """
+
+  name: str
+  points: list[int]
+  rows: dict[str, dict[str, Estimate | None]]
+  headings: dict[str, str]
+
+  @property
+  def columns(self) -> dict[str, str]:
+    """Metrics of the main table and their headings."""
+    ends = dict.fromkeys([*self.points[:1], *self.points[-1:]])
+    columns = {f'pass@{k}': f'pass@{k}' for k in ends} | self.headings
+    return {
+      metric: heading
+      for metric, heading in columns.items()
+      if any(row[metric] for row in self.rows.values())
+    }
+
+
+def twins(groups: Sequence[runs.Group]) -> dict[str, str]:
+  """Finds measures that say the same of these runs, whatever is looked at.
+
+  Args:
+    groups: the methods.
+
+  Returns:
+    A measure to the earlier one of `MEASURES` that it equals in every number
+    and every question of every run. Both would be read as two findings.
+  """
+  found: dict[str, str] = {}
+  for place, measure in enumerate(MEASURES):
+    for earlier in list(MEASURES)[:place]:
+      if earlier not in found and _same(groups, earlier, measure):
+        found[measure] = earlier
+        break
+  return found
+
+
+def _same(groups: Sequence[runs.Group], one: str, other: str) -> bool:
+  pairs = []
+  for run in (run for group in groups for run in group.runs):
+    for record in (run.evals, *run.metrics):
+      for name in record:
+        set_name, _, metric = name.rpartition('/')
+        if metric in (one, other):
+          pairs.append([record.get(f'{set_name}/{m}') for m in (one, other)])
+    pairs += [
+      [entry.get(one), entry.get(other)] for entry in run.questions.values()
+    ]
+  return bool(pairs) and all(a is not None and a == b for a, b in pairs)
+
+
+def headings_of(groups: Sequence[runs.Group]) -> dict[str, str]:
+  """Returns the measures worth a column, and what to call them.
+
+  Args:
+    groups: the methods.
+
+  Returns:
+    `MEASURES` without those that equal an earlier one, which bears both
+    names.
+  """
+  same = twins(groups)
+  return {
+    metric: ' = '.join(
+      [heading, *(MEASURES[m] for m, first in same.items() if first == metric)]
+    )
+    for metric, heading in MEASURES.items()
+    if metric not in same
+  }
+
+
+def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
+  """Returns the results on each evaluation set that any run was measured on.
+
+  Args:
+    groups: the methods.
+    resamples: of each bootstrap interval; 0: no intervals.
+  """
+  tables = []
+  headings = headings_of(groups)
+  everything = tuple(run for one in groups for run in one.runs)
+  rows = [(runs.Group(BASE, '', everything), 'base')]
+  rows += [(one, 'final') for one in groups]
+  for name in runs.sets_of(groups):
+    points = runs.curve_points(groups, name)
+    metrics = [*(f'pass@{k}' for k in points), *MEASURES]
+    estimates = {
+      one.label: {
+        metric: estimate(one, stage, name, metric, resamples)
+        for metric in metrics
+      }
+      for one, stage in rows
+    }
+    kept = {label: row for label, row in estimates.items() if any(row.values())}
+    if kept:
+      tables.append(Table(name, points, kept, headings))
+  return tables
+
+
+def markdown(tables: Sequence[Table]) -> str:
+  """Renders the main tables for a README, intervals in brackets."""
+  parts = []
+  for table in tables:
+    headings = ['method', *table.columns.values()]
+    parts += [
+      f'**{inline(table.name)}**',
+      '',
+      f'| {" | ".join(headings)} |',
+      f'|---|{"--:|" * len(table.columns)}',
+    ]
+    for label, row in table.rows.items():
+      cells = []
+      for metric in table.columns:
+        cell = row[metric]
+        places = digits(metric)
+        text = '' if cell is None else f'{cell.value:.{places}f}'
+        if cell is not None and cell.interval is not None:
+          low, high = cell.interval
+          text += f' [{low:.{places}f}, {high:.{places}f}]'
+        cells.append(text)
+      parts.append(f'| {" | ".join([f"`{inline(label)}`", *cells])} |')
+    parts.append('')
+  if not parts:
+    return 'No evaluation to show.\n'
+  parts.append(
+    'In brackets: 95% bootstrap intervals over questions. '
+    + ' '.join(f'*{name}*: {text}' for name, text in DEFINITIONS[:-1])
+  )
+  return '\n'.join(parts) + '\n'
+
+
+def digits(metric: str) -> int:
+  """Returns the decimals worth showing of a metric's interval."""
+  return 3 if metric == 'token_entropy' else 2
+
+
+def _ratio(values_Q2: np.ndarray) -> float:
+  total, weight = values_Q2.sum(axis=0)
+  return float(total / weight) if weight else 0.0
+
+
+def _question_values(
+  entry: dict[str, Any] | None, metric: str
+) -> np.ndarray | None:
+  """Returns each question's (weighted value, weight), float64 [Q, 2]."""
+  if entry is None:
+    return None
+  try:
+    if metric.startswith('pass'):
+      right_Q = np.asarray(entry['num_correct'])
+      num_Q = np.broadcast_to(np.asarray(entry['num_samples']), right_Q.shape)
+      curve = functools.partial(pass_at_k.pass_at_k, num_Q, right_Q)
+      if metric == 'pass_gain':
+        last = pass_at_k.powers_of_two(int(num_Q.min()))[-1]
+        values_Q = curve(last) - curve(1)
+      else:
+        values_Q = curve(int(metric.removeprefix('pass@')))
+    else:
+      values_Q = np.asarray(entry[metric], np.float64)
+    weight_Q = np.ones(len(values_Q))
+    if metric == 'token_entropy':
+      weight_Q = np.asarray(entry['num_tokens'], np.float64)
+    return np.stack([values_Q * weight_Q, weight_Q], axis=-1)
+  except (KeyError, ValueError, TypeError):
+    return None
+
+
+def inline(text: str) -> str:
+  """Returns a name without what would break a Markdown table."""
+  return ''.join(' ' if char in '|`\n\r<>' else char for char in text)

@@ -1,0 +1,160 @@
+"""Documents a small model is pretrained on: the task by an imperfect author.
+
+Every document is a question on a graph of its own, perhaps a demonstration,
+and an answer, all in the compact rendering. The author often goes wrong
+without a demonstration and favours the easy route; with one, the author
+repeats it or takes the other target's route, and seldom slips. A chain that
+is cut is not walked while another of its kind is whole.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sdjax.config.schema import ConceptGraph, ConfigError, Pretraining
+from sdjax.tasks.concept_graph.graph import (
+  Graph,
+  build_graph,
+  draw_ends,
+  training_lengths,
+)
+from sdjax.tasks.concept_graph.rendering import render_answer, render_question
+
+
+class Document(NamedTuple):
+  """One pretraining document, without templates.
+
+  Attributes:
+    question: the rendered question.
+    demonstration: a correct answer shown with it, or None.
+    answer: what the author wrote.
+  """
+
+  question: str
+  demonstration: str | None
+  answer: str
+
+
+_SHARES = (
+  'correct_share',
+  'easy_share',
+  'demonstration_share',
+  'demonstration_easy_share',
+  'copy_share',
+  'slip_share',
+  'cut_share',
+  'varied_share',
+)
+
+
+def validate_shares(pretraining: Pretraining) -> None:
+  """Checks the shares that shape the documents.
+
+  Args:
+    pretraining: the settings.
+
+  Raises:
+    ConfigError: a share is outside 0..1, or the shares of copies and slips
+      add up to more than 1.
+  """
+  for field in _SHARES:
+    share = getattr(pretraining, field)
+    if not 0 <= share <= 1:
+      raise ConfigError(f'method.{field} is {share}; allowed: 0..1')
+  if pretraining.copy_share + pretraining.slip_share > 1:
+    raise ConfigError(
+      f'method.copy_share = {pretraining.copy_share} and method.slip_share = '
+      f'{pretraining.slip_share} add up to more than 1; lower one of them'
+    )
+
+
+Chain = tuple[int, ...]
+
+
+def _choose(
+  rng: np.random.Generator,
+  graph: Graph,
+  liked: Sequence[Chain],
+  otherwise: Sequence[Chain] = (),
+) -> Chain:
+  """Draws a whole chain: of those liked, or else of the others.
+
+  Where all of both are cut, one of those liked is walked all the same.
+  """
+  for chains in (liked, otherwise):
+    if whole := [chain for chain in chains if graph.is_whole(chain)]:
+      return whole[int(rng.random() * len(whole))]
+  return liked[int(rng.random() * len(liked))]
+
+
+def sample_document(
+  rng: np.random.Generator, task: ConceptGraph, pretraining: Pretraining
+) -> Document:
+  """Draws one document on a fresh graph.
+
+  The author respects a cut: where the route the author would take is cut,
+  the answer is the other target's, and where a wrong one is, the other wrong
+  one. So what is right is right, and habits show where there is a choice.
+
+  Args:
+    rng: the source of randomness; the document depends on nothing else.
+    task: the task's settings; the rendering is always compact.
+    pretraining: the shares of each kind of document.
+
+  Returns:
+    The document.
+  """
+  (
+    varied,
+    cut,
+    cut_at,
+    shown,
+    shown_easy,
+    kind,
+    easy,
+  ) = rng.random(7).tolist()
+  ends = draw_ends(rng, task)
+  if varied < pretraining.varied_share:
+    # Inner lengths 2..larger-2; a path has two nodes more.
+    spread = task.larger - 3
+    lengths = [4 + int(u * spread) for u in rng.random(4).tolist()]
+  else:
+    lengths = training_lengths(task, ends)
+  cut_end = int(cut_at * 4) if cut < pretraining.cut_share else None
+  graph = build_graph(rng, task, ends, lengths, cut_end)
+
+  # Chains are grouped by endpoint, in endpoint order.
+  per_end = [
+    graph.chains[i * task.subchains : (i + 1) * task.subchains]
+    for i in range(4)
+  ]
+  distractors = [chain for end in ends.distractors for chain in per_end[end]]
+  demonstration = None
+  if shown < pretraining.demonstration_share:
+    here, there = ends.easy, ends.other
+    if shown_easy >= pretraining.demonstration_easy_share:
+      here, there = there, here
+    demonstration = _choose(rng, graph, per_end[here], per_end[there])
+    if kind < pretraining.slip_share:
+      answer = _choose(rng, graph, distractors)
+    elif kind < pretraining.slip_share + pretraining.copy_share:
+      answer = demonstration
+    else:
+      answer = _choose(rng, graph, per_end[there], per_end[here])
+  elif kind < pretraining.correct_share:
+    here, there = ends.easy, ends.other
+    if easy >= pretraining.easy_share:
+      here, there = there, here
+    answer = _choose(rng, graph, per_end[here], per_end[there])
+  else:
+    answer = _choose(rng, graph, distractors)
+  return Document(
+    question=render_question(graph, 'compact'),
+    demonstration=(
+      None
+      if demonstration is None
+      else render_answer(graph, demonstration, 'compact')
+    ),
+    answer=render_answer(graph, answer, 'compact'),
+  )

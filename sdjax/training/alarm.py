@@ -1,0 +1,385 @@
+"""When a run goes wrong, and why: alarms over the history of its metrics.
+
+An alarm is a function of what `metrics.jsonl` and the evaluation before
+training hold, so a resumed run raises what an unbroken one does, and the
+history of any run can be judged afterwards.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sdjax.config.schema import Alarm, Config
+from sdjax.training.advice import advise
+
+Record = Mapping[str, Any]
+"""A line of `metrics.jsonl`: `step`, and `train/NAME` or `eval/SET/NAME`."""
+
+VARIETY = ('effective_solutions', 'concepts_correct')
+"""Measures of an evaluation set of which none may fall."""
+
+SUCCESS = 'pass@1'
+ENTROPY = 'train/token_entropy'
+LENGTH = 'train/length'
+IDLE = 'train/idle_groups'
+FINISHED = 'train/finished'
+REWARD = 'train/reward'
+GROUPS = {
+  'all_wrong': 'train/all_wrong_groups',
+  'all_right': 'train/all_right_groups',
+}
+"""The kinds of alarm on groups, and the share of groups each reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Alert:
+  """One alarm.
+
+  Attributes:
+    step: of the record that raised it.
+    kind: a key of `sdjax.training.advice.ADVICE`.
+    where: the evaluation set; `train` for an alarm on training steps.
+    numbers: what it is based on, by name.
+    cause: a plain sentence.
+    advice: what to try, in words.
+  """
+
+  step: int
+  kind: str
+  where: str
+  numbers: dict[str, float]
+  cause: str
+  advice: str = ''
+
+  @property
+  def text(self) -> str:
+    """The cause, and what to try."""
+    return f'{self.cause} Try {self.advice}.'
+
+  def record(self) -> dict[str, Any]:
+    """Returns the line of `alarms.jsonl`."""
+    return {
+      'step': self.step,
+      'kind': self.kind,
+      'where': self.where,
+      'numbers': self.numbers,
+      'cause': self.cause,
+      'text': self.text,
+    }
+
+
+def judge(history: Sequence[Record], config: Config) -> list[Alert]:
+  """Says what is wrong at the last record of a history.
+
+    variety   a measure of `VARIETY` is more than `variety_drop` below what it
+              was at some record whose pass@1 was not higher
+    success   pass@1 is more than `success_drop` below its best
+    entropy   the mean token entropy of the last `window` steps is below
+              `entropy_share` of that of the first `window`
+    longer, shorter  the mean length likewise, by more than `length_factor`
+    truncated of the rollouts of the last `window` steps less than
+              `finished_share` ended by themselves, or more than
+              `finished_drop` less than of those of the first
+    reward    the mean reward of the last `window` steps is below the highest
+              of any `window` steps by more than `reward_drop` times the
+              largest reward, in absolute value, that a step had
+    all_wrong, all_right  more than `idle_share` of the groups of the last
+              `window` steps; not when the method learns from them all the
+              same (more than that share is not idle)
+
+  A metric that the history does not have raises nothing.
+
+  Args:
+    history: records by step, rising; the evaluation before training, if it
+      is to count, first.
+    config: of the run: its thresholds (`alarm.action` is not read), and what
+      the advice is made for.
+
+  Returns:
+    The alarms, at most one of a kind and set.
+  """
+  if not history:
+    return []
+  options = config.alarm
+  found = [*_evaluations(history, options)]
+  if any(name.startswith('train/') for name in history[-1]):
+    assert config.rollout
+    found += _groups(history, options, config.rollout.num_questions)
+    found += _trends(history, options)
+    found += _truncation(history, options)
+    found += _fallen_reward(history, options)
+  return [
+    dataclasses.replace(alert, advice=advise(alert.kind, config))
+    for alert in found
+  ]
+
+
+class Watch:
+  """Follows a run and passes on each kind of alarm once a set.
+
+  Attributes:
+    alerts: the first alarm of each kind and set, in order.
+  """
+
+  def __init__(self, config: Config, tell: Callable[[Alert], None]):
+    """Begins with an empty history.
+
+    Args:
+      config: of the run; `alarm.action` `off` makes it do nothing.
+      tell: called with each new alarm.
+    """
+    self._config, self._tell = config, tell
+    self._history: list[Record] = []
+    self._seen: set[tuple[str, str]] = set()
+    self.alerts: list[Alert] = []
+
+  def add(self, record: Record) -> None:
+    """Adds a record to the history and judges it.
+
+    Args:
+      record: later than all before it.
+    """
+    if self._config.alarm.action == 'off':
+      return
+    # The others would fill the memory in a long run.
+    self._history.append({k: v for k, v in record.items() if _is_read(k)})
+    for alert in judge(self._history, self._config):
+      if (alert.kind, alert.where) not in self._seen:
+        self._seen.add((alert.kind, alert.where))
+        self.alerts.append(alert)
+        self._tell(alert)
+
+  @property
+  def stops(self) -> bool:
+    """Whether the run is to end."""
+    return self._config.alarm.action == 'stop' and bool(self.alerts)
+
+
+def _is_read(name: str) -> bool:
+  read = 'step', ENTROPY, LENGTH, IDLE, FINISHED, REWARD, *GROUPS.values()
+  return name in read or (
+    name.startswith('eval/') and name.endswith((SUCCESS, *VARIETY))
+  )
+
+
+def _evaluations(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+  """Yields the alarms of the sets that the last record evaluates."""
+  last = history[-1]
+  for key in last:
+    stage, _, rest = key.partition('/')
+    name, _, measure = rest.rpartition('/')
+    if stage != 'eval' or measure != SUCCESS or not name:
+      continue
+    past = [record for record in history if key in record]
+    yield from _fallen_success(past, name, options)
+    yield from _fallen_variety(past, name, options)
+
+
+def _fallen_success(
+  past: Sequence[Record], name: str, options: Alarm
+) -> Iterator[Alert]:
+  key = f'eval/{name}/{SUCCESS}'
+  best, now = max(past, key=lambda record: record[key]), past[-1]
+  if best[key] - now[key] > options.success_drop:
+    yield Alert(
+      step=now['step'],
+      kind='success',
+      where=name,
+      numbers={
+        'best': best[key],
+        'best_step': best['step'],
+        'now': now[key],
+      },
+      cause=(
+        f'{name}: {SUCCESS} fell from {best[key]:.3g} (step {best["step"]}) '
+        f'to {now[key]:.3g}: the model is losing what it had learnt.'
+      ),
+    )
+
+
+def _fallen_variety(
+  past: Sequence[Record], name: str, options: Alarm
+) -> Iterator[Alert]:
+  """Yields an alarm on the measure that fell by the largest share."""
+  success = f'eval/{name}/{SUCCESS}'
+  now = past[-1]
+  worst: tuple[float, str, Record] | None = None
+  for measure in VARIETY:
+    key = f'eval/{name}/{measure}'
+    if key not in now:
+      continue
+    # Only what was lost without a loss of success, which `now` itself is.
+    best = max(
+      (r for r in past if key in r and r[success] <= now[success]),
+      key=lambda record: record[key],
+    )
+    # The task may have no concepts: then there is nothing to lose.
+    fallen = 1 - now[key] / best[key] if best[key] > 0 else 0.0
+    if fallen > max(options.variety_drop, worst[0] if worst else 0):
+      worst = fallen, measure, best
+  if worst is None:
+    return
+  fallen, measure, best = worst
+  key = f'eval/{name}/{measure}'
+  yield Alert(
+    step=now['step'],
+    kind='variety',
+    where=name,
+    numbers={
+      f'{measure}/best': best[key],
+      f'{measure}/now': now[key],
+      f'{SUCCESS}/then': best[success],
+      f'{SUCCESS}/now': now[success],
+      'best_step': best['step'],
+      'fallen': fallen,
+    },
+    cause=(
+      f'{name}: {measure} fell by {fallen:.0%}, from {best[key]:.3g} (step '
+      f'{best["step"]}) to {now[key]:.3g}, while {SUCCESS} went from '
+      f'{best[success]:.3g} to {now[success]:.3g}: the model is right in '
+      'fewer ways.'
+    ),
+  )
+
+
+def _groups(
+  history: Sequence[Record], options: Alarm, groups: int
+) -> Iterator[Alert]:
+  """Yields the alarms on groups from which nothing is learnt."""
+  lacking = {'all_wrong': 'correct', 'all_right': 'wrong'}
+  for kind, key in GROUPS.items():
+    recent = _last(history, key, options.window)
+    if len(recent) < options.window:
+      continue
+    share = _mean(record[key] for record in recent)
+    # Without the metric, groups that are all alike are taken to be idle.
+    idle = _mean(record.get(IDLE, 1.0) for record in recent)
+    if min(share, idle) > options.idle_share:
+      total = groups * len(recent)
+      yield Alert(
+        step=history[-1]['step'],
+        kind=kind,
+        where='train',
+        numbers={
+          'groups': round(share * total),
+          'of': total,
+          'steps': len(recent),
+          'idle': idle,
+        },
+        cause=(
+          f'{round(share * total)} of {total} groups had no {lacking[kind]} '
+          f'rollout in the last {len(recent)} steps: there is almost nothing '
+          'to learn from.'
+        ),
+      )
+
+
+def _trends(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+  """Yields the alarms on what has moved since the first steps."""
+  step = history[-1]['step']
+  if means := _ends(history, ENTROPY, options.window):
+    first, now = means
+    if now < options.entropy_share * first:
+      yield Alert(
+        step=step,
+        kind='entropy',
+        where='train',
+        numbers={'first': first, 'now': now},
+        cause=(
+          f'the token entropy of the rollouts fell from {first:.3g} to '
+          f'{now:.3g} nats: each token is surer than it was. Entropy is no '
+          'measure of variety: it can fall while the model stays right in as '
+          'many ways, and rise while it does not.'
+        ),
+      )
+  if means := _ends(history, LENGTH, options.window):
+    first, now = means
+    for kind, factor in (
+      ('longer', now / max(first, 1e-9)),
+      ('shorter', first / max(now, 1e-9)),
+    ):
+      if factor > options.length_factor:
+        yield Alert(
+          step=step,
+          kind=kind,
+          where='train',
+          numbers={'first': first, 'now': now, 'factor': factor},
+          cause=(
+            f'rollouts are {factor:.1f} times {kind}: {now:.4g} tokens, '
+            f'{first:.4g} at the start.'
+          ),
+        )
+
+
+def _truncation(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+  """Yields an alarm on rollouts that are cut off."""
+  recent = _last(history, FINISHED, options.window)
+  if len(recent) < options.window:
+    return
+  now = _mean(record[FINISHED] for record in recent)
+  first, _ = _ends(history, FINISHED, options.window) or (now, now)
+  if now < options.finished_share or first - now > options.finished_drop:
+    # Nothing to compare with before there are twice as many steps.
+    before = f', {first:.0%} at the start' if first != now else ''
+    yield Alert(
+      step=history[-1]['step'],
+      kind='truncated',
+      where='train',
+      numbers={'first': first, 'now': now},
+      cause=(
+        f'{now:.0%} of the rollouts end by themselves{before}: the others are '
+        'cut off at rollout.max_new_tokens.'
+      ),
+    )
+
+
+def _fallen_reward(
+  history: Sequence[Record], options: Alarm
+) -> Iterator[Alert]:
+  """Yields an alarm on a reward that was higher over a window before."""
+  past = [record for record in history if REWARD in record]
+  if len(past) <= options.window:
+    return
+  sums = [0.0, *itertools.accumulate(record[REWARD] for record in past)]
+  means = [
+    (end - start) / options.window
+    for start, end in zip(sums, sums[options.window :], strict=False)
+  ]
+  now, best = means[-1], max(means)
+  scale = max(abs(record[REWARD]) for record in past)
+  if best - now > options.reward_drop * scale:
+    last = past[means.index(best) + options.window - 1]
+    yield Alert(
+      step=history[-1]['step'],
+      kind='reward',
+      where='train',
+      numbers={'best': best, 'best_step': last['step'], 'now': now},
+      cause=(
+        f'the mean reward of {options.window} steps fell from {best:.3g} '
+        f'(to step {last["step"]}) to {now:.3g}: the model is losing what it '
+        'had learnt.'
+      ),
+    )
+
+
+def _ends(
+  history: Sequence[Record], key: str, window: int
+) -> tuple[float, float] | None:
+  """Means of a metric over the first and the last steps, if they are apart."""
+  first = list(itertools.islice((r for r in history if key in r), window))
+  last = _last(history, key, window)
+  if not last or last[0]['step'] <= first[-1]['step']:
+    return None
+  return _mean(r[key] for r in first), _mean(r[key] for r in last)
+
+
+def _last(history: Sequence[Record], key: str, window: int) -> list[Record]:
+  """The last records that have a metric, by step."""
+  recent = itertools.islice((r for r in reversed(history) if key in r), window)
+  return list(recent)[::-1]
+
+
+def _mean(values: Iterable[float]) -> float:
+  known = list(values)
+  return sum(known) / len(known)

@@ -1,0 +1,125 @@
+"""The checkpoint of a run at its best evaluation, kept beside the newest ones.
+
+It goes back with the run: when a killed run resumes from an older checkpoint,
+the best one is what it was there. So a best checkpoint that another one has
+superseded is deleted only when the run can no longer go back to before.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdjax.training.checkpoint import Checkpoints
+
+FOLDER = 'checkpoints_best'
+
+
+class BestCheckpoint:
+  """Saves the state whenever an evaluation is better than all before it."""
+
+  def __init__(
+    self,
+    workdir: str | Path,
+    metric: str,
+    measured: Mapping[str, Any] | None = None,
+  ):
+    """Opens the folder.
+
+    Args:
+      workdir: of the run.
+      metric: `SET/METRIC`, highest is best; with a `-` in front lowest is.
+      measured: how evaluations sample, JSON values. What is kept is never
+        compared with, and so never replaced by, what was sampled otherwise.
+
+    Raises:
+      CheckpointError: if the folder cannot be used.
+    """
+    self._key = f'eval/{metric.removeprefix("-")}'
+    self._sign = -1 if metric.startswith('-') else 1
+    self._checkpoints = Checkpoints(Path(workdir) / FOLDER, keep=None)
+    self._best: float | None = None
+    self._measured = dict(measured or {})
+    self._comparable = True
+
+  @property
+  def step(self) -> int | None:
+    """The step of the best evaluation so far; None: there was none."""
+    return self._checkpoints.latest_step()
+
+  def rewind(self, step: int) -> None:
+    """Goes back to what was best at a checkpoint that the run resumes from.
+
+    Args:
+      step: of that checkpoint.
+
+    Raises:
+      CheckpointError: if the best checkpoint is damaged.
+    """
+    for later in self._checkpoints.steps():
+      if later > step:
+        self._checkpoints.delete(later)
+    self._best, self._comparable = None, True
+    if self.step is not None:
+      kept = self._checkpoints.extra(self.step)
+      self._best = self._sign * kept['value']
+      # Of a release that did not store it: taken to be the same.
+      self._comparable = kept.get('measured', self._measured) == self._measured
+    self.forget(step)
+
+  def offer(self, record: Mapping[str, Any], state: Any) -> None:
+    """Saves the state if its evaluation is better than all before.
+
+    Args:
+      record: as in `metrics.jsonl`; one without the metric, of the step that
+        is kept, or not comparable with it, changes nothing.
+      state: as for `Checkpoints.save`.
+    """
+    if (
+      self._key not in record
+      or record['step'] == self.step
+      or not self._comparable
+    ):
+      return
+    value = self._sign * record[self._key]
+    if self._best is None or value > self._best:
+      self._best = value
+      extra = {
+        'metric': self._key,
+        'value': record[self._key],
+        'measured': self._measured,
+      }
+      self._checkpoints.save(record['step'], state, extra)
+
+  def forget(self, step: int) -> None:
+    """Deletes what was superseded by a step the run cannot go back behind.
+
+    Args:
+      step: of a checkpoint of the run that is on disk.
+    """
+    self.wait()
+    done = [one for one in self._checkpoints.steps() if one <= step]
+    for superseded in done[:-1]:
+      self._checkpoints.delete(superseded)
+
+  def restore(self, abstract_state: Any) -> Any:
+    """Reads the state of the best evaluation.
+
+    Args:
+      abstract_state: as for `Checkpoints.restore`.
+
+    Returns:
+      The state.
+
+    Raises:
+      CheckpointError: if there is none, or it does not fit.
+    """
+    state, _ = self._checkpoints.restore(self.step or 0, abstract_state)
+    return state
+
+  def wait(self) -> None:
+    """Blocks until the save in progress is on disk."""
+    self._checkpoints.wait()
+
+  def close(self) -> None:
+    """Finishes the save in progress."""
+    self._checkpoints.close()

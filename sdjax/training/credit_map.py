@@ -1,0 +1,259 @@
+"""What two ways to learn reward: tokens by a teacher, whole answers by RL.
+
+At the first and at the last step of a run, whatever its method, the rollouts
+of a few questions are seen through both, and go to `credit.jsonl`. (A run that
+an alarm stops has the first step only: which is its last is known too late.)
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.config.schema import Demonstrations
+from sdjax.data.context import encode_context, opens_thinking
+from sdjax.feedback import demonstrations
+from sdjax.feedback.grading import Graded
+from sdjax.methods import shown_of, teacher_templates
+from sdjax.models.sharding import shard_batch
+from sdjax.objectives.advantage import group_normalised
+from sdjax.steps import sd
+from sdjax.steps.teacher import mean_over_teachers, teacher_tokens
+from sdjax.steps.view import importance_base
+from sdjax.training.trainer import Sampled, Trainer
+from sdjax.types import ApplyFn, Evidence, Gathered, Params, Prompts, Rollout
+
+
+def token_credit(
+  apply_fn: ApplyFn,
+  params: Params,
+  teacher_params: Params,
+  prompts: Prompts,
+  rollout: Rollout,
+  evidence: Evidence,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 16,
+) -> tuple[jax.Array, jax.Array]:
+  """What a teacher says of each token, and GRPO of each rollout.
+
+  Args:
+    apply_fn: the model.
+    params: the weights that sampled the rollout.
+    teacher_params: the teacher's weights.
+    prompts: the student's contexts.
+    rollout: what is credited.
+    evidence: the teacher's contexts, and the rewards.
+    temperature: divides all logits.
+    chunk: tokens whose logits exist at once.
+
+  Returns:
+    float32 [Q, G, T], nats, log q(token | demonstration) - log p(token), the
+    mean over the rollout's demonstrations, 0 where there is none; the
+    teacher's law is its own, whatever a method mixes it with. And float32
+    [Q, G], GRPO's advantage.
+  """
+  signal = sd.signal_step(
+    apply_fn,
+    params,
+    teacher_params,
+    None,
+    prompts,
+    rollout,
+    evidence,
+    with_ref_kl=False,
+    # A truncating sampler's law is not the model's.
+    recompute=True,
+    temperature=temperature,
+    chunk=chunk,
+  )
+  teacher_logp_QGTK, _, mask_QGTK = teacher_tokens(
+    apply_fn,
+    teacher_params,
+    None,
+    signal,
+    rollout.ids,
+    temperature=temperature,
+    chunk=chunk,
+  )
+  logp_QGT1 = importance_base(rollout, signal)[..., None]
+  log_ratio_QGT = mean_over_teachers(teacher_logp_QGTK - logp_QGT1, mask_QGTK)
+  return log_ratio_QGT, group_normalised(evidence.reward)
+
+
+def telling(correct_QG: np.ndarray) -> np.ndarray:
+  """Orders questions by how much there is to see in them.
+
+  Args:
+    correct_QG: bool.
+
+  Returns:
+    int [Q], those with most pairs of a right and a wrong rollout first,
+    equal ones in their order.
+  """
+  right_Q = correct_QG.sum(axis=1)
+  return np.argsort(-right_Q * (correct_QG.shape[1] - right_Q), kind='stable')
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+  """Splits a completion's text by its tokens.
+
+  Args:
+    tokenizer: of the model.
+    ids: the tokens that count.
+
+  Returns:
+    As many texts, which joined are the completion's with its control tokens;
+    a character made of several tokens stands at its last one.
+  """
+  texts = []
+  # Decoded with what stands before it: spaces belong to neither alone.
+  begin, done = 0, 0
+  for end in range(1, len(ids) + 1):
+    before = tokenizer.decode(ids[begin:done])
+    text = tokenizer.decode(ids[begin:end])
+    if text.endswith('\N{REPLACEMENT CHARACTER}') and end < len(ids):
+      texts.append('')
+    else:
+      texts.append(text[len(before) :])
+      begin, done = done, end
+  return texts
+
+
+class CreditMap:
+  """Credits the rollouts of a trainer's steps; compiled at first use."""
+
+  def __init__(self, trainer: Trainer):
+    """Takes from a trainer what is needed; nothing runs yet.
+
+    Args:
+      trainer: of a run. Where its method gathers contexts for a teacher they
+        are used, with that teacher; otherwise the current weights are the
+        teacher and are shown a random correct peer, as self-distillation
+        does by default.
+    """
+    config = trainer.config
+    assert config.rollout and config.loss
+    self._trainer = trainer
+    shown = shown_of(config)
+    self._contrast = shown.contrast if shown else 0
+    sizes = demonstrations.context_buckets(config.rollout.num_samples)
+    # One size, or the last step might compile anew.
+    self._num_contexts = max(trainer.method.num_contexts or sizes)
+    self._credit = jax.jit(
+      functools.partial(
+        token_credit,
+        trainer.model.apply_fn,
+        temperature=config.rollout.temperature,
+        chunk=config.loss.chunk,
+      )
+    )
+
+  def records(self, batch: Sampled, step: int) -> Iterator[dict[str, Any]]:
+    """Yields the lines of `credit.jsonl` for a step, before its update.
+
+    Args:
+      batch: the step's.
+      step: the step, counted from 1.
+
+    Yields:
+      One record a rollout of the most telling questions; `log_ratio` is None
+      where the teacher had nothing to be shown.
+    """
+    trainer, graded = self._trainer, batch.graded
+    number = trainer.config.train.credit_questions
+    data = trainer.mesh.shape['data']
+    # The mesh splits questions evenly.
+    rows = telling(graded.correct)[: -(-number // data) * data]
+    gathered = batch.gathered
+    if gathered.evidence.context_ids is None:
+      gathered = self._gather()(graded, step - 1)
+    evidence = self._evidence(gathered.evidence, graded, rows)
+    student = trainer.student()
+    log_ratio_QGT, advantage_QG = jax.device_get(
+      self._credit(
+        student,
+        trainer.teacher_weights() if trainer.teacher else student,
+        *shard_batch(
+          (
+            *jax.tree.map(
+              lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
+            ),
+            evidence,
+          ),
+          trainer.mesh,
+        ),
+      )
+    )
+    for row, q in enumerate(rows[:number]):
+      for g, verdict in enumerate(graded.verdicts[q]):
+        length = batch.host.length[q, g]
+        teachers = int(evidence.context_mask[row, g].sum())
+        log_ratio = log_ratio_QGT[row, g, :length].tolist()
+        yield {
+          'step': step,
+          'question_id': graded.questions[q].question_id,
+          'sample': g,
+          'question': graded.questions[q].text,
+          'tokens': token_texts(
+            trainer.model.tokenizer, batch.host.ids[q, g, :length].tolist()
+          ),
+          'log_ratio': [round(x, 4) for x in log_ratio] if teachers else None,
+          'advantage': round(float(advantage_QG[row, g]), 4),
+          'correct': verdict.correct,
+          'demonstration': '\n'.join(gathered.shown[q][g][:teachers]),
+        }
+
+  def warm_up(self, batch: Sampled) -> None:
+    """Compiles what `records` needs.
+
+    Args:
+      batch: of the width of those to come; blank.
+    """
+    for _ in self.records(batch, 1):
+      pass
+
+  def _evidence(
+    self, evidence: Evidence, graded: Graded, rows: np.ndarray
+  ) -> Evidence:
+    """Contexts of some questions, without the wrong ones, and rewards."""
+    num_k = np.shape(evidence.context_mask)[-1] - self._contrast
+    more = self._num_contexts - np.shape(evidence.context_ids)[1]
+    return Evidence(
+      reward=graded.reward[rows],
+      context_ids=np.pad(
+        evidence.context_ids[rows], ((0, 0), (0, more), (0, 0))
+      ),
+      context_length=np.pad(
+        evidence.context_length[rows],
+        ((0, 0), (0, more)),
+        constant_values=1,
+      ),
+      context_index=evidence.context_index[rows][..., :num_k],
+      context_mask=evidence.context_mask[rows][..., :num_k],
+    )
+
+  def _gather(self) -> Callable[[Graded, int], Gathered]:
+    """How rollouts are shown to a teacher by a method that has none."""
+    trainer, shown = self._trainer, Demonstrations()
+    config, tokenizer = trainer.config, trainer.model.tokenizer
+    assert config.model and config.rollout
+    templates = teacher_templates(shown, trainer.task)
+    thinking = config.model.thinking
+    room = config.rollout.max_context + config.rollout.max_new_tokens
+    words, _ = encode_context(
+      tokenizer, templates.demonstration, '', '', room, thinking=thinking
+    )
+    return functools.partial(
+      demonstrations.gather,
+      tokenizer=tokenizer,
+      templates=templates,
+      max_context=room + len(words),
+      strategy=shown.strategy,
+      count=shown.count,
+      seed=config.seed,
+      thinking=thinking,
+      opened=opens_thinking(tokenizer, trainer.task.student_template, thinking),
+    )

@@ -1,0 +1,424 @@
+"""The compiled steps of a run, and the host work between them."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdjax import rng
+from sdjax.config import schema as config_lib
+from sdjax.data.context import check_thinking
+from sdjax.data.prompts import encode_prompts
+from sdjax.evaluate.diversity import token_entropy
+from sdjax.feedback.grading import Graded, grade, join
+from sdjax.feedback.reward_source import make_source
+from sdjax.methods import METHODS, Method
+from sdjax.models.load import LanguageModel, fingerprint, load_from_config
+from sdjax.models.lora import adapt
+from sdjax.models.sharding import batch_sharding, make_mesh, shard_batch
+from sdjax.steps.rollout import rollout_step
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.update import update_step
+from sdjax.tasks import make_task
+from sdjax.tasks.base import Question
+from sdjax.training.evaluator import Evaluator
+from sdjax.training.initial_state import adapter, copy, initial_state
+from sdjax.training.lengths import training_questions
+from sdjax.training.optim import learning_rate, make_optimizer
+from sdjax.types import Evidence, Gathered, Params, Prompts, Rollout
+
+
+def _weights(base: Params, params: Params, *, scale: float) -> Params:
+  """The weights a trained tree stands for: itself, or an adapted model."""
+  if base is None or params is None:
+    return params
+  return adapt(base, params, scale)
+
+
+class Sampled(NamedTuple):
+  """A batch of questions with their rollouts, and what was made of them.
+
+  Attributes:
+    prompts: on the devices.
+    rollout: on the devices.
+    host: the same rollouts on the host.
+    graded: the answers and verdicts.
+    gathered: rewards or demonstrations.
+    counts: what the source of rewards counted while these were sampled.
+  """
+
+  prompts: Prompts
+  rollout: Rollout
+  host: Rollout
+  graded: Graded
+  gathered: Gathered
+  counts: Mapping[str, float]
+
+
+class Trainer:
+  """The compiled steps of a run and the host work between them.
+
+  Attributes:
+    questions: to train on.
+    fits: which of them to pass over; None: none.
+    notes: what a person should be told before the first step.
+    fingerprint: of the weights that the run begins with.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    method: Callable[..., Method] | None = None,
+  ):
+    """Loads model and task, builds the steps; nothing runs yet.
+
+    Args:
+      config: a checked config of mode `train` or `eval`.
+      method: as `METHODS` has them; None: the one that the config names.
+    """
+    assert config.model and config.rollout and config.loss
+    self.config = config
+    self.mesh = make_mesh(config.mesh)
+    self.model: LanguageModel = load_from_config(config.model, self.mesh)
+    check_thinking(self.model.tokenizer, config.model.thinking)
+    self.task = make_task(config.task)
+    make_method = method or METHODS[config.method.name]
+    self.method = make_method(
+      config, self.model.apply_fn, self.task, self.model.tokenizer
+    )
+    training = config.mode == 'train'
+    self.reward = make_source(
+      config.reward if training else config_lib.Reward(), self.mesh
+    )
+    self.evaluator = Evaluator(config, self.model, self.task, self.mesh)
+    self.questions, self.fits, notes = training_questions(
+      config, self.task, self.model.tokenizer
+    )
+    self.notes = (*self.method.notes, *notes, *self.evaluator.notes)
+    self.fingerprint = fingerprint(self.model.params)
+    updates = config.train.epochs * config.train.mini_batches
+    total = config.train.num_steps * updates
+    self.optimizer = make_optimizer(config.optimizer, total)
+    rate = learning_rate(config.optimizer, total)
+    self.rate = jax.jit(lambda step: rate(step * updates))
+    self.teacher = self.method.teacher
+    trained, self.base = self.model.params, None
+    if config.model.lora.rank:
+      trained, self.base = adapter(config, trained), trained
+    self.state = initial_state(
+      trained, self.optimizer, self.mesh, self._teacher_is('ema')
+    )
+    # The state's buffers are donated: nobody else may hold them.
+    self.model = dataclasses.replace(self.model, params=None)
+    needed = self.method.reference or self._teacher_is('frozen')
+    self.reference = copy(self.state.params) if needed else None
+    self._weights = functools.partial(
+      _weights, scale=config.model.lora.alpha / max(config.model.lora.rank, 1)
+    )
+    self._compile()
+
+  def _compile(self) -> None:
+    """Builds the steps as functions of the frozen weights and of the rest."""
+    config, method, weights = self.config, self.method, self._weights
+    assert config.rollout and config.loss
+    sample = functools.partial(
+      rollout_step,
+      self.model.apply_fn,
+      num_samples=config.rollout.num_samples,
+      max_new_tokens=config.rollout.max_new_tokens,
+      eos_ids=self.model.eos_ids,
+      sampling=Sampling(
+        temperature=config.rollout.temperature,
+        top_k=config.rollout.top_k,
+        top_p=config.rollout.top_p,
+        min_p=config.rollout.min_p,
+      ),
+    )
+    step = functools.partial(
+      update_step,
+      optimizer=self.optimizer,
+      aggregation=config.loss.aggregation,
+      horizon=config.rollout.max_new_tokens,
+      epochs=config.train.epochs,
+      mini_batches=config.train.mini_batches,
+      micro_batches=config.train.micro_batches,
+      ema_rate=self.teacher.rate if self.teacher else 0.0,
+      ema_every=self.teacher.every if self.teacher else 1,
+    )
+
+    def rollout(base, params, prompts, key):
+      return sample(weights(base, params), prompts, key)
+
+    def signal(base, params, teacher, reference, *batch):
+      return method.signal(
+        weights(base, params),
+        weights(base, teacher),
+        weights(base, reference),
+        *batch,
+      )
+
+    def update(base, state, teacher, reference, *batch):
+      def loss(params, teacher, reference, *rest):
+        return method.loss(
+          weights(base, params),
+          weights(base, teacher),
+          weights(base, reference),
+          *rest,
+        )
+
+      def refresh(params, *rest):
+        assert method.refresh
+        return method.refresh(weights(base, params), *rest)
+
+      return step(
+        state,
+        teacher,
+        reference,
+        *batch,
+        loss_fn=loss,
+        refresh_fn=refresh if method.refresh else None,
+      )
+
+    places = jax.tree.map(lambda x: x.sharding, self.state)
+    # As of what is moved to the devices again after `resample`.
+    self._rollout = jax.jit(rollout, out_shardings=batch_sharding(self.mesh))
+    self._signal = jax.jit(signal)
+    self._update = jax.jit(
+      update, donate_argnums=1, out_shardings=(places, None)
+    )
+
+  def student(self) -> Params:
+    """Returns the weights that answer now, with the adapter if there is one."""
+    return self._weights(self.base, self.state.params)
+
+  def teacher_weights(self) -> Params | None:
+    """Returns those of the method's teacher; None without one."""
+    return self._weights(self.base, self._teacher_params)
+
+  def encode(self, questions: Sequence[Question]) -> Prompts:
+    """Turns questions into the student's contexts, on the devices."""
+    assert self.config.model and self.config.rollout
+    prompts = encode_prompts(
+      self.model.tokenizer,
+      [q.text for q in questions],
+      [q.question_id for q in questions],
+      self.config.rollout.context_buckets,
+      self.task.student_template,
+      thinking=self.config.model.thinking,
+    )
+    return shard_batch(prompts, self.mesh)
+
+  def signal(
+    self, prompts: Prompts, rollout: Rollout, evidence: Evidence
+  ) -> Any:
+    """Runs the signal step with whichever teacher the method has."""
+    evidence = shard_batch(evidence, self.mesh)
+    return self._signal(
+      self.base,
+      self.state.params,
+      self._teacher_params,
+      self._reference,
+      prompts,
+      rollout,
+      evidence,
+    )
+
+  def _updated(
+    self, prompts: Prompts, rollout: Rollout, signal: Any
+  ) -> tuple[Any, ...]:
+    """What the update step is called with; it takes the state away."""
+    frozen = self.reference if self._teacher_is('frozen') else None
+    return (
+      self.base,
+      self.state,
+      frozen,
+      self._reference,
+      prompts,
+      rollout,
+      signal,
+    )
+
+  @property
+  def _teacher_params(self) -> Params | None:
+    if self.teacher is None:
+      return None
+    return {
+      'ema': self.state.teacher_params,
+      'frozen': self.reference,
+      'current': self.state.params,
+    }[self.teacher.kind]
+
+  def _teacher_is(self, kind: str) -> bool:
+    return self.teacher is not None and self.teacher.kind == kind
+
+  @property
+  def _reference(self) -> Params | None:
+    return self.reference if self.method.reference else None
+
+  def _sample(
+    self, questions: Sequence[Question], number: int, attempt: int = 0
+  ) -> Sampled:
+    """Samples, grades and gathers one batch of questions."""
+    prompts = self.encode(questions)
+    key = rng.stream(self.config.seed, 'rollout', number)
+    if attempt:
+      key = jax.random.fold_in(key, attempt)
+    rollout = self._rollout(self.base, self.state.params, prompts, key)
+    host: Rollout = jax.device_get(rollout)
+    graded = grade(self.task, self.model.tokenizer, questions, host)
+    graded, counts = self.reward(graded)
+    gathered = self.method.gather(graded, number)
+    return Sampled(prompts, rollout, host, graded, gathered, counts)
+
+  def _sample_useful(
+    self,
+    questions: Sequence[Question],
+    number: int,
+    more: Callable[[], Sequence[Question]],
+  ) -> tuple[Sampled, int]:
+    """Samples, and asks other questions in place of those that teach nothing.
+
+    Returns:
+      The step's batch, and how many questions were asked for it. Questions
+      that teach nothing stay where no better one was found.
+    """
+    assert self.config.rollout
+    first, num_q = self._sample(questions, number), len(questions)
+    graded, host, counts = first.graded, first.host, dict(first.counts)
+    useful_Q, drawn = first.gathered.useful, num_q
+    for attempt in range(1, self.config.rollout.resample + 1):
+      idle = np.flatnonzero(~useful_Q)
+      if not idle.size:
+        break
+      other = self._sample(more(), number, attempt)
+      drawn += num_q
+      better = np.flatnonzero(other.gathered.useful)[: idle.size]
+      take = np.arange(num_q)
+      take[idle[: better.size]] = num_q + better
+
+      def chosen(a, b, take=take):
+        return np.concatenate([a, b])[take]
+
+      graded = join(graded, other.graded, take)
+      host = jax.tree.map(chosen, host, other.host)
+      useful_Q = chosen(useful_Q, other.gathered.useful)
+      counts = {name: counts[name] + other.counts[name] for name in counts}
+    if drawn == num_q:
+      return first, drawn
+    batch = Sampled(
+      self.encode(graded.questions),
+      shard_batch(host, self.mesh),
+      host,
+      graded,
+      self.method.gather(graded, number),
+      counts,
+    )
+    return batch, drawn
+
+  def step(
+    self,
+    questions: Sequence[Question],
+    number: int,
+    more: Callable[[], Sequence[Question]] | None = None,
+    inspect: Callable[[Sampled], None] | None = None,
+  ) -> tuple[dict[str, Any], Graded, Gathered]:
+    """Samples, grades, gathers, scores and updates once.
+
+    Args:
+      questions: Q training questions.
+      number: steps made so far.
+      more: gives further questions, where the config resamples.
+      inspect: shown the step's batch while the weights are still those that
+        sampled it.
+
+    Returns:
+      Metrics, the graded rollouts and what was gathered about them. Among
+      the metrics are the shares of questions whose rollouts are
+      `all_wrong_groups`, `all_right_groups`, or `idle_groups`, from which
+      the method learns nothing.
+    """
+    assert self.config.rollout
+    metrics = {}
+    if self.config.rollout.resample:
+      assert more, 'resampling needs somewhere to take questions from'
+      batch, drawn = self._sample_useful(questions, number, more)
+      metrics['drawn_questions'] = drawn
+    else:
+      batch = self._sample(questions, number)
+    if inspect:
+      inspect(batch)
+    prompts, rollout, host, graded, gathered, counts = batch
+    signal = self.signal(prompts, rollout, gathered.evidence)
+    self.state, update = self._update(*self._updated(prompts, rollout, signal))
+    right_Q = graded.correct.mean(axis=1)
+    metrics |= {
+      'reward': graded.reward.mean(),
+      'correct': graded.correct.mean(),
+      'all_wrong_groups': (right_Q == 0).mean(),
+      'all_right_groups': (right_Q == 1).mean(),
+      'idle_groups': 1 - np.mean(gathered.useful),
+      # Unlike `entropy`, over all tokens, whether they are learnt from or not.
+      'token_entropy': token_entropy(host.entropy.sum(axis=-1), host.length),
+      'length': host.length.mean(),
+      'finished': host.finished.mean(),
+      'learning_rate': float(self.rate(number)),
+      **gathered.metrics,
+      **counts,
+      **jax.device_get(update),
+    }
+    return metrics, graded, gathered
+
+  def warm_up(self, inspect: Callable[[Sampled], None] | None = None) -> None:
+    """Compiles all that a step needs, for every shape it may meet.
+
+    How many distinct demonstrations a question has is known only while
+    training; without this, a rare number would compile in the middle.
+
+    Args:
+      inspect: as for `step`; shown a blank batch of every width.
+    """
+    assert self.config.rollout
+    self.rate(0)
+    num_q = self.config.rollout.num_questions
+    num_g = self.config.rollout.num_samples
+    fit = self.fits or (lambda _: True)
+    questions = list(itertools.islice(filter(fit, self.questions), num_q))
+    # An empty answer is wrong everywhere: nothing is drawn from it.
+    graded = Graded(
+      questions=questions,
+      answers=[[''] * num_g] * num_q,
+      verdicts=[[self.task.verify(q, '')] * num_g for q in questions],
+      length=np.ones((num_q, num_g), int),
+      finished=np.ones((num_q, num_g), bool),
+    )
+    gathered = self.method.gather(graded, 0)
+    evidence = gathered.evidence
+    key = rng.stream(self.config.seed, 'warm_up')
+    for width in self.config.rollout.context_buckets:
+      blank = Prompts(
+        ids=np.zeros((num_q, width), np.int32),
+        length=np.ones(num_q, np.int32),
+        question_id=np.arange(num_q, dtype=np.int32),
+      )
+      prompts = shard_batch(blank, self.mesh)
+      rollout = self._rollout(self.base, self.state.params, prompts, key)
+      signal = None
+      for count in self.method.num_contexts or (0,):
+        if count:
+          evidence = dataclasses.replace(
+            evidence,
+            context_ids=np.zeros(
+              (num_q, count, evidence.context_ids.shape[-1]), np.int32
+            ),
+            context_length=np.ones((num_q, count), np.int32),
+          )
+        signal = self.signal(prompts, rollout, evidence)
+      # Not run: it would make a step, and give the state away.
+      self._update.lower(*self._updated(prompts, rollout, signal)).compile()
+      if inspect:
+        host = jax.device_get(rollout)
+        inspect(Sampled(prompts, rollout, host, graded, gathered, {}))
