@@ -9,8 +9,10 @@ The step functions are pure and take a model as `apply_fn`:
 
 `load` makes one of a checkpoint, `logits` is its plain forward. Between the
 steps, on the host: `decode_answers` gives the rollouts' texts, `demonstrate`
-makes of correct ones what a teacher is shown.
+makes of correct ones what a teacher is shown. `train` runs it all.
 """
+
+from typing import Any
 
 from sdjax.feedback.demonstrations import demonstrate
 from sdjax.feedback.grading import decode_answers
@@ -58,5 +60,13 @@ __all__ = [
   'rollout_step',
   'sd',
   'token_logp',
+  'train',
   'update_step',
 ]
+
+
+def train(*args: Any, **options: Any) -> None:
+  """Runs, or goes on with, a run; see `sdjax.training.loop.train`."""
+  from sdjax.training import loop  # checkpoints and data sets: not light
+
+  loop.train(*args, **options)

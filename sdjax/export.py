@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
+from sdjax.data.json_files import write_json_atomic
 from sdjax.models import hf
 from sdjax.models.families import FAMILIES
 from sdjax.models.load import LanguageModel, load_from_config
@@ -27,7 +28,6 @@ from sdjax.models.lora import factors, merge
 from sdjax.models.sharding import make_mesh
 from sdjax.training.best import FOLDER
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.log import write_json_atomic
 from sdjax.types import Params
 
 WEIGHTS = ('student', 'teacher')

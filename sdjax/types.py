@@ -38,10 +38,6 @@ See `sdjax.models.transformer.Transformer` for what each takes and gives.
 """
 
 
-class ConfigError(ValueError):
-  """An option that cannot mean what its author wanted."""
-
-
 @struct.dataclass
 class Prompts:
   """Contexts of a batch of questions.

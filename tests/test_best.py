@@ -16,8 +16,8 @@ from sdjax import export
 from sdjax.config import schema as c
 from sdjax.config.check import validate
 from sdjax.config.convert import replace, to_json
+from sdjax.data.json_files import read_json_lines
 from sdjax.report import ending
-from sdjax.report.runs import read_json_lines
 from sdjax.training import evaluator
 from sdjax.training import loop as train_lib
 from sdjax.training import trainer as trainer_lib

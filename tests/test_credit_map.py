@@ -11,7 +11,7 @@ from sdjax.config import schema as c
 from sdjax.config.check import validate
 from sdjax.config.convert import replace
 from sdjax.data.context import encode_context
-from sdjax.report.runs import read_json_lines
+from sdjax.data.json_files import read_json_lines
 from sdjax.training import credit_map
 from sdjax.training import loop as train_lib
 from sdjax.training.run_folder import Workdir

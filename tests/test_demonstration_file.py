@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from sdjax.config.schema import ConfigError
+from sdjax.data.json_files import write_json_lines_atomic
 from sdjax.feedback.demonstration_file import (
   NUM_VERIFIED,
   read_external,
   read_lines,
 )
 from sdjax.tasks.base import Question, Verdict
-from sdjax.training.log import write_json_lines_atomic
 
 
 class Sums:

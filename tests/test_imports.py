@@ -13,6 +13,7 @@ import sdjax.types
 PACKAGE = Path(sdjax.types.__file__).parent
 
 FLOORS = [
+  {'options'},
   {'types', 'rng'},
   {'config'},
   {'objectives', 'models', 'tasks'},

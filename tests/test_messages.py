@@ -11,7 +11,8 @@ import pytest
 DRIVER = """
 import json, os, sys
 from absl import app
-from sdjax import main, train
+from sdjax import main
+from sdjax.training import loop as train
 
 def incomplete(config, path):
   import no_such_package
@@ -32,7 +33,7 @@ print(json.dumps(tried))
 
 CONFIG = """
 from ml_collections import ConfigDict
-from sdjax import config_dict, config
+from sdjax import config
 
 def get_config(what):
   if what == 'number':
@@ -40,7 +41,7 @@ def get_config(what):
   if what == 'broken':
     return {}['key']
   method = {'sd': config.SelfDistillation, 'rl': config.PolicyGradient}[what]
-  return config_dict.to_config_dict(config.Config(method=method()))
+  return config.to_config_dict(config.Config(method=method()))
 """
 
 REWARD = '--config=own.py:rl --config.reward.name=function'

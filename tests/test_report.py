@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdjax.data import json_files
 from sdjax.evaluate import diversity
 from sdjax.evaluate.bootstrap import bootstrap_interval
 from sdjax.report import build as report
@@ -47,12 +48,12 @@ def make_run(
   flat, per_question = diversity.summarize(samples)
   stages = [f'{stage}/{name}' for stage in ('base', 'final') for name in SETS]
   config = {'seed': seed, 'model': {'path': 'builtin:x'}, 'method': method}
-  metrics.write_json_atomic(workdir / 'config.json', config)
-  metrics.write_json_atomic(
+  json_files.write_json_atomic(workdir / 'config.json', config)
+  json_files.write_json_atomic(
     workdir / 'eval.json',
     {f'{key}/{name}': v for key in stages for name, v in flat.items()},
   )
-  metrics.write_json_atomic(
+  json_files.write_json_atomic(
     workdir / 'eval_questions.json',
     {key: per_question for key in stages},
     indent=None,
@@ -64,7 +65,7 @@ def make_run(
         log.write(
           step, {f'eval/in_distribution/{k}': 2 * v for k, v in flat.items()}
         )
-  with metrics.JsonLines(workdir / 'rollouts.jsonl') as log:
+  with json_files.JsonLines(workdir / 'rollouts.jsonl') as log:
     for step in (1, 2, 3):
       log.append(
         {
@@ -135,10 +136,10 @@ def test_variant_is_told_by_the_options(method, variant):
 def test_a_half_written_last_line_is_skipped_and_a_broken_one_named(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2')
-  assert list(runs.read_json_lines(path)) == [{'step': 1}]
+  assert list(json_files.read_json_lines(path)) == [{'step': 1}]
   path.write_text('{"step": 1}\n{"step": 2\n{"step": 3}\n')
   with pytest.raises(ValueError, match='line 2 is not JSON'):
-    list(runs.read_json_lines(path))
+    list(json_files.read_json_lines(path))
 
 
 def test_seeds_are_merged_as_mean_and_band(tmp_path):
@@ -233,7 +234,7 @@ def test_two_files_of_different_evaluations_are_noted(tmp_path):
   workdir = make_run(tmp_path / 'sd')
   flat = json.loads((workdir / 'eval.json').read_text())
   flat['final/harder/pass@1'] += 0.1
-  metrics.write_json_atomic(workdir / 'eval.json', flat)
+  json_files.write_json_atomic(workdir / 'eval.json', flat)
   run, _ = runs.load(workdir)
   assert run is not None
   notes = tables.inconsistencies(run)

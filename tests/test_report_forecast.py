@@ -3,9 +3,9 @@
 import pytest
 from test_report import group, load, make_run
 
+from sdjax.data import json_files
 from sdjax.report import build as report
 from sdjax.report import forecast, plots, runs
-from sdjax.training import log as metrics
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ FORECAST = (
 
 def forecast_folder(path, **config):
   base = {'model': {'path': 'builtin:x'}, 'method': {'name': 'sd'}}
-  metrics.write_json_atomic(path / 'forecast.json', FORECAST)
-  metrics.write_json_atomic(path / 'config.json', base | config)
+  json_files.write_json_atomic(path / 'forecast.json', FORECAST)
+  json_files.write_json_atomic(path / 'config.json', base | config)
   return path
 
 
@@ -92,7 +92,7 @@ def test_the_most_fitting_forecast_is_taken(tmp_path):
   # RL does not depend on what a teacher is shown.
   rl = load(make_run(tmp_path / 'rl', method={'name': 'rl'}))
   assert forecast.choose([three], rl, 'rl') == (three, [])
-  metrics.write_json_atomic(run.workdir / 'forecast.json', FORECAST)
+  json_files.write_json_atomic(run.workdir / 'forecast.json', FORECAST)
   own, _ = forecast.read(run.workdir)
   assert own and forecast.choose([fits, own], run, 'sd') == (own, [])
   # Less is known of one without a config than of one that differs.
@@ -119,7 +119,7 @@ def test_a_forecast_for_other_options_is_marked(tmp_path):
 def test_a_forecast_knows_its_own_options_in_the_folder_of_a_run(tmp_path):
   folder = forecast_folder(tmp_path, train={'num_steps': 150})
   longer = {'model': {'path': 'builtin:x'}, 'train': {'num_steps': 600}}
-  metrics.write_json_atomic(folder / 'forecast_config.json', longer)
+  json_files.write_json_atomic(folder / 'forecast_config.json', longer)
   source, _ = forecast.read(folder)
   assert source and source.options['train.num_steps'] == 600
 

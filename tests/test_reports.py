@@ -10,6 +10,7 @@ import pytest
 from test_browser import rollout
 from test_report import EVIL, group, load, make_run, write_lines
 
+from sdjax.data import json_files
 from sdjax.report import (
   alarms,
   credit,
@@ -20,7 +21,6 @@ from sdjax.report import (
   tables,
 )
 from sdjax.report import build as report
-from sdjax.training import log as metrics
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_alarms_and_the_best_step_are_shown(tmp_path):
   )
   flat = json.loads((workdir / 'eval.json').read_text())
   flat |= {'best_step': 25, 'best/harder/pass@1': 0.75}
-  metrics.write_json_atomic(workdir / 'eval.json', flat)
+  json_files.write_json_atomic(workdir / 'eval.json', flat)
   one = group('sd', load(workdir))
   text = alarms.section([one])
   assert html.escape(EVIL) in text and '<script' not in text

@@ -241,12 +241,12 @@ def test_workers_are_light_and_leave_the_accelerator(pool):
   answers = [
     f'return str(question) == {str(asked)!r}',
     "return os.environ['JAX_PLATFORMS'] == 'cpu'",
-    "return __import__('sdjax', fromlist=['config']).config.Lora(5).rank",
+    "return __import__('sdjax.options').options.nearest('a', []) == ''",
     "return 'jax' in sys.modules or 8",
     "return __import__('sdjax.tasks').tasks.Verdict(True, 6).reward",
   ]
   reward, counts = pool.score([asked], [answers])
-  np.testing.assert_array_equal(reward, [[1, 1, 5, 8, 6]])
+  np.testing.assert_array_equal(reward, [[1, 1, 1, 8, 6]])
 
 
 def test_sdjax_itself_is_there_for_a_function_that_asks(tmp_path):

@@ -23,11 +23,11 @@ from sdjax import export, methods
 from sdjax.config import schema as c
 from sdjax.config.check import validate
 from sdjax.config.convert import from_config_dict, replace, to_dict
+from sdjax.data.json_files import read_json_lines
 from sdjax.evaluate.score_file import score_file
 from sdjax.feedback.demonstration_file import read_lines
 from sdjax.models import load as language_model
 from sdjax.models.load import load_from_config
-from sdjax.report.runs import read_json_lines
 from sdjax.tasks import make_task
 from sdjax.training import loop as train_lib
 from sdjax.training import trainer as trainer_lib

@@ -5,8 +5,7 @@ option that would do nothing are errors that name the option.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdjax.config.check_method import (
@@ -27,6 +26,7 @@ from sdjax.config.schema import (
   Rollout,
   SelfDistillation,
 )
+from sdjax.options import nearest
 
 
 def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
@@ -261,9 +261,3 @@ def flatten(values: Mapping[str, Any], path: str = '') -> dict[str, Any]:
     else:
       flat[path + name] = value
   return flat
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-  """Returns a hint at the name that may have been meant, or nothing."""
-  close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-  return f' (did you mean {close[0]!r}?)' if close else ''

@@ -14,8 +14,9 @@ from typing import Any
 
 import ml_collections
 
-from sdjax.config.check import nearest, sections, validate
+from sdjax.config.check import sections, validate
 from sdjax.config.schema import METHODS, Config, ConfigError
+from sdjax.options import nearest
 
 
 def replace(config: Any, **changes: Any) -> Any:

@@ -44,10 +44,11 @@ import dataclasses
 import math
 from typing import Any
 
-from sdjax.config.check import nearest, sections
+from sdjax.config.check import sections
 from sdjax.config.convert import replace
 from sdjax.config.presets_mix import MIXED, OURS, VERL_STD
 from sdjax.config.schema import METHODS, Config, ConfigError, Loss
+from sdjax.options import nearest
 
 RECIPE = ('optimizer.', 'model.', 'rollout.num_', 'rollout.t', 'rollout.min_p')
 """Options that say how a method was run, not what it is."""

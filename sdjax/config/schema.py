@@ -12,7 +12,7 @@ from sdjax.config.method import PolicyGradient as PolicyGradient
 from sdjax.config.method import Pretraining as Pretraining
 from sdjax.config.method import Schedule as Schedule
 from sdjax.config.method import SelfDistillation as SelfDistillation
-from sdjax.types import ConfigError as ConfigError
+from sdjax.options import ConfigError as ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

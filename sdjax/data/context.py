@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sdjax.models.tokenizer import THINKING, without_control_tokens
-from sdjax.types import ConfigError
+from sdjax.options import ConfigError
 
 QUESTION = '{question}'
 DEMONSTRATION = '{demonstration}'

@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sdjax.data.json_files import write_json_atomic
 from sdjax.evaluate.rollout_file import read_answers
 from sdjax.evaluate.score_file import describe, score
 from sdjax.evaluate.sentence_encoder import PACKAGES, SentenceEncoder
-from sdjax.training.log import write_json_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -47,6 +47,7 @@ import numpy as np
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
 from sdjax.data.context import check_thinking, encode_context, opens_thinking
+from sdjax.data.json_files import write_json_atomic
 from sdjax.evaluate import diversity
 from sdjax.feedback.demonstrations import Shown, context_buckets
 from sdjax.forecast import tables as forecast_report
@@ -59,7 +60,6 @@ from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Task
 from sdjax.training.evaluator import Evaluator, sample_set
-from sdjax.training.log import write_json_atomic
 from sdjax.training.run_folder import Origin, Workdir, check_folder
 from sdjax.types import ApplyFn, Params, Prompts, length_mask
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.data import json_files
 from sdjax.report import plots
 from sdjax.config.rules import PLAIN_ADVANTAGES
 from sdjax.report import runs as runs_lib
@@ -96,7 +97,7 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   """
   file = path / FILE if path.is_dir() else path
   try:
-    numbers = runs_lib.parse(file.read_text(encoding='utf-8'))
+    numbers = json_files.parse(file.read_text(encoding='utf-8'))
     if not isinstance(numbers, dict):
       raise ValueError(f'it holds a {type(numbers).__name__}, not an object')
   except FileNotFoundError:

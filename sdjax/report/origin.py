@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.report.runs import ORIGIN, starts
-from sdjax.training.log import write_json_atomic
+from sdjax.data.json_files import write_json_atomic
 
 PACKAGE = Path(__file__).resolve().parents[1]
 

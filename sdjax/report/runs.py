@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from sdjax.data import json_files
+from sdjax.data.json_files import read_json_lines
 
 import numpy as np
 
@@ -192,7 +194,7 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
   def read(name: str, lost: str) -> dict[str, Any]:
     try:
       text = (workdir / name).read_text(encoding='utf-8')
-      value = parse(text)
+      value = json_files.parse(text)
       if isinstance(value, dict):
         return value
       problem = f'holds a {type(value).__name__}, not an object'
@@ -279,50 +281,12 @@ def starts(workdir: Path) -> list[dict[str, Any]]:
     The `starts` of `run.json`; [] where it is missing or broken.
   """
   try:
-    content = parse((workdir / ORIGIN).read_text(encoding='utf-8'))
+    content = json_files.parse((workdir / ORIGIN).read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return []
   listed = content.get('starts') if isinstance(content, dict) else None
   listed = listed if isinstance(listed, list) else []
   return [start for start in listed if isinstance(start, dict)]
-
-
-def parse(text: str) -> Any:
-  """Reads JSON; NaN and infinities, which it does not have, are None.
-
-  Args:
-    text: one value.
-
-  Raises:
-    ValueError: when it is not JSON.
-  """
-  return json.loads(text, parse_constant=lambda _: None)
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-  """Yields the records of a file of JSON lines.
-
-  Args:
-    path: the file.
-
-  Yields:
-    Each line's object. A last line that is half-written is skipped: the run
-    may be writing it, or was killed while it did.
-
-  Raises:
-    ValueError: for any other line that is not a JSON object, by its number.
-  """
-  with open(path, encoding='utf-8', errors='replace') as file:
-    for number, line in enumerate(file, 1):
-      try:
-        record = parse(line)
-      except ValueError:
-        if not line.endswith('\n'):
-          return
-        raise ValueError(f'line {number} is not JSON') from None
-      if not isinstance(record, dict):
-        raise ValueError(f'line {number} is not a JSON object')
-      yield record
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:

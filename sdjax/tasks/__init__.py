@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from sdjax.options import ConfigError
 from sdjax.tasks import concept_graph
 from sdjax.tasks.base import Question, Task, Verdict
-from sdjax.types import ConfigError
 
 __all__ = ['TASKS', 'Question', 'Task', 'Verdict', 'make_task']
 

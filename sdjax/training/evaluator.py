@@ -9,12 +9,12 @@ import numpy as np
 
 from sdjax import rng
 from sdjax.config import schema as config_lib
-from sdjax.config.check import nearest
 from sdjax.data.prompts import encode_prompts
 from sdjax.evaluate.diversity import SampleSet, summarize
 from sdjax.feedback.grading import Graded, grade
 from sdjax.models.load import LanguageModel
 from sdjax.models.sharding import shard_batch
+from sdjax.options import nearest
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.tasks.base import Question, Task

@@ -19,6 +19,7 @@ from typing import Any
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
 from sdjax.data.context import check_thinking
+from sdjax.data.json_files import read_json_lines, write_json_lines_atomic
 from sdjax.data.prompts import PromptIterator
 from sdjax.feedback import grading
 from sdjax.feedback.grading import Graded
@@ -29,7 +30,6 @@ from sdjax.models.sharding import make_mesh, with_sharding
 from sdjax.report import ending
 from sdjax.report import origin as origin_lib
 from sdjax.report.plots import plot_run
-from sdjax.report.runs import read_json_lines
 from sdjax.tasks import make_task
 from sdjax.training.alarm import Alert, Watch
 from sdjax.training.best import FOLDER as BEST_FOLDER
@@ -39,7 +39,7 @@ from sdjax.training.compilations import Compilations
 from sdjax.training.credit_map import CreditMap
 from sdjax.training.evaluator import Evaluator, check_keep_best
 from sdjax.training.interrupt import Interrupted, Interrupts, interrupts
-from sdjax.training.log import Progress, write_json_lines_atomic
+from sdjax.training.log import Progress
 from sdjax.training.run_folder import Origin, Workdir, check_folder, measured
 from sdjax.training.trainer import Sampled, Trainer
 from sdjax.types import Gathered, Params

@@ -19,6 +19,7 @@ from sdjax import rng
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
 from sdjax.data.context import encode_context
+from sdjax.data.json_files import write_json_atomic
 from sdjax.data.prompts import encode_prompts, pad_contexts
 from sdjax.models import hf
 from sdjax.models.load import LanguageModel
@@ -48,7 +49,7 @@ from sdjax.tasks.concept_graph.vocabulary import compact_words
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.evaluator import Evaluator, full_batches
 from sdjax.training.interrupt import Interrupted, Interrupts, interrupts
-from sdjax.training.log import Progress, write_json_atomic
+from sdjax.training.log import Progress
 from sdjax.training.optim import learning_rate, make_optimizer
 from sdjax.training.run_folder import Workdir, check_folder
 from sdjax.types import ApplyFn, Params, Prompts, TrainState, length_mask

@@ -11,9 +11,9 @@ from typing import Any
 from sdjax.config import check as config_check
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
-from sdjax.report.runs import read_json_lines
+from sdjax.data.json_files import JsonLines, read_json_lines, write_json_atomic
 from sdjax.training import folder_lock
-from sdjax.training.log import JsonLines, MetricsLog, write_json_atomic
+from sdjax.training.log import MetricsLog
 
 FREE_TO_CHANGE = (
   'print',
