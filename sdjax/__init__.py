@@ -3,8 +3,8 @@
 The step functions are pure and take a model as `apply_fn`:
 
   rollout_step   sample G completions of each question
-  sd, rl         mirror-image modules: `signal_step`, `loss`
-  mix            the same two, with rewards and a teacher together
+  sd, rl         mirror images: `Options`, `Evidence`, `signal_step`, `loss`
+  mix            the same, with rewards and a teacher together
   update_step    gradient, optimizer, EMA teacher
 
 `load` makes one of a checkpoint, `logits` is its plain forward. Between the
@@ -28,22 +28,13 @@ from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.steps.update import update_step
-from sdjax.types import (
-  Evidence,
-  Prompts,
-  Rollout,
-  Signal,
-  TrainState,
-  length_mask,
-)
+from sdjax.types import Prompts, Rollout, TrainState, length_mask
 
 __all__ = [
-  'Evidence',
   'LanguageModel',
   'Prompts',
   'Rollout',
   'Sampling',
-  'Signal',
   'TrainState',
   'Transformer',
   'TransformerConfig',

@@ -23,9 +23,10 @@ import difflib
 import functools
 import typing
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
+from annotated_types import Ge, Le
 from pydantic_core import core_schema
 
 
@@ -37,6 +38,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
   """Returns a hint at the name that may have been meant, or nothing."""
   close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
   return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+PLAIN = (
+  ('greater than or equal to', 'at least'),
+  ('less than or equal to', 'at most'),
+  ('greater than', 'above'),
+  ('less than', 'below'),
+)
+"""How bounds are named, in place of how pydantic names them."""
 
 
 class Option:
@@ -67,11 +77,7 @@ class Option:
     Raises:
       ConfigError: naming the option, its value and what is allowed.
     """
-    for field, check in _checks(type(self)).items():
-      value = getattr(self, field)
-      object.__setattr__(
-        self, field, checked(check, value, f'{self.name}({field}={value!r})')
-      )
+    check_fields(self, self.name)
 
   def __str__(self) -> str:
     """Returns the text that `parse` reads; defaults are left out."""
@@ -120,6 +126,41 @@ class Option:
     )
 
 
+def check_fields(value: Any, name: str = '') -> None:
+  """Holds the fields of a frozen dataclass to their types and bounds.
+
+  Args:
+    value: whose whole numbers become floats where those are wanted.
+    name: of it, for the error.
+
+  Raises:
+    ConfigError: naming the field, its value and what is allowed.
+  """
+  for field, check in _checks(type(value)).items():
+    got = getattr(value, field)
+    what = f'{field}={got!r}'
+    what = f'{name}({what})' if name else what
+    object.__setattr__(value, field, checked(check, got, what))
+
+
+def refuse(value: Any, names: Iterable[str], why: str) -> None:
+  """Refuses options that are set and do nothing.
+
+  Args:
+    value: a dataclass all of whose fields have defaults.
+    names: of fields.
+    why: they do nothing, after the words "does nothing".
+
+  Raises:
+    ConfigError: one of them has another value than its default.
+  """
+  plain = {field.name: field.default for field in dataclasses.fields(value)}
+  for name in names:
+    got = getattr(value, name)
+    if got != plain[name]:
+      raise ConfigError(f'{name}={got!r} does nothing {why}')
+
+
 def checked(check: pydantic.TypeAdapter[Any], value: Any, what: str) -> Any:
   """Holds a value to a type with bounds.
 
@@ -137,9 +178,13 @@ def checked(check: pydantic.TypeAdapter[Any], value: Any, what: str) -> Any:
   try:
     return check.validate_python(value, strict=True)
   except pydantic.ValidationError as error:
-    told = error.errors()[0]['msg']
-    told = told.removeprefix('Value error, ').removeprefix('Input should ')
-    raise ConfigError(f'{what} must {told}.') from None
+    first = error.errors()[0]
+    told = first['msg'].removeprefix('Value error, ')
+    if told == first['msg']:
+      told = f'{what} must {told.removeprefix("Input should ")}'
+      for long, short in PLAIN:
+        told = told.replace(long, short)
+    raise ConfigError(f'{told.rstrip(".")}.') from None
 
 
 @functools.cache
@@ -219,3 +264,17 @@ def _value(hint: Any, node: ast.expr, text: str) -> Any:
       'False, or text in quotes.'
     ) from None
   return float(value) if hint is float and type(value) is int else value
+
+
+Count = Annotated[int, Ge(0)]
+Size = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+NonNegative = Annotated[float, Ge(0)]
+
+
+class Section:
+  """Options that belong together, held to their types and bounds."""
+
+  def __post_init__(self):
+    """Refuses a value out of bounds, naming it and what is allowed."""
+    check_fields(self)

@@ -20,12 +20,16 @@ structs carry none, their shape is in the docstring.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from flax import struct
 
-Array = Any
+if TYPE_CHECKING:
+  Array = Any
+else:
+  Array = jax.Array | np.ndarray
 """A JAX array on a device or in a trace, or a NumPy array on the host."""
 
 Params = Any
@@ -78,40 +82,43 @@ class Rollout:
 
 
 @struct.dataclass
-class Evidence:
-  """What a method gathered on the host about a batch of rollouts.
-
-  Self-distillation fills the contexts, reinforcement learning the reward.
+class TeacherContexts:
+  """What self-distillation gathers about a batch of rollouts.
 
   Attributes:
-    reward: float32 [Q, G], shaped reward, or None.
-    correct: bool [Q, G], the verifier's word, or None.
-    set_reward: float32 [Q, G, S], each rollout's reward if only the s-th of
-      the group's concepts counted, or None.
-    strategy: int32 [Q, G], the same for correct rollouts of a question that
-      take one strategy, -1 for wrong ones, or None.
-    strength: float32 [Q], the method's scheduled weight at this step (the
-      same for every question), or None where nothing is scheduled.
-    teacher_share: float32 [Q], likewise the teacher's share where its law is
-      mixed with the reference's.
     context_ids: int32 [Q, E, C], left-padded teacher contexts, one per
-      distinct demonstration of the question, or None.
+      distinct demonstration of the question.
     context_length: int32 [Q, E], real tokens; 1 for an unused row.
     context_index: int32 [Q, G, K], in 0..E-1: which context is the k-th that
       scores rollout g.
     context_mask: bool [Q, G, K], True where there is such a context.
+    correct: bool [Q, G], the verifier's word, or None.
+    teacher_share: float32 [Q], the teacher's share at this step where it is
+      anchored to the reference, or None: the anchor's at its first step.
   """
 
-  reward: Array = None
-  correct: Array = None
-  set_reward: Array = None
-  strategy: Array = None
-  strength: Array = None
-  teacher_share: Array = None
-  context_ids: Array = None
-  context_length: Array = None
-  context_index: Array = None
-  context_mask: Array = None
+  context_ids: Array
+  context_length: Array
+  context_index: Array
+  context_mask: Array
+  correct: Array | None = None
+  teacher_share: Array | None = None
+
+
+@struct.dataclass
+class Rewards:
+  """What reinforcement learning gathers about a batch of rollouts.
+
+  Attributes:
+    reward: float32 [Q, G].
+    correct: bool [Q, G], the verifier's word, or None.
+    set_reward: float32 [Q, G, S], each rollout's reward if only the s-th of
+      the group's strategies counted, or None.
+  """
+
+  reward: Array
+  correct: Array | None = None
+  set_reward: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Gathered:
   """What a method gathered, and what a person may want to read of it.
 
   Attributes:
-    evidence: arrays for the signal step, still on the host.
+    evidence: what the signal step asks for, host arrays.
     shown: Q lists of G tuples, the demonstrations each rollout is scored
       under, as text.
     useful: bool [Q], whether the question teaches anything: another one may
@@ -127,56 +134,10 @@ class Gathered:
     metrics: worth logging.
   """
 
-  evidence: Evidence
+  evidence: Any
   shown: Sequence[Sequence[tuple[str, ...]]]
   useful: Any
   metrics: Mapping[str, float]
-
-
-@struct.dataclass
-class Signal:
-  """The target of an update, all of it constant under differentiation.
-
-  Attributes:
-    sample_mask: bool [Q, G], True for rollouts that have a target.
-    token_mask: bool [Q, G, T], tokens that may count, or None: all of them.
-    old_logp: float32 [Q, G, T], nats, of each token under the weights that
-      sampled it, without the sampler's truncation; or None: what the sampler
-      says (`Rollout.behavior_logp`) stands for it.
-    advantage: float32 [Q, G, T], or None (reinforcement learning).
-    rl_weight: float32 [Q, G, T], factor of each token's policy loss, or None.
-    clip_width: float32 [Q, G, T], each token's own clip distance, or None.
-    teacher_hidden: [Q, G, T, K, D] in the model's dtype, the teacher's final
-      hidden states that predict each completion token under each of its K
-      demonstrations, or None (self-distillation).
-    teacher_mask: bool [Q, G, K], or None.
-    teacher_log_weight: float32 [Q, G, T, K], nats, how much each teacher
-      counts in their mixture at each token, up to a constant; or None: alike.
-    anchor_hidden: [Q, G, T, K or 1, D], the reference's, where the teacher's
-      law is mixed with the reference's; or None.
-    anchor_weight: float32 [Q], the reference's share in that mixture.
-    sd_weight: float32 [Q, G, T], factor of each token's distillation loss,
-      or None.
-    ref_logp: float32 [Q, G, T], nats, of each token under the reference
-      model, or None when no KL to the reference is asked for.
-    ref_hidden: [Q, G, T, D], the reference's final hidden states, or None
-      when the KL to it is not the full one.
-  """
-
-  sample_mask: Array
-  token_mask: Array = None
-  old_logp: Array = None
-  advantage: Array = None
-  rl_weight: Array = None
-  clip_width: Array = None
-  teacher_hidden: Array = None
-  teacher_mask: Array = None
-  teacher_log_weight: Array = None
-  anchor_hidden: Array = None
-  anchor_weight: Array = None
-  sd_weight: Array = None
-  ref_logp: Array = None
-  ref_hidden: Array = None
 
 
 @struct.dataclass

@@ -1,32 +1,19 @@
-"""Which options make sense, alone and together.
+"""Which sections of a config make sense together.
 
-A value that is not allowed, two options that contradict each other and an
-option that would do nothing are errors that name the option.
+What one section can say by itself is checked where it is made. Here: two
+options that contradict each other, and an option that would do nothing.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sdjax.config.check_method import (
-  check_template,
-  is_changed,
-  refuse,
-  validate_method,
-)
-from sdjax.config.method import PLAIN_ADVANTAGES
-from sdjax.config.rules import ALLOWED, AT_LEAST, EFFECTIVE_WHEN, SHARES
-from sdjax.config.schema import (
-  Alarm,
-  Config,
-  ConfigError,
-  Mix,
-  PolicyGradient,
-  Pretraining,
-  Rollout,
-  SelfDistillation,
-)
-from sdjax.options import nearest
+from sdjax.config.schema import Alarm, Config, ConfigError, Pretraining
+from sdjax.feedback.strategies import First, Uniform, check_template
+from sdjax.objectives.anchor import NoAnchor
+from sdjax.objectives.divergence import ReverseKL
+from sdjax.options import Option, nearest, refuse
+from sdjax.steps import mix, rl, sd
 
 
 def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
@@ -34,66 +21,32 @@ def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
   yield path, config
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, Option):
       yield from sections(value, f'{path}{field.name}.')
 
 
 def validate(config: Config) -> None:
-  """Checks what types cannot say.
+  """Checks what the types of the sections cannot say.
 
   Args:
-    config: parsed, its types right.
+    config: parsed, each section right in itself.
 
   Raises:
-    ConfigError: naming the option, the value, and what is allowed.
+    ConfigError: naming the options that contradict each other, or one that
+      would do nothing.
   """
-  for path, section in sections(config):
-    for kind in type(section).__mro__:  # a user's section may extend ours
-      _validate_section(path, section, kind)
   _validate_presence(config)
   check_template('task.template', config.task.template, ['{question}'])
-  if config.rollout:
-    _validate_rollout(config, config.rollout)
+  _validate_updates(config)
+  if isinstance(config.method, Pretraining):
+    return
+  _validate_rollout(config)
+  _validate_method(config)
+  _validate_reward(config)
   if config.train.keep_best:
     _validate_keep_best(config)
   if config.mode == 'forecast':
     _validate_forecast(config)
-  for path, section in sections(config):
-    validate_method(config, section, path)
-
-
-def _validate_section(path: str, section: Any, kind: type) -> None:
-  for name, allowed in ALLOWED.get(kind, {}).items():
-    value = getattr(section, name)
-    if value not in allowed:
-      raise ConfigError(
-        f'{path}{name}={value!r} is not one of {", ".join(allowed)}'
-        f'{nearest(str(value), allowed)}.'
-      )
-  for name, least in AT_LEAST.get(kind, {}).items():
-    if not getattr(section, name) >= least:
-      raise ConfigError(
-        f'{path}{name}={getattr(section, name)} must be at least {least:g}.'
-      )
-  for name in SHARES.get(kind, ()):
-    if not 0 <= getattr(section, name) <= 1:
-      raise ConfigError(
-        f'{path}{name}={getattr(section, name)} must be in 0..1.'
-      )
-  for name, (switch, values) in EFFECTIVE_WHEN.get(kind, {}).items():
-    setting = getattr(section, switch)
-    if values(setting) if callable(values) else setting in values:
-      continue
-    if is_changed(section, name):
-      acts = (
-        ''
-        if callable(values)
-        else f'; it acts for {" or ".join(map(repr, values))}'
-      )
-      raise ConfigError(
-        f'{path}{name}={getattr(section, name)!r} does nothing when '
-        f'{path}{switch}={setting!r}{acts}. Remove one of the two.'
-      )
 
 
 def _validate_presence(config: Config) -> None:
@@ -108,86 +61,155 @@ def _validate_presence(config: Config) -> None:
     if (getattr(config, name) is None) != pretraining:
       need = 'has no' if pretraining else 'needs the'
       raise ConfigError(f'mode={config.mode!r} {need} section {name!r}.')
-  if config.reward.name != 'verifier':
-    needed = config.reward.name
-    if not getattr(config.reward, needed):
-      raise ConfigError(f'reward.name={needed!r} needs reward.{needed}.')
-    method = config.method
-    if isinstance(method, Mix):
-      method = method.rl
-    used = (
-      isinstance(method, PolicyGradient)
-      and method.advantage in PLAIN_ADVANTAGES
-    )
-    if config.reward.judge == 'verifier' and not used:
-      raise ConfigError(
-        f'reward.name={needed!r} does nothing here: the method goes by which '
-        "answers are correct, not by rewards. Set reward.judge='reward'."
-      )
-    if config.reward.timeout <= 0:
-      raise ConfigError(
-        f'reward.timeout={config.reward.timeout} must be above 0 seconds.'
-      )
-  if pretraining:
-    for section, path, names, why in (
-      (config.reward, 'reward.', ('name',), ', which has no rewards'),
-      (
-        config.train,
-        'train.',
-        ('epochs', 'mini_batches', 'micro_batches'),
-        ': every step has documents of its own',
-      ),
-      (config.train, 'train.', ('keep_best',), ''),
-      (config.data, 'data.', ('over_length',), ': it writes its own'),
-      (config.alarm, 'alarm.', [f.name for f in dataclasses.fields(Alarm)], ''),
-    ):
-      refuse(section, path, names, f"when mode='pretrain'{why}.")
-  updates = (
-    config.train.num_steps * config.train.epochs * config.train.mini_batches
-  )
-  if config.optimizer.schedule == 'constant' and not pretraining:
+  if not pretraining:
     return
-  if config.optimizer.warmup_steps >= updates:
+  for section, path, names, why in (
+    (config.reward, 'reward.', ('name',), ', which has no rewards'),
+    (
+      config.train,
+      'train.',
+      ('epochs', 'mini_batches', 'micro_batches'),
+      ': every step has documents of its own',
+    ),
+    (config.train, 'train.', ('keep_best',), ''),
+    (config.data, 'data.', ('over_length',), ': it writes its own'),
+    (config.alarm, 'alarm.', [f.name for f in dataclasses.fields(Alarm)], ''),
+  ):
+    _refuse(section, path, names, f"when mode='pretrain'{why}.")
+
+
+def _refuse(section: Any, path: str, names: Any, why: str) -> None:
+  try:
+    refuse(section, names, why)
+  except ConfigError as error:
+    raise ConfigError(f'{path}{error}') from None
+
+
+def _validate_updates(config: Config) -> None:
+  train, optimizer = config.train, config.optimizer
+  updates = train.num_steps * train.epochs * train.mini_batches
+  pretraining = isinstance(config.method, Pretraining)
+  if optimizer.schedule == 'constant' and not pretraining:
+    return
+  if optimizer.warmup_steps >= updates:
     raise ConfigError(
-      f'optimizer.warmup_steps={config.optimizer.warmup_steps} must be below '
-      f'the {updates} updates of the run.'
+      f'optimizer.warmup_steps={optimizer.warmup_steps} must be below the '
+      f'{updates} updates of the run.'
+    )
+
+
+def parts(config: Config) -> tuple[sd.Options | None, rl.Options | None]:
+  """Returns the options of the teacher and of the rewards, those there are."""
+  method = config.method
+  if isinstance(method, mix.Options):
+    return method.sd, method.rl
+  return (
+    method if isinstance(method, sd.Options) else None,
+    method if isinstance(method, rl.Options) else None,
+  )
+
+
+def is_on_policy(config: Config) -> bool:
+  """Returns whether all ratios to the sampling weights are 1.
+
+  They are in the first update of a step; a truncating sampler changes nothing
+  about it, as the weights' own log-probabilities are then computed anew.
+
+  Args:
+    config: of training.
+  """
+  return config.train.epochs * config.train.mini_batches == 1
+
+
+def _validate_method(config: Config) -> None:
+  assert config.rollout and config.loss
+  num_samples = config.rollout.num_samples
+  taught, rewarded = parts(config)
+  once = config.mode == 'train' and is_on_policy(config)
+  idle: list[str] = []
+  if taught:
+    taught.demonstrations.check(num_samples)
+    if taught.success_exponent and num_samples < 2:
+      raise ConfigError(
+        f'success_exponent={taught.success_exponent} leaves every question '
+        'without weight when rollout.num_samples=1: its pass rate is 0 or 1.'
+      )
+    if taught.importance_clip not in (0, type(taught)().importance_clip):
+      idle.append(f'importance_clip={taught.importance_clip}')
+    always = taught.demonstrations.strategy.always_there
+    if always and config.rollout.resample and not rewarded:
+      raise ConfigError(
+        f'rollout.resample={config.rollout.resample} does nothing with '
+        f'strategy={str(taught.demonstrations.strategy)!r}: every question '
+        'teaches.'
+      )
+  if rewarded:
+    rewarded.advantage.check(num_samples)
+    if rewarded.diversity.by and num_samples < 2:
+      raise ConfigError(
+        f'diversity={str(rewarded.diversity)!r} does nothing when '
+        'rollout.num_samples=1: there is nothing to be unlike.'
+      )
+    idle += [
+      f'{name} of policy_loss={str(rewarded.policy_loss)!r}'
+      for name in rewarded.policy_loss.idle_on_policy()
+    ]
+  if idle and once:
+    raise ConfigError(
+      f'{idle[0]} does nothing in the only update on fresh rollouts, where '
+      'all ratios are 1; set train.mini_batches or train.epochs above 1, or '
+      'remove it.'
+    )
+  if config.loss.kl.in_reward and not isinstance(config.method, rl.Options):
+    raise ConfigError(
+      f'loss.kl={str(config.loss.kl)!r} is for reinforcement learning; '
+      f"method.name={config.method.name!r} needs one in the loss, e.g. 'k3'."
+    )
+
+
+def _validate_reward(config: Config) -> None:
+  _, rewarded = parts(config)
+  plain = rewarded is not None and rewarded.advantage.plain
+  if config.reward.name == 'verifier' or config.reward.judge == 'reward':
+    return
+  if not plain:
+    raise ConfigError(
+      f'reward.name={config.reward.name!r} does nothing here: the method goes '
+      'by which answers are correct, not by rewards. Set '
+      "reward.judge='reward'."
     )
 
 
 def _validate_forecast(config: Config) -> None:
-  """Refuses what the closed forms of `sdjax.forecast.run` do not describe."""
+  """Refuses what the closed forms of `sdjax.forecast` do not describe."""
   method = config.method
-  if not isinstance(method, SelfDistillation):
+  if not isinstance(method, sd.Options):
     raise ConfigError(
       f"mode='forecast' needs method 'sd', which says what the teacher is "
       f'shown, not {method.name!r}; RL is forecast beside it.'
     )
   assert config.rollout
-  for name, got, allowed in (
-    ('objective', method.objective, ('reverse_kl',)),
-    ('teacher', method.teacher, ('ema', 'current', 'frozen', 'snapshot')),
-    ('anchor_beta', method.anchor_beta, (1.0,)),
-    ('teacher_temperature', method.teacher_temperature, (1.0,)),
-    (
-      'demonstrations.strategy',
-      method.demonstrations.strategy,
-      ('uniform', 'first'),
+  shown = method.demonstrations
+  plain = {
+    'divergence': (method.divergence, (ReverseKL(),)),
+    'anchor': (method.anchor, (NoAnchor(),)),
+    'teacher_temperature': (method.teacher_temperature, (1.0,)),
+    'demonstrations.strategy': (
+      shown.strategy,
+      tuple(
+        kind(exclude_self=alone)
+        for kind in (Uniform, First)
+        for alone in (True, False)
+      ),
     ),
-    (
-      'demonstrations.feedback',
-      method.demonstrations.feedback,
-      ('never',),
-    ),
-    (
-      'demonstrations.exclude_same_text',
-      method.demonstrations.exclude_same_text,
-      (False,),
-    ),
-  ):
+    'demonstrations.feedback': (shown.feedback, ('never',)),
+  }
+  for name, (got, allowed) in plain.items():
     if got not in allowed:
       raise ConfigError(
-        f"method.{name}={got!r} has no closed form in mode='forecast'; it "
-        f'must be {" or ".join(map(repr, allowed))}.'
+        f'method.{name}={str(got)!r} has no closed form in '
+        f"mode='forecast'; it must be "
+        f'{" or ".join(repr(str(x)) for x in allowed)}.'
       )
   if config.rollout.temperature != config.eval.temperature:
     raise ConfigError(
@@ -219,23 +241,13 @@ def _validate_keep_best(config: Config) -> None:
     )
 
 
-def _validate_rollout(config: Config, rollout: Rollout) -> None:
-  if not 0 < rollout.top_p <= 1 or not 0 < config.eval.top_p <= 1:
-    raise ConfigError('rollout.top_p and eval.top_p must be in (0, 1].')
+def _validate_rollout(config: Config) -> None:
+  rollout = config.rollout
+  assert rollout and config.loss
   if config.mode == 'train' and rollout.temperature == 0:
     raise ConfigError(
       'rollout.temperature=0 samples the same answer G times; training needs '
       'a temperature above 0.'
-    )
-  buckets = rollout.context_buckets
-  if not buckets or list(buckets) != sorted(set(buckets)):
-    raise ConfigError(
-      f'rollout.context_buckets={buckets} must be rising widths.'
-    )
-  if buckets[-1] != rollout.max_context:
-    raise ConfigError(
-      f'the last of rollout.context_buckets={buckets} must equal '
-      f'rollout.max_context={rollout.max_context}.'
     )
   parts = config.train.micro_batches * config.train.mini_batches
   if rollout.num_questions % parts:
@@ -244,7 +256,6 @@ def _validate_rollout(config: Config, rollout: Rollout) -> None:
       f'rollout.num_questions={rollout.num_questions} divided by '
       f'train.mini_batches={config.train.mini_batches}.'
     )
-  assert config.loss
   if config.loss.skip_tokens >= rollout.max_new_tokens:
     raise ConfigError(
       f'loss.skip_tokens={config.loss.skip_tokens} leaves no token of '

@@ -16,7 +16,7 @@ import ml_collections
 
 from sdjax.config.check import sections, validate
 from sdjax.config.schema import METHODS, Config, ConfigError
-from sdjax.options import nearest
+from sdjax.options import Option, nearest
 
 
 def replace(config: Any, **changes: Any) -> Any:
@@ -55,7 +55,9 @@ def to_dict(config: Any) -> dict[str, Any]:
   out = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
+    if isinstance(value, Option):
+      out[field.name] = str(value)
+    elif dataclasses.is_dataclass(value):
       out[field.name] = to_dict(value)
     elif value is not None:
       out[field.name] = value
@@ -183,15 +185,26 @@ def check(config: Config, mode: str) -> None:
 
 def _parse(kind: Any, value: Any, path: str) -> Any:
   """Builds a value of an annotated type from JSON-like data."""
-  if typing.get_origin(kind) in (types.UnionType, typing.Union):
+  origin = typing.get_origin(kind)
+  if origin in (types.UnionType, typing.Union):
     kind = _member(typing.get_args(kind), value, path)
+  if isinstance(kind, type) and issubclass(kind, Option):
+    return _parse_option(kind, value, path)
   if dataclasses.is_dataclass(kind):
     return _parse_section(kind, value, path)
-  if typing.get_origin(kind) is tuple:
+  if origin is tuple:
     item = typing.get_args(kind)[0]
     if not isinstance(value, (list, tuple)):
       raise ConfigError(f'{path}={value!r} must be a tuple of {item.__name__}.')
     return tuple(_parse(item, v, path) for v in value)
+  if origin is typing.Literal:
+    allowed = typing.get_args(kind)
+    if value not in allowed:
+      raise ConfigError(
+        f'{path}={value!r} is not one of {", ".join(allowed)}'
+        f'{nearest(str(value), allowed)}.'
+      )
+    return value
   if kind is float and type(value) is int:
     return float(value)
   if type(value) is not kind:
@@ -200,6 +213,75 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
       f'not {type(value).__name__}.'
     )
   return value
+
+
+def _parse_option(family: type[Option], value: Any, path: str) -> Option:
+  """Reads a choice from its text."""
+  if isinstance(value, family):
+    return value
+  if not isinstance(value, str):
+    raise ConfigError(
+      f'{path}={value!r} must be one of {", ".join(family.choices)}, as text.'
+    )
+  try:
+    return family.parse(value)
+  except ConfigError as error:
+    now = RENAMED_VALUES.get(value, '')
+    raise ConfigError(
+      f'{path}={value!r}: {error}{now and f" It is {now} now."}'
+    ) from None
+
+
+RENAMED = {
+  'objective': 'divergence',
+  'jsd_alpha': "divergence='jsd(alpha=0.5)'",
+  'jsd_normalised': "divergence='jsd(normalised=True)'",
+  'pointwise_clip': "divergence='forward_kl(clip=0.05)'",
+  'top_k': "support='top_k(k=100)'",
+  'tail': "support='top_k(tail=False)'",
+  'ema_rate': "teacher='ema(rate=0.05)'",
+  'snapshot_every': "teacher='snapshot(every=10)'",
+  'trust_region': "anchor='trust_region(share=0.05)'",
+  'anchor_beta': "anchor='beta(beta=2.0)'",
+  'anchor_steps': "anchor='beta(beta=2.0, steps=100)'",
+  'exclude_self': "strategy='uniform(exclude_self=False)'",
+  'exclude_same_text': "strategy='uniform(exclude_same_text=True)'",
+  'file': "strategy='external(file=...)'",
+  'file_draw': "strategy='external(file=..., draw=...)'",
+  'pass_k': "advantage='pass_at_k(k=4)'",
+  'std': "advantage='grpo(std=...)'",
+  'std_epsilon': "advantage='grpo(epsilon=...)'",
+  'clip_low': "policy_loss='clip(low=0.2)'",
+  'clip_high': "policy_loss='clip(high=0.28)'",
+  'dual_clip': "policy_loss='clip(dual=3)'",
+  'drop_low': "policy_loss='cispo(drop_low=0.2)'",
+  'drop_high': "policy_loss='cispo(drop_high=0.2)'",
+  'adaptive_clip': "policy_loss='adaptive_clip'",
+  'diversity_weight': "diversity='add(weight=0.5)'",
+  'diversity_how': "diversity='add' or 'multiply'",
+  'diversity_by': "diversity='add(by=...)'",
+  'diversity_for': "diversity='add(of=...)'",
+  'weight': "rule='advantage(weight=0.5)'",
+  'ratio_clip': "rule='rlsd(clip=0.2)'",
+  'entropy_floor': "rule='antisd(entropy_floor=...)'",
+  'entropy_exponent': "rule='srpo(entropy_exponent=...)'",
+  'positive_only': "rule='sdpg(positive_only=True)'",
+  'contrast_temperature': "rule='rlcsd(temperature=...)'",
+  'contrast_clip': "rule='rlcsd(clip=...)'",
+  'contrast_threshold': "rule='rlcsd(threshold=...)'",
+  'touched_weight': "rule='rlcsd(touched_weight=...)'",
+  'kl_coef': "kl='k3(coef=...)'",
+  'kl_estimator': "kl='k3(coef=...)'",
+  'kl_in': "kl='reward(coef=...)'",
+}
+"""Options that were spelled otherwise, and how they are spelled."""
+
+RENAMED_VALUES = {
+  'student_top_k': "'top_k(of='student')'",
+  'teacher_top_k': "'top_k(of='teacher')'",
+  'trust_region': "anchor='trust_region' with teacher='current'",
+}
+"""Values that were spelled otherwise."""
 
 
 def _member(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -235,12 +317,18 @@ def _elsewhere(kind: Any, name: str, hints: Iterable[str]) -> str:
 def _parse_section(kind: Any, value: Any, path: str) -> Any:
   if not isinstance(value, Mapping):
     raise ConfigError(f'{path}={value!r} must be a section of options.')
-  hints = typing.get_type_hints(kind)
+  hints = {
+    name: hint
+    for name, hint in typing.get_type_hints(kind).items()
+    if name in {field.name for field in dataclasses.fields(kind)}
+  }
   dotted = {name: f'{path}.{name}'.lstrip('.') for name in {*hints, *value}}
   for name in value:
     if name not in hints:
+      now = RENAMED.get(name)
+      now = f' (it is {now} now)' if now and now.split('=')[0] in hints else ''
       raise ConfigError(
-        f'unknown option {dotted[name]}{_elsewhere(kind, name, hints)}; '
+        f'unknown option {dotted[name]}{now or _elsewhere(kind, name, hints)}; '
         f'{path or "a config"} has {", ".join(sorted(hints))}.'
       )
   parsed = {}
@@ -251,4 +339,7 @@ def _parse_section(kind: Any, value: Any, path: str) -> Any:
       parsed[name] = None
   # What is absent keeps its default: a run that began before an option
   # existed goes on as it was.
-  return kind(**parsed)
+  try:
+    return kind(**parsed)
+  except ConfigError as error:
+    raise ConfigError(f'{path}.{error}'.lstrip('.')) from None

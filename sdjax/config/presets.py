@@ -46,9 +46,38 @@ from typing import Any
 
 from sdjax.config.check import sections
 from sdjax.config.convert import replace
-from sdjax.config.presets_mix import MIXED, OURS, VERL_STD
+from sdjax.config.presets_mix import MIXED, OURS, VERL_GRPO
 from sdjax.config.schema import METHODS, Config, ConfigError, Loss
+from sdjax.feedback.strategies import Balanced, First, Reference, Uniform
+from sdjax.objectives.advantages import (
+  GRPO,
+  RLOO,
+  ROSA,
+  DrGRPO,
+  PassAtK,
+  RewardItself,
+)
+from sdjax.objectives.anchor import Tempered
+from sdjax.objectives.divergence import (
+  JSD,
+  CrossEntropy,
+  ForwardKL,
+  ReverseKL,
+)
+from sdjax.objectives.diversity_reward import Bonus, Scale
+from sdjax.objectives.mixing import Losses
+from sdjax.objectives.policy_loss import (
+  CISPO,
+  GSPO,
+  AdaptiveClip,
+  Clip,
+  Reinforce,
+)
+from sdjax.objectives.pooling import MeanLoss, Mixture, SequenceMixture
+from sdjax.objectives.reference_kl import K3
+from sdjax.objectives.support import FullVocabulary, SampledToken, TopK
 from sdjax.options import nearest
+from sdjax.steps.teacher import EMA, Current, Frozen
 
 RECIPE = ('optimizer.', 'model.', 'rollout.num_', 'rollout.t', 'rollout.min_p')
 """Options that say how a method was run, not what it is."""
@@ -70,16 +99,11 @@ class Preset:
 # Their cap of 2 on rollout corrections is for a sampler with other arithmetic
 # than the trainer's (`loss.sampler_clip`); here both are the same code.
 _SDPO = {
-  'method.objective': ('jsd', 'SDPO-c'),
-  'method.jsd_alpha': (0.5, 'SDPO table 12'),
-  'method.support': ('student_top_k', 'SDPO-c'),
-  'method.top_k': (100, 'SDPO table 12'),
-  'method.tail': (True, 'SDPO-c'),
-  'method.teacher': ('ema', 'SDPO'),
-  'method.ema_rate': (0.05, 'SDPO table 12'),
+  'method.divergence': (JSD(0.5), 'SDPO-c; alpha: SDPO table 12'),
+  'method.support': (TopK(100), 'SDPO-c; k: SDPO table 12'),
+  'method.teacher': (EMA(0.05), 'SDPO; rate: SDPO table 12'),
   'method.importance_clip': (2.0, 'SDPO table 12'),
-  'method.demonstrations.strategy': ('first', 'SDPO-c'),
-  'method.demonstrations.exclude_self': (True, 'SDPO-c'),
+  'method.demonstrations.strategy': (First(), 'SDPO-c'),
   'loss.aggregation': ('token_mean', 'SDPO-c'),
   'optimizer.learning_rate': (1e-5, 'SDPO table 12'),
   'optimizer.warmup_steps': (10, 'SDPO table 12'),
@@ -92,8 +116,7 @@ _SDPO = {
 
 _NANO = {
   'loss.aggregation': ('token_mean', 'NANO'),
-  'loss.kl_coef': (0.001, 'NANO'),
-  'loss.kl_estimator': ('k3', 'NANO'),
+  'loss.kl': (K3(0.001), 'NANO'),
   'optimizer.learning_rate': (1e-6, 'NANO'),
   'optimizer.clip_norm': (1.0, 'NANO'),
   'rollout.num_questions': (16, 'T sec. 4.1'),
@@ -103,29 +126,24 @@ _NANO = {
 }
 
 _SDSD = {
-  'method.objective': ('reverse_kl', 'T sec. 2'),
-  'method.support': ('full', 'T sec. 2'),
-  'method.teacher': ('ema', 'T sec. 2'),
-  'method.ema_rate': (0.05, 'SDPO; T is silent'),
-  'method.demonstrations.strategy': ('uniform', 'T sec. 2'),
-  'method.demonstrations.exclude_self': (True, 'T sec. 4.1'),
+  'method.divergence': (ReverseKL(), 'T sec. 2'),
+  'method.support': (FullVocabulary(), 'T sec. 2'),
+  'method.teacher': (EMA(0.05), 'T sec. 2; rate: SDPO, T is silent'),
+  'method.demonstrations.strategy': (Uniform(), 'T sec. 2, 4.1'),
   **_NANO,
 }
 
 _GRPO_PAPER = {
-  'method.advantage': ('grpo', 'T sec. 4.1'),
-  'method.policy_loss': ('reinforce', 'NANO'),
-  'method.std': ('population', 'NANO'),
-  'method.std_epsilon': (1e-4, 'NANO'),
+  'method.advantage': (GRPO('population', 1e-4), 'T sec. 4.1, NANO'),
+  'method.policy_loss': (Reinforce(), 'NANO'),
   **_NANO,
 }
 
 _OPSD = {
-  'method.objective': ('forward_kl', 'OPSD'),
-  'method.pointwise_clip': (0.05, 'codes of RLCSD and d-OPSD'),
+  'method.divergence': (ForwardKL(0.05), 'OPSD; clip: RLCSD-c, d-OPSD-c'),
   'method.importance_clip': (0.0, 'OPSD has none'),
-  'method.teacher': ('frozen', 'OPSD'),
-  'method.demonstrations.strategy': ('reference', 'OPSD'),
+  'method.teacher': (Frozen(), 'OPSD'),
+  'method.demonstrations.strategy': (Reference(), 'OPSD'),
   'loss.aggregation': ('token_mean', 'OPSD-c'),
   'model.lora.rank': (64, 'OPSD'),
   'model.lora.alpha': (128.0, 'OPSD'),
@@ -137,16 +155,15 @@ _OPSD = {
   'rollout.top_k': (20, 'OPSD'),
 }
 
-_VERL = {f'method.{name}': value for name, value in VERL_STD.items()}
+_VERL = {'method.advantage': (VERL_GRPO, 'VERL')}
 
 _MINI = {'train.mini_batches': (4, 'SDPO: 32 questions, 8 an update')}
 
-
 _BALANCED = {
-  'objective': 'forward_kl',
-  'pooling': 'sequence_mixture',
+  'divergence': ForwardKL(),
+  'pooling': SequenceMixture(),
   'teacher_temperature': 0.5,
-  'demonstrations.strategy': 'balanced',
+  'demonstrations.strategy': Balanced(),
   'demonstrations.count': 3,
 }
 
@@ -157,7 +174,7 @@ PRESETS: dict[str, Preset] = {
     _SDSD
     | {
       'method.demonstrations.count': (3, 'T sec. 4.2'),
-      'method.pooling': ('loss', 'T sec. 4.2'),
+      'method.pooling': (MeanLoss(), 'T sec. 4.2'),
     },
   ),
   'sdsd_mixture': Preset(
@@ -165,7 +182,7 @@ PRESETS: dict[str, Preset] = {
     _SDSD
     | {
       'method.demonstrations.count': (3, OURS),
-      'method.pooling': ('mixture', OURS),
+      'method.pooling': (Mixture(), OURS),
     },
   ),
   'balanced': Preset(
@@ -174,19 +191,18 @@ PRESETS: dict[str, Preset] = {
   'balanced_rl': Preset(
     'mix',
     {
-      'method.rule': ('loss', OURS),
-      'method.weight': (0.5, OURS),
+      'method.rule': (Losses(0.5), OURS),
       **{f'method.sd.{k}': (value, OURS) for k, value in _BALANCED.items()},
     },
   ),
   'sdpo': Preset('sd', _SDPO),
   'sdpo_rich_feedback': Preset(
     'sd',
-    {k: v for k, v in _SDPO.items() if k != 'method.jsd_alpha'}
+    _SDPO
     | {
-      'method.objective': ('reverse_kl', 'SDPO table 13'),
-      'method.top_k': (20, 'SDPO table 13'),
-      'method.ema_rate': (0.01, 'SDPO table 13'),
+      'method.divergence': (ReverseKL(), 'SDPO table 13'),
+      'method.support': (TopK(20), 'SDPO table 13'),
+      'method.teacher': (EMA(0.01), 'SDPO table 13'),
       'method.demonstrations.feedback': ('without_peer', 'SDPO-c'),
       'train.mini_batches': (32, 'SDPO table 13: one question an update'),
       'optimizer.learning_rate': (1e-6, 'SDPO table 13'),
@@ -196,12 +212,11 @@ PRESETS: dict[str, Preset] = {
   'sdpo_trl': Preset(
     'sd',
     {
-      'method.objective': ('reverse_kl', 'TRL'),
-      'method.support': ('sampled', 'TRL'),
+      'method.divergence': (ReverseKL(), 'TRL'),
+      'method.support': (SampledToken(), 'TRL'),
       'method.importance_clip': (2.0, 'TRL'),
-      'method.teacher': ('ema', 'TRL'),
-      'method.ema_rate': (0.05, 'TRL'),
-      'method.demonstrations.strategy': ('first', 'TRL'),
+      'method.teacher': (EMA(0.05), 'TRL'),
+      'method.demonstrations.strategy': (First(), 'TRL'),
       # trl divides by rollouts without a target as well; sdjax does not.
       'loss.aggregation': ('sequence_mean', 'TRL'),
       'rollout.num_samples': (8, 'TRL'),
@@ -212,11 +227,10 @@ PRESETS: dict[str, Preset] = {
   'sdft': Preset(
     'sd',
     {
-      'method.objective': ('forward_kl', 'SDFT-c'),
+      'method.divergence': (ForwardKL(), 'SDFT-c'),
       'method.importance_clip': (0.0, 'SDFT has none'),
-      'method.teacher': ('ema', 'SDFT'),
-      'method.ema_rate': (0.01, 'SDFT'),
-      'method.demonstrations.strategy': ('reference', 'SDFT'),
+      'method.teacher': (EMA(0.01), 'SDFT'),
+      'method.demonstrations.strategy': (Reference(), 'SDFT'),
       'loss.skip_tokens': (3, 'SDFT'),
       'optimizer.learning_rate': (1e-5, 'SDFT'),
       'rollout.num_questions': (32, 'SDFT'),
@@ -226,56 +240,54 @@ PRESETS: dict[str, Preset] = {
   'distil': Preset(
     'sd',
     {
-      'method.objective': ('cross_entropy', 'DISTIL'),
+      'method.divergence': (CrossEntropy(), 'DISTIL'),
       'method.credit_discount': (1.0, 'DISTIL'),
       'method.importance_clip': (0.0, OURS),
-      'method.teacher': ('current', 'DISTIL'),
+      'method.teacher': (Current(), 'DISTIL'),
     },
   ),
   'beta_opsd': Preset(
     'sd',
     {
-      'method.objective': ('reverse_kl', 'BETA'),
-      'method.support': ('sampled', 'BETA'),
+      'method.divergence': (ReverseKL(), 'BETA'),
+      'method.support': (SampledToken(), 'BETA'),
       'method.importance_clip': (0.0, OURS),
       'method.credit_discount': (1.0, OURS),
-      'method.teacher': ('frozen', 'OPSD'),
-      'method.anchor_beta': (2.0, OURS),
-      'method.anchor_steps': (100, OURS),
-      'method.demonstrations.strategy': ('reference', 'OPSD'),
+      'method.teacher': (Frozen(), 'OPSD'),
+      'method.anchor': (Tempered(2.0, 100), f'BETA; its values: {OURS}'),
+      'method.demonstrations.strategy': (Reference(), 'OPSD'),
     },
   ),
   'reinforce': Preset(
     'rl',
     {
-      'method.advantage': ('reinforce', 'Williams 1992'),
-      'method.policy_loss': ('reinforce', 'Williams 1992'),
+      'method.advantage': (RewardItself(), 'Williams 1992'),
+      'method.policy_loss': (Reinforce(), 'Williams 1992'),
     },
   ),
   'rloo': Preset(
     'rl',
     {
-      'method.advantage': ('rloo', 'RLOO'),
-      'method.policy_loss': ('reinforce', 'RLOO'),
+      'method.advantage': (RLOO(), 'RLOO'),
+      'method.policy_loss': (Reinforce(), 'RLOO'),
       'loss.aggregation': ('sequence_sum', 'RLOO'),
     },
   ),
   'grpo': Preset(
     'rl',
     {
-      'method.advantage': ('grpo', 'GRPO'),
-      'method.policy_loss': ('clip', 'GRPO'),
+      'method.advantage': (GRPO(), 'GRPO'),
+      'method.policy_loss': (Clip(), 'GRPO'),
       'loss.aggregation': ('sequence_mean', 'GRPO'),
-      'loss.kl_coef': (0.04, 'GRPO'),
-      'loss.kl_estimator': ('k3', 'GRPO'),
+      'loss.kl': (K3(0.04), 'GRPO'),
       'optimizer.learning_rate': (1e-6, 'GRPO'),
     },
   ),
   'dr_grpo': Preset(
     'rl',
     {
-      'method.advantage': ('dr_grpo', 'DR'),
-      'method.policy_loss': ('clip', 'DR'),
+      'method.advantage': (DrGRPO(), 'DR'),
+      'method.policy_loss': (Clip(), 'DR'),
       'loss.aggregation': ('sequence_sum_norm', 'DR'),
       'optimizer.learning_rate': (1e-6, 'DR'),
     },
@@ -284,19 +296,12 @@ PRESETS: dict[str, Preset] = {
   'grpo_diversity_paper': Preset(
     'rl',
     _GRPO_PAPER
-    | {
-      'method.diversity_how': ('add', 'T sec. 4.1'),
-      'method.diversity_by': ('concepts', 'T sec. 4.1'),
-      'method.diversity_weight': (0.5, OURS),
-      'method.diversity_for': ('correct', OURS),
-    },
+    | {'method.diversity': (Bonus(0.5), f'T sec. 4.1; weight, of: {OURS}')},
   ),
   'dapo': Preset(
     'rl',
     {
-      'method.advantage': ('grpo', 'DAPO'),
-      'method.clip_low': (0.2, 'DAPO'),
-      'method.clip_high': (0.28, 'DAPO'),
+      'method.policy_loss': (Clip(0.2, 0.28), 'DAPO'),
       'method.overlong_share': (0.2, 'DAPO: 4,096 of 20,480 tokens'),
       'loss.aggregation': ('token_mean', 'DAPO'),
       'rollout.resample': (3, OURS),
@@ -308,10 +313,11 @@ PRESETS: dict[str, Preset] = {
   'cispo': Preset(
     'rl',
     {
-      'method.policy_loss': ('cispo', 'CISPO'),
-      # ACPO's variant: clip_high .45, drop_low .2 and drop_high .2.
-      'method.clip_low': (1.0, 'CISPO: no lower clip; VERL: 10, the same'),
-      'method.clip_high': (0.2, 'VERL'),
+      # ACPO's variant: high .45, drop_low .2 and drop_high .2.
+      'method.policy_loss': (
+        CISPO(1.0, 0.2),
+        'CISPO: no lower clip, VERL: 10, the same; high: VERL',
+      ),
       'loss.aggregation': ('token_mean', 'CISPO'),
       'optimizer.learning_rate': (1e-6, 'VERL'),
       **_VERL,
@@ -321,9 +327,7 @@ PRESETS: dict[str, Preset] = {
   'gspo': Preset(
     'rl',
     {
-      'method.policy_loss': ('gspo', 'GSPO'),
-      'method.clip_low': (3e-4, 'GSPO'),
-      'method.clip_high': (4e-4, 'GSPO'),
+      'method.policy_loss': (GSPO(3e-4, 4e-4), 'GSPO'),
       'loss.aggregation': ('sequence_mean', 'GSPO'),
       **_VERL,
       **_MINI,
@@ -332,8 +336,7 @@ PRESETS: dict[str, Preset] = {
   'acpo': Preset(
     'rl',
     {
-      'method.adaptive_clip': (True, 'ACPO'),
-      'method.dual_clip': (3.0, 'ACPO-c'),
+      'method.policy_loss': (AdaptiveClip(3.0), 'ACPO; dual: ACPO-c'),
       'loss.aggregation': ('sequence_mean', 'ACPO-c'),
       'optimizer.learning_rate': (1e-6, 'ACPO'),
       **_VERL,
@@ -343,8 +346,7 @@ PRESETS: dict[str, Preset] = {
   'pass_at_k': Preset(
     'rl',
     {
-      'method.advantage': ('pass_at_k', 'PASSK'),
-      'method.pass_k': (4, 'PASSK'),
+      'method.advantage': (PassAtK(4), 'PASSK'),
       'rollout.num_samples': (8, OURS),
       'loss.aggregation': ('token_mean', 'PASSK'),
     },
@@ -352,18 +354,16 @@ PRESETS: dict[str, Preset] = {
   'rosa': Preset(
     'rl',
     {
-      'method.advantage': ('rosa', 'ROSA'),
-      'method.policy_loss': ('reinforce', 'ROSA'),
+      'method.advantage': (ROSA(), 'ROSA'),
+      'method.policy_loss': (Reinforce(), 'ROSA'),
     },
   ),
   'darling': Preset(
     'rl',
     {
-      'method.advantage': ('grpo', OURS),
-      'method.diversity_how': ('multiply', 'DARLING'),
-      'method.diversity_weight': (1.0, 'DARLING'),
+      'method.advantage': (GRPO(), OURS),
       # Theirs is learned; here the task says which solutions are the same.
-      'method.diversity_by': ('solution', OURS),
+      'method.diversity': (Scale(1.0, 'solution'), f'DARLING; by: {OURS}'),
     },
   ),
   **{name: Preset('mix', values) for name, values in MIXED.items()},

@@ -5,90 +5,90 @@ The sources are named there.
 
 from typing import Any
 
+from sdjax.feedback.strategies import First, Reference, Uniform
+from sdjax.objectives.advantages import GRPO, DrGRPO
+from sdjax.objectives.divergence import JSD, ReverseKL
+from sdjax.objectives.mixing import (
+  RLCSD,
+  RLSD,
+  SDPG,
+  SRPO,
+  Advantages,
+  AntiSD,
+)
+from sdjax.objectives.policy_loss import Clip
+from sdjax.objectives.reference_kl import K2
+from sdjax.objectives.schedule import Trapezoid
+from sdjax.objectives.support import TopK
+from sdjax.steps.teacher import EMA, Current, Snapshot
+
 OURS = 'ours'
 
-VERL_STD: dict[str, tuple[Any, str]] = {
-  'std': ('sample', 'VERL'),
-  'std_epsilon': (1e-6, 'VERL'),
-}
+VERL_GRPO = GRPO('sample', 1e-6)
 """The spread of a group's rewards in verl, which most codes are built on."""
 
-_VERL = {f'method.rl.{name}': value for name, value in VERL_STD.items()}
+_VERL = {'method.rl.advantage': (VERL_GRPO, 'VERL')}
 
 MIXED: dict[str, dict[str, tuple[Any, str]]] = {
   'lambda_mix': {
-    'method.rule': ('advantage', 'SDPO eq. 3'),
-    'method.weight': (0.9, 'SDPO fig. 11'),
-    'method.rl.advantage': ('dr_grpo', 'SDPO'),
-    'method.sd.teacher': ('ema', 'SDPO'),
-    'method.sd.ema_rate': (0.05, 'SDPO'),
-    'method.sd.demonstrations.strategy': ('first', 'SDPO-c'),
+    'method.rule': (Advantages(0.9), 'SDPO eq. 3; weight: fig. 11'),
+    'method.rl.advantage': (DrGRPO(), 'SDPO'),
+    'method.sd.teacher': (EMA(0.05), 'SDPO'),
+    'method.sd.demonstrations.strategy': (First(), 'SDPO-c'),
     'optimizer.learning_rate': (1e-5, 'SDPO table 12'),
   },
   'rlsd': {
-    'method.rule': ('rlsd', 'RLSD'),
-    'method.weight': (0.5, 'codes of RLCSD and SDPG'),
-    'method.ratio_clip': (0.2, 'codes of RLCSD and SDPG'),
-    'method.schedule.fall': (50, 'codes of RLCSD and SDPG'),
+    'method.rule': (RLSD(0.5, 0.2), 'RLSD; values: codes of RLCSD and SDPG'),
+    'method.schedule': (Trapezoid(fall=50), 'codes of RLCSD and SDPG'),
     **_VERL,
-    'method.sd.teacher': ('current', OURS),
-    'method.sd.demonstrations.strategy': ('reference', OURS),
+    'method.sd.teacher': (Current(), OURS),
+    'method.sd.demonstrations.strategy': (Reference(), OURS),
   },
   'srpo': {
-    'method.rule': ('srpo', 'SRPO'),
-    'method.entropy_exponent': (1.0, 'RLCSD-c'),
-    'method.rl.clip_high': (0.28, 'SRPO'),
+    'method.rule': (SRPO(1.0), 'SRPO; exponent: RLCSD-c'),
+    'method.rl.policy_loss': (Clip(high=0.28), 'SRPO'),
     **_VERL,
-    'method.sd.objective': ('jsd', 'RLCSD-c'),
-    'method.sd.jsd_alpha': (0.5, 'RLCSD-c'),
-    'method.sd.support': ('student_top_k', 'RLCSD-c'),
-    'method.sd.top_k': (100, 'RLCSD-c'),
+    'method.sd.divergence': (JSD(0.5), 'RLCSD-c'),
+    'method.sd.support': (TopK(100), 'RLCSD-c'),
     'method.sd.importance_clip': (2.0, 'RLCSD-c'),
-    'method.sd.ema_rate': (0.05, 'RLCSD-c: the average keeps 0.95'),
+    'method.sd.teacher': (EMA(0.05), 'RLCSD-c: the average keeps 0.95'),
     'optimizer.learning_rate': (5e-6, 'SRPO'),
     'train.mini_batches': (4, 'RLCSD-c: 64 questions, 16 an update'),
   },
   'sdpg': {
-    'method.rule': ('sdpg', 'SDPG'),
-    'method.weight': (1e-3, 'SDPG-c'),
-    'method.positive_only': (False, 'SDPG-c: its run files'),
-    'method.rl.clip_low': (0.2, 'SDPG-c: its run files'),
-    'method.rl.clip_high': (0.28, 'SDPG-c: its run files'),
-    'method.rl.dual_clip': (10.0, 'SDPG-c: its run files'),
+    'method.rule': (SDPG(1e-3), 'SDPG, SDPG-c: its run files'),
+    'method.rl.policy_loss': (
+      Clip(0.2, 0.28, 10.0),
+      'SDPG-c: its run files',
+    ),
     **_VERL,
-    'method.sd.objective': ('reverse_kl', 'SDPG-c'),
+    'method.sd.divergence': (ReverseKL(), 'SDPG-c'),
     'method.sd.importance_clip': (0.0, OURS),
-    'method.sd.teacher': ('current', 'SDPG-c'),
-    'method.sd.demonstrations.strategy': ('reference', 'SDPG-c'),
-    'loss.kl_coef': (1e-3, 'SDPG-c'),
-    'loss.kl_estimator': ('k2', 'SDPG: URKL; k3 is its UFKL less 1'),
+    'method.sd.teacher': (Current(), 'SDPG-c'),
+    'method.sd.demonstrations.strategy': (Reference(), 'SDPG-c'),
+    'loss.kl': (K2(1e-3), 'SDPG-c; k2: SDPG, URKL; k3 is its UFKL less 1'),
     'optimizer.learning_rate': (1e-6, 'SDPG-c'),
     'train.mini_batches': (8, 'SDPG-c: 128 questions, 16 an update'),
   },
   'antisd': {
-    'method.rule': ('antisd', 'ANTI'),
-    'method.weight': (0.5, 'ANTI, at second hand'),
-    'method.schedule.delay': (5, 'ANTI'),
-    # ANTI shuts the term off below .93 of the entropy it began with.
-    'method.entropy_floor': (0.0, OURS),
-    'method.sd.teacher': ('current', OURS),
-    'method.sd.demonstrations.strategy': ('uniform', OURS),
+    # ANTI shuts the term off below .93 of the entropy it began with: ours is
+    # off.
+    'method.rule': (AntiSD(0.5), f'ANTI, at second hand; no gate: {OURS}'),
+    'method.schedule': (Trapezoid(delay=5), 'ANTI'),
+    'method.sd.teacher': (Current(), OURS),
+    'method.sd.demonstrations.strategy': (Uniform(), OURS),
   },
   'rlcsd': {
-    'method.rule': ('rlcsd', 'RLCSD'),
-    'method.weight': (0.5, 'RLCSD-c: beta 1 times lambda 0.5'),
-    'method.contrast_temperature': (0.02, 'RLCSD-c'),
-    'method.contrast_clip': (2.0, 'RLCSD-c'),
-    'method.contrast_threshold': (0.02, 'RLCSD-c'),
-    'method.touched_weight': (1.0, 'RLCSD-c'),
+    'method.rule': (
+      RLCSD(0.5, 0.02, 2.0, 0.02, 1.0),
+      'RLCSD-c; weight: beta 1 times lambda 0.5',
+    ),
     **_VERL,
-    'method.sd.teacher': ('snapshot', 'RLCSD-c'),
-    'method.sd.snapshot_every': (10, 'RLCSD-c'),
+    'method.sd.teacher': (Snapshot(10), 'RLCSD-c'),
     'method.sd.demonstrations.strategy': (
-      'uniform',
+      Uniform(),
       'RLCSD-c: its run files; the reference is an option there',
     ),
-    'method.sd.demonstrations.exclude_self': (True, 'RLCSD-c'),
     'method.sd.demonstrations.contrast': (4, 'RLCSD-c'),
     'optimizer.learning_rate': (1e-6, 'RLCSD-c'),
     'rollout.num_samples': (8, 'RLCSD-c'),

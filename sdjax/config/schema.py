@@ -1,125 +1,36 @@
-"""The schema of a run: frozen dataclasses with their defaults.
+"""The schema of a run: frozen dataclasses with their defaults and bounds.
 
 `sdjax.config.convert` turns them into what flags can override and back;
-`sdjax.config.check` says which values make sense together.
+`sdjax.config.check` says which sections make sense together. The options of
+each method are those of its step.
 """
 
 import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from sdjax.config.method import Demonstrations as Demonstrations
-from sdjax.config.method import Mix as Mix
-from sdjax.config.method import PolicyGradient as PolicyGradient
-from sdjax.config.method import Pretraining as Pretraining
-from sdjax.config.method import Schedule as Schedule
-from sdjax.config.method import SelfDistillation as SelfDistillation
-from sdjax.options import ConfigError as ConfigError
+from annotated_types import Ge, Gt, Le, Lt
 
-
-@dataclasses.dataclass(frozen=True)
-class Lora:
-  """Training a low-rank adapter instead of the weights.
-
-  The teacher that is an average is then one of the adapter, the frozen
-  teacher and the reference are the model without it.
-
-  Attributes:
-    rank: columns of the factors; 0 trains the weights themselves.
-    alpha: the adapter is scaled by alpha / rank.
-    targets: regex searched in the paths of the layers' matrices, which are
-      `layers/attn/{q,k,v,o}/kernel` and `layers/{gate,up,down}/kernel`.
-  """
-
-  rank: int = 0
-  alpha: float = 32.0
-  targets: str = 'kernel'
+from sdjax.feedback.reward_source import Reward
+from sdjax.models.load import Model
+from sdjax.models.sharding import MeshSizes as Mesh
+from sdjax.options import (
+  ConfigError,
+  Count,
+  NonNegative,
+  Section,
+  Share,
+  Size,
+  refuse,
+)
+from sdjax.steps import mix, rl, sd
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.student import Loss
+from sdjax.tasks.concept_graph.section import ConceptGraph
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """Which weights to start from and how to run them.
-
-  Attributes:
-    path: a Hugging Face checkpoint folder, `owner/model` for one on the hub,
-      or `builtin:NAME` for a model shipped inside the package.
-    dtype: what matrix products run in; norms, softmax and losses are float32.
-    param_dtype: what the trained weights are stored in.
-    remat: what the backward pass recomputes: `none` (keep everything),
-      `dots` (keep matrix products only), `full` (keep layer inputs only).
-    lora: an adapter to train in their place.
-    thinking: whether a chat template that has the choice (`enable_thinking`)
-      lets the model think before it answers. Either way student and teacher
-      get the same, and demonstrations are shown without the thinking.
-  """
-
-  path: str = 'builtin:concept_graph_base'
-  dtype: str = 'float32'
-  param_dtype: str = 'float32'
-  remat: str = 'none'
-  thinking: bool = False
-  lora: Lora = Lora()
-
-
-@dataclasses.dataclass(frozen=True)
-class ConceptGraph:
-  """The concept-graph task (arXiv 2606.26091 sec. 4.1; gaps filled by us).
-
-  Path lengths count nodes, `start` and the endpoint included.
-
-  Attributes:
-    name: selects this task.
-    rendering: `text` (node list, edge list, boxed answer: for chat models) or
-      `compact` (a few dozen tokens: for the shipped model).
-    short: path length of the easy target in training.
-    long: path length of the other target in training.
-    larger: length of every path in the split `larger`.
-    larger_15: length of every path in the split `larger_15`.
-    harder: length of every path in the split `harder`.
-    subchains: parallel chains from `start` to each endpoint.
-    num_concepts: concepts the four chains are drawn from.
-    names_per_concept: names each concept has.
-    template: what the student is asked; `{question}` is replaced, once.
-      Empty: the rendering's own.
-    shuffle_ends: whether targets and distractors come in random order; the
-      target listed first is the easy one either way.
-    harder_cut: which target's chains lose an edge in `harder`: `easy` or
-      `random`.
-    part: which graphs the evaluation splits hold: `dev`, for choosing
-      settings by, or `test`, which no setting was chosen on, for reporting.
-    reference_route: which right route is the task's own answer, as `opsd` and
-      others show it: `any` (each whole chain to a target is equally likely,
-      and a question always gets the same) or `easy` (the easy target's, the
-      other's where that is cut; a student shown nothing else loses the other
-      route, whatever the method).
-    train_size: graphs in the split `train`.
-    eval_size: graphs in each evaluation split.
-    data_seed: seed of the graphs.
-    cache_dir: where the built data set is kept; empty: `$SDJAX_CACHE`, else
-      `~/.cache/sdjax`.
-  """
-
-  name: str = 'concept_graph'
-  rendering: str = 'compact'
-  template: str = ''
-  short: int = 4
-  long: int = 6
-  larger: int = 8
-  larger_15: int = 7
-  harder: int = 5
-  subchains: int = 1
-  num_concepts: int = 6
-  names_per_concept: int = 8
-  shuffle_ends: bool = True
-  harder_cut: str = 'easy'
-  part: str = 'test'
-  reference_route: str = 'any'
-  train_size: int = 4000
-  eval_size: int = 128
-  data_seed: int = 0
-  cache_dir: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
+@dataclass(frozen=True)
+class Rollout(Section):
   """How completions are sampled while training.
 
   Attributes:
@@ -139,20 +50,37 @@ class Rollout:
       with a demonstration).
   """
 
-  num_questions: int = 16
-  num_samples: int = 8
-  max_context: int = 28
-  max_new_tokens: int = 9
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  min_p: float = 0.0
+  num_questions: Size = 16
+  num_samples: Size = 8
+  max_context: Size = 28
+  max_new_tokens: Size = 9
+  temperature: NonNegative = 1.0
+  top_k: Count = 0
+  top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+  min_p: Annotated[float, Ge(0), Lt(1)] = 0.0
   context_buckets: tuple[int, ...] = (28,)
-  resample: int = 0
+  resample: Count = 0
+
+  def __post_init__(self):
+    """Refuses widths that do not rise to the widest."""
+    super().__post_init__()
+    buckets = self.context_buckets
+    if not buckets or list(buckets) != sorted(set(buckets)):
+      raise ConfigError(f'context_buckets={buckets} must be rising widths.')
+    if buckets[-1] != self.max_context:
+      raise ConfigError(
+        f'the last of context_buckets={buckets} must equal max_context='
+        f'{self.max_context}.'
+      )
+
+  @property
+  def sampling(self) -> Sampling:
+    """How each token is drawn."""
+    return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
+@dataclass(frozen=True)
+class Data(Section):
   """What becomes of questions that are too long for their contexts.
 
   Lengths are checked before a run starts: those of the evaluation questions,
@@ -166,82 +94,11 @@ class Data:
       the beginning of the question until it fits, for student and teacher.
   """
 
-  over_length: str = 'error'
+  over_length: Literal['error', 'skip', 'truncate_question'] = 'error'
 
 
-@dataclasses.dataclass(frozen=True)
-class Reward:
-  """Where the rewards of training come from.
-
-  Evaluations go by the task's verifier in any case.
-
-  Attributes:
-    name: the task's `verifier`, a `function` of yours, or a reward `model`.
-    function: `path/to/file.py:name` or `package.module:name`, called as
-      `name(question, answer)` in worker processes; it gives a number. An
-      answer it fails on or is too slow for gets 0, and is counted.
-    workers: processes that run it.
-    timeout: seconds an answer may take before its process is killed.
-    model: a Hugging Face folder with a sequence classifier of one label.
-    max_tokens: longest question and answer the model is given, in tokens.
-    judge: who says which answers are correct, and so may be demonstrations:
-      the `verifier`, or the `reward`, by the threshold.
-    threshold: an answer is correct if its reward is at least this.
-  """
-
-  name: str = 'verifier'
-  function: str = ''
-  workers: int = 2
-  timeout: float = 10.0
-  model: str = ''
-  max_tokens: int = 4096
-  judge: str = 'verifier'
-  threshold: float = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-  """What all methods share in the loss.
-
-  Attributes:
-    aggregation: `token_mean` over all counted tokens of the batch; or the
-      mean over rollouts of the mean over their tokens (`sequence_mean`), of
-      their sum (`sequence_sum`) or of their sum over the longest length
-      allowed (`sequence_sum_norm`).
-    kl_coef: weight of KL(student||reference) in nats; the reference is the
-      model the run began with. 0: none.
-    kl_in: where it stands: in the `loss` of each token; or, for method `rl`,
-      in the `reward`: a rollout's advantage loses the weight times the sum of
-      log p - log r over its tokens, less the group's mean of that; or
-      `reward_to_go`: each token loses the part of it that comes from it on,
-      whose gradient has the same mean. In the reward it is the KL of whole
-      answers: with `dr_grpo`, `rloo` or `reinforce` and an aggregation
-      that does not divide by a rollout's own length, the optimum is the
-      reference times exp(reward / weight). `grpo` divides the reward by its
-      standard deviation in the group, s, so the weight counts s times itself.
-      In the loss a token does not pay for those it makes likely behind it.
-    kl_estimator: from the sampled token `k1`, `k2` or `k3` (see
-      `sdjax.objectives.reference_kl` for what each one's slope is), or `full`
-      for the sum over the vocabulary.
-    skip_tokens: first tokens of each rollout that do not count.
-    mask_truncated: rollouts that were cut off do not count.
-    sampler_clip: cap of the weights that correct for a sampler whose law is
-      not the model's (truncation, other arithmetic); 0: no weights.
-    chunk: completion tokens whose vocabulary logits exist at once.
-  """
-
-  aggregation: str = 'token_mean'
-  kl_coef: float = 0.0
-  kl_in: str = 'loss'
-  kl_estimator: str = 'k3'
-  skip_tokens: int = 0
-  mask_truncated: bool = False
-  sampler_clip: float = 0.0
-  chunk: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
+@dataclass(frozen=True)
+class Optimizer(Section):
   """AdamW with a global-norm clip.
 
   Attributes:
@@ -255,18 +112,18 @@ class Optimizer:
     clip_norm: largest global gradient norm; 0: no clip.
   """
 
-  learning_rate: float = 3e-4
-  warmup_steps: int = 0
-  schedule: str = 'constant'
+  learning_rate: NonNegative = 3e-4
+  warmup_steps: Count = 0
+  schedule: Literal['constant', 'cosine'] = 'constant'
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
+  weight_decay: NonNegative = 0.0
+  clip_norm: NonNegative = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True)
+class Train(Section):
   """Length of a run and what it writes while it runs.
 
   Attributes:
@@ -289,20 +146,20 @@ class Train:
       none.
   """
 
-  num_steps: int = 150
-  epochs: int = 1
-  mini_batches: int = 1
-  micro_batches: int = 1
-  eval_every: int = 25
-  checkpoint_every: int = 25
-  keep_checkpoints: int = 2
+  num_steps: Size = 150
+  epochs: Size = 1
+  mini_batches: Size = 1
+  micro_batches: Size = 1
+  eval_every: Count = 25
+  checkpoint_every: Size = 25
+  keep_checkpoints: Size = 2
   keep_best: str = ''
-  logged_questions: int = 4
-  credit_questions: int = 2
+  logged_questions: Count = 4
+  credit_questions: Count = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Eval:
+@dataclass(frozen=True)
+class Eval(Section):
   """Evaluation before, during and after training.
 
   Attributes:
@@ -322,18 +179,18 @@ class Eval:
 
   sets: tuple[str, ...] = ('in_distribution', 'larger', 'harder')
   during: tuple[str, ...] = ('in_distribution', 'harder')
-  num_questions: int = 64
-  num_samples: int = 64
-  batch_questions: int = 16
+  num_questions: Size = 64
+  num_samples: Size = 64
+  batch_questions: Size = 16
   max_context: int = 40
   max_new_tokens: int = 9
-  temperature: float = 1.0
-  top_p: float = 1.0
+  temperature: NonNegative = 1.0
+  top_p: Annotated[float, Gt(0), Le(1)] = 1.0
   save_samples: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Alarm:
+@dataclass(frozen=True)
+class Alarm(Section):
   """When a run is said to go wrong; see `sdjax.training.alarm.judge`.
 
   Evaluations are compared with each other and with the one before training,
@@ -361,41 +218,94 @@ class Alarm:
       where rewards are not negative.
   """
 
-  action: str = 'warn'
-  window: int = 5
-  variety_drop: float = 0.3
-  success_drop: float = 0.1
-  entropy_share: float = 0.2
-  length_factor: float = 3.0
-  idle_share: float = 0.9
-  finished_share: float = 0.1
-  finished_drop: float = 0.3
-  reward_drop: float = 0.3
+  action: Literal['warn', 'stop', 'off'] = 'warn'
+  window: Size = 5
+  variety_drop: Share = 0.3
+  success_drop: Share = 0.1
+  entropy_share: Share = 0.2
+  length_factor: Annotated[float, Ge(1)] = 3.0
+  idle_share: Share = 0.9
+  finished_share: Share = 0.1
+  finished_drop: Share = 0.3
+  reward_drop: Share = 0.3
+
+  def __post_init__(self):
+    """Refuses thresholds of alarms that are off."""
+    super().__post_init__()
+    if self.action == 'off':
+      names = [field.name for field in dataclasses.fields(self)]
+      refuse(self, [x for x in names if x != 'action'], "when action='off'.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Mesh:
-  """Devices: `data` splits the batch and the weights, `model` each tensor.
+@dataclass(frozen=True)
+class Pretraining(Section):
+  """Supervised next-token training of a small model from nothing.
+
+  The documents are answers to the task's training graphs, written by an
+  imperfect author: half of them follow a demonstration in their context.
 
   Attributes:
-    data: size of the axis; -1 takes what is left.
-    model: size of the axis.
+    name: selects this method.
+    out: folder the Hugging Face checkpoint is written to.
+    num_layers: decoder layers.
+    width: D.
+    num_heads: N.
+    num_kv_heads: M.
+    head_dim: H.
+    ffn_width: F.
+    batch_size: documents a step.
+    max_context: width of a document's context in tokens.
+    careful_steps: steps at the start whose documents come from an author who
+      is always right and takes either route equally often. What an author
+      who is right half the time cannot teach (which chains end in the
+      target) is learned here; the imperfect author then sets the habits.
+    correct_share: share of documents without a demonstration that are right.
+    easy_share: share of right ones that take the easy route.
+    demonstration_share: share of documents with a correct demonstration.
+    demonstration_easy_share: share of demonstrations on the easy route.
+    copy_share: share of those documents that repeat the demonstration.
+    slip_share: share of those documents that are wrong.
+    cut_share: share of documents with a cut chain, which their author does
+      not walk.
+    varied_share: share of documents whose chain lengths are all random.
   """
 
-  data: int = -1
-  model: int = 1
+  name: str = 'pretrain'
+  out: str = ''
+  num_layers: Size = 3
+  width: int = 64
+  num_heads: int = 4
+  num_kv_heads: int = 2
+  head_dim: int = 16
+  ffn_width: int = 192
+  batch_size: Size = 128
+  max_context: Size = 48
+  careful_steps: Count = 1750
+  correct_share: Share = 0.6
+  easy_share: Share = 0.95
+  demonstration_share: Share = 0.5
+  demonstration_easy_share: Share = 0.6
+  copy_share: Share = 0.98
+  slip_share: Share = 0.02
+  cut_share: Share = 0.4
+  varied_share: Share = 0.3
 
 
-Method = SelfDistillation | PolicyGradient | Mix | Pretraining
+SelfDistillation = sd.Options
+PolicyGradient = rl.Options
+Mix = mix.Options
+Method = sd.Options | rl.Options | mix.Options | Pretraining
 
 METHODS: dict[str, type] = {
-  kind.name: kind
-  for kind in (SelfDistillation, PolicyGradient, Mix, Pretraining)
+  'sd': sd.Options,
+  'rl': rl.Options,
+  'mix': mix.Options,
+  'pretrain': Pretraining,
 }
 """Method name to its section of options; a user's own may be added."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Config:
   """One run.
 
@@ -419,14 +329,14 @@ class Config:
     mesh: devices.
   """
 
-  mode: str = 'train'
+  mode: Literal['train', 'eval', 'forecast', 'pretrain'] = 'train'
   seed: int = 0
   print: bool = False
   model: Model | None = Model()
   task: ConceptGraph = ConceptGraph()
   data: Data = Data()
   reward: Reward = Reward()
-  method: Method = SelfDistillation()
+  method: Method = sd.Options()
   rollout: Rollout | None = Rollout()
   loss: Loss | None = Loss()
   optimizer: Optimizer = Optimizer()

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdjax.config.schema import ConfigError
 from sdjax.evaluate.rollout_file import read_records, read_verdict
 from sdjax.models.tokenizer import strip_thinking
+from sdjax.options import ConfigError
 from sdjax.tasks.base import Question, Task
 
 NUM_VERIFIED = 64

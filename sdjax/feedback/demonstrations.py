@@ -3,113 +3,26 @@
 Mirror image of `sdjax.feedback.rewards`.
 """
 
-import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sdjax.config.check_method import check_template
-from sdjax.config.method import PEER_STRATEGIES
 from sdjax.data.context import QUESTION, encode_context, opens_thinking
 from sdjax.feedback.grading import Graded, group_size
+from sdjax.feedback.strategies import (
+  Demonstrations,
+  Given,
+  Strategy,
+  Uniform,
+  check_template,
+  choose,
+  draw_distinct,
+)
 from sdjax.models.tokenizer import strip_thinking
 from sdjax.tasks.base import Question, Verdict
-from sdjax.types import Evidence, Gathered
-
-
-def choose(
-  answers: Sequence[str],
-  correct: Sequence[bool],
-  own: int,
-  *,
-  strategy: str,
-  count: int,
-  rng: np.random.Generator,
-  exclude_self: bool = True,
-  exclude_same_text: bool = False,
-  solutions: Sequence[str] | None = None,
-) -> tuple[str, ...]:
-  """Chooses the correct peers that one rollout is shown.
-
-  Args:
-    answers: the group's G texts.
-    correct: whether each is correct.
-    own: which of them is the rollout itself.
-    strategy: `uniform`: each correct peer is equally likely; `first`: the
-      first ones in the group; `most_different`: those that share the smallest
-      part of their words with the rollout, ties at random; `balanced`: each
-      solution among the correct peers is equally likely, however many peers
-      found it, and all are shown before one is shown twice.
-    count: K; fewer are returned when the correct peers have fewer distinct
-      texts.
-    rng: for the strategies that draw.
-    exclude_self: a rollout is never shown itself (a peer with the same text
-      may be).
-    exclude_same_text: nor a peer with its own text.
-    solutions: G identities of what the answers solve the question by, for
-      `balanced`; None: each text is a solution of its own.
-
-  Returns:
-    At most K distinct texts; empty when no rollout that may be shown is
-    correct.
-
-  Raises:
-    ValueError: for another strategy.
-  """
-  if strategy not in PEER_STRATEGIES:
-    raise ValueError(
-      f'strategy={strategy!r} is not one of {", ".join(PEER_STRATEGIES)}.'
-    )
-  peers = [
-    g
-    for g, right in enumerate(correct)
-    if right
-    and not (exclude_self and g == own)
-    and not (exclude_same_text and answers[g] == answers[own])
-  ]
-  if strategy != 'first':
-    peers = [peers[i] for i in rng.permutation(len(peers))]
-  texts = list(dict.fromkeys(answers[g] for g in peers))
-  if strategy == 'most_different':
-    words = set(answers[own].split())
-    texts.sort(key=lambda text: _overlap(words, set(text.split())))
-  elif strategy == 'balanced':
-    of = dict(zip(answers, solutions or answers, strict=True))
-    turn, rounds = {}, collections.Counter()
-    for text in texts:
-      turn[text] = rounds[of[text]]
-      rounds[of[text]] += 1
-    # Which solution comes first must not follow how many peers found it.
-    order = sorted(rounds)
-    lot = dict(zip(order, rng.permutation(len(order)), strict=True))
-    texts.sort(key=lambda text: (turn[text], lot[of[text]]))
-  return tuple(texts[:count])
-
-
-def draw_distinct(
-  answers: Sequence[str], count: int, rng: np.random.Generator
-) -> tuple[str, ...]:
-  """Draws distinct texts by how often each is there.
-
-  Args:
-    answers: texts, which may repeat.
-    count: K.
-    rng: the source of randomness.
-
-  Returns:
-    K texts, or all where there are fewer: each was drawn, among those not yet
-    drawn, in proportion to its number.
-  """
-  # The texts of a random order of all answers, each at its first place.
-  shuffled = (answers[int(i)] for i in rng.permutation(len(answers)))
-  return tuple(dict.fromkeys(shuffled))[:count]
-
-
-def _overlap(a: set[str], b: set[str]) -> float:
-  """Jaccard index of two sets of words."""
-  return len(a & b) / max(len(a | b), 1)
+from sdjax.types import Gathered, TeacherContexts
 
 
 def context_buckets(num_contexts: int) -> list[int]:
@@ -171,15 +84,10 @@ class Templates:
 def assign(
   graded: Graded,
   step: int,
+  options: Demonstrations,
   *,
-  strategy: str,
-  count: int,
   seed: int,
-  exclude_self: bool = True,
-  exclude_same_text: bool = False,
-  contrast: int = 0,
-  feedback: str = 'never',
-  given: Callable[[Question], Sequence[str]] | None = None,
+  given: Given | None = None,
   opened: bool = False,
 ) -> list[list[list[Shown]]]:
   """Chooses what each rollout's teachers are shown.
@@ -190,14 +98,8 @@ def assign(
   Args:
     graded: a batch of graded rollouts.
     step: enters the draw.
-    strategy: see `choose`; `none` shows no answer.
-    count: K.
+    options: what is shown.
     seed: the run's seed.
-    exclude_self: see `choose`.
-    exclude_same_text: see `choose`.
-    contrast: wrong peers that are shown as well.
-    feedback: whether feedback on the rollout itself is shown: `never`,
-      `without_peer` (where there is no answer to show) or `always`.
     given: answers to a question that no rollout gave, to be shown in place
       of the peers'; each rollout sees K distinct texts of them, drawn one
       after another, each in proportion to how often it is there.
@@ -211,43 +113,33 @@ def assign(
     graded.questions, graded.verdicts, graded.answers, strict=True
   ):
     said = [strip_thinking(answer, opened) for answer in answers]
-    right = [bool(v.correct and x) for v, x in zip(verdicts, said, strict=True)]
-    wrong = [
-      bool(x) and not v.correct for v, x in zip(verdicts, said, strict=True)
-    ]
+    pairs = list(zip(verdicts, said, strict=True))
+    right = [bool(v.correct and x) for v, x in pairs]
+    wrong = [bool(x) and not v.correct for v, x in pairs]
+    solutions = [v.solution or x for v, x in pairs]
     row = []
     for g, verdict in enumerate(verdicts):
       rng = np.random.default_rng([seed, step, question.question_id, g])
-      if strategy == 'none':
+      if not options.strategy.shows:
         texts = ()
       elif given is not None:
-        texts = draw_distinct(given(question), count, rng)
+        texts = draw_distinct(given(question), options.count, rng)
       else:
         texts = choose(
-          said,
-          right,
-          g,
-          strategy=strategy,
-          count=count,
-          rng=rng,
-          exclude_self=exclude_self,
-          exclude_same_text=exclude_same_text,
-          solutions=[
-            v.solution or x for v, x in zip(verdicts, said, strict=True)
-          ],
+          said, right, g, options.strategy, options.count, rng, solutions
         )
       told = verdict.feedback or None
-      if feedback == 'never' or feedback == 'without_peer' and texts:
+      if options.feedback == 'never' or (
+        options.feedback == 'without_peer' and texts
+      ):
         told = None
       cells = [Shown(text, told) for text in texts]
       if not texts and told is not None:
         cells = [Shown(feedback=told)]
-      if contrast:
+      if options.contrast:
         cells += [
           Shown(text, wrong=True)
-          for text in choose(
-            said, wrong, g, strategy='uniform', count=contrast, rng=rng
-          )
+          for text in choose(said, wrong, g, Uniform(), options.contrast, rng)
         ]
       row.append(cells)
     out.append(row)
@@ -257,14 +149,14 @@ def assign(
 def gather(
   graded: Graded,
   step: int,
+  options: Demonstrations,
   *,
   tokenizer: Any,
   templates: Templates,
-  max_context: int,
-  count: int,
-  contrast: int = 0,
+  seed: int,
+  given: Given | None = None,
   thinking: bool = False,
-  **choice: Any,
+  opened: bool = False,
 ) -> Gathered:
   """Chooses every rollout's demonstrations and builds the teacher's contexts.
 
@@ -273,24 +165,24 @@ def gather(
   Args:
     graded: a batch of graded rollouts.
     step: enters the draw.
+    options: what is shown; a context that is too long loses the end of it.
     tokenizer: of the model.
     templates: how the teacher is asked.
-    max_context: C, the widest context; a longer one loses the end of what
-      is shown.
-    count: K, right answers.
-    contrast: wrong ones, whose contexts come last.
+    seed: the run's seed.
+    given: answers to be shown in place of the peers'; see `assign`.
     thinking: what the chat template is told as `enable_thinking`.
-    **choice: see `assign`.
+    opened: whether the rollouts began inside a thinking block.
 
   Returns:
     Contexts and assignments. A rollout that is shown nothing is masked.
   """
+  count, max_context = options.count, options.max_context
   num_q, num_g = len(graded.questions), len(graded.answers[0])
-  cells = assign(graded, step, count=count, contrast=contrast, **choice)
+  cells = assign(graded, step, options, seed=seed, given=given, opened=opened)
   distinct = [list(dict.fromkeys(x for c in row for x in c)) for row in cells]
   widest = max(1, *map(len, distinct))
   num_e = next(e for e in context_buckets(widest) if e >= widest)
-  num_k = count + contrast
+  num_k = count + options.contrast
   ids_QEC = np.full((num_q, num_e, max_context), 0, np.int32)
   length_QE = np.ones((num_q, num_e), np.int32)
   index_QGK = np.zeros((num_q, num_g, num_k), np.int32)
@@ -317,7 +209,7 @@ def gather(
         index_QGK[q, g, k] = distinct[q].index(shown)
         mask_QGK[q, g, k] = True
 
-  own_QG = _own_texts(graded, cells, choice.get('opened', False))
+  own_QG = _own_texts(graded, cells, opened)
   success_Q = graded.correct.any(axis=1)
   taught_QG = mask_QGK[..., :count].any(axis=-1)
   number = len(
@@ -332,15 +224,15 @@ def gather(
     # Of the correct rollouts; they can learn nothing but to repeat themselves.
     'shown_own_text': float(own_QG.sum() / max(int(graded.correct.sum()), 1)),
   }
-  if choice.get('feedback', 'never') != 'never':
+  if options.feedback != 'never':
     metrics['with_feedback'] = told / (num_q * num_g)
   return Gathered(
-    evidence=Evidence(
-      correct=graded.correct,
+    evidence=TeacherContexts(
       context_ids=ids_QEC,
       context_length=length_QE,
       context_index=index_QGK,
       context_mask=mask_QGK,
+      correct=graded.correct,
     ),
     shown=[[tuple(x.text() for x in c) for c in row] for row in cells],
     useful=np.any(taught_QG, axis=1),
@@ -376,14 +268,12 @@ def demonstrate(
   template: str,
   *,
   max_context: int,
-  strategy: str = 'uniform',
+  strategy: Strategy = Uniform(),  # noqa: B008
   count: int = 1,
-  exclude_self: bool = True,
-  exclude_same_text: bool = False,
   seed: int = 0,
   step: int = 0,
   thinking: bool = False,
-) -> Evidence:
+) -> TeacherContexts:
   """Makes the evidence of self-distillation from texts, in one call.
 
   Args:
@@ -395,10 +285,8 @@ def demonstrate(
       replaced, once each. It has to end as the student's question does.
     max_context: C, the width of the contexts in tokens; a longer one loses
       the end of what is shown.
-    strategy: see `choose`; so the following.
-    count: K.
-    exclude_self: whether a rollout is never shown itself.
-    exclude_same_text: nor a peer with its own text.
+    strategy: how correct peers are chosen.
+    count: K, demonstrations a rollout.
     seed: of the draw.
     step: of training: enters the draw.
     thinking: what a chat template is told as `enable_thinking`.
@@ -408,8 +296,8 @@ def demonstrate(
     number of contexts of a question is a power of 2.
 
   Raises:
-    ValueError: when shapes do not fit, the template lacks a field or holds it
-      twice, or there is no such strategy.
+    ValueError: when shapes do not fit, or the template lacks a field or holds
+      it twice.
   """
   check_template('template', template, ('{question}', '{demonstration}'))
   asked = [Question(q, 'train', text, None) for q, text in enumerate(questions)]
@@ -430,13 +318,9 @@ def demonstrate(
   return gather(
     graded,
     step,
+    Demonstrations(strategy=strategy, count=count, max_context=max_context),
     tokenizer=tokenizer,
     templates=Templates(template),
-    max_context=max_context,
-    strategy=strategy,
-    count=count,
-    exclude_self=exclude_self,
-    exclude_same_text=exclude_same_text,
     seed=seed,
     thinking=thinking,
     opened=opens_thinking(tokenizer, QUESTION, thinking),

@@ -7,24 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.feedback.grading import Graded
-from sdjax.objectives.advantage import (
-  advantage_of,
+from sdjax.objectives.advantages import (
+  Advantage,
   different_share,
   disjoint_share,
 )
-from sdjax.types import Evidence, Gathered
+from sdjax.objectives.diversity_reward import DiversityReward
+from sdjax.types import Gathered, Rewards
 
 
 def gather(
   graded: Graded,
   step: int,
+  advantage: Advantage,
+  diversity: DiversityReward,
   *,
-  advantage: str = 'grpo',
-  pass_k: int = 1,
-  diversity_weight: float = 0.0,
-  diversity_how: str = 'add',
-  diversity_by: str = 'concepts',
-  diversity_for: str = 'correct',
   overlong_share: float = 0.0,
   max_new_tokens: int = 0,
 ) -> Gathered:
@@ -35,60 +32,37 @@ def gather(
     step: unused; nothing is drawn.
     advantage: what will be made of the rewards; a question is useful if any
       of its rollouts has one, penalties for length aside.
-    pass_k: k of `pass_at_k`.
-    diversity_weight: weight of a rollout's diversity, the share of the
-      group's other rollouts that are unlike it.
-    diversity_how: `add` weight times it to the reward, or `multiply` a
-      positive reward by 1 - weight + weight times it, it being divided by the
-      group's largest.
-    diversity_by: rollouts are alike if they share one of their `concepts`, or
-      if both are right with the same `solution`.
-    diversity_for: `correct` rollouts earn what is added, or `all`.
+    diversity: what rollouts earn for being unlike the others.
     overlong_share: over this last share of `max_new_tokens` a rollout loses
       0 to 1, linearly; one that was cut off loses 1.
     max_new_tokens: T.
 
   Returns:
-    The rewards; for `rosa` also those that are 1 for a right rollout that
-    names the s-th concept. No demonstrations.
-
-  Source: arXiv 2606.26091 sec. 4.1 (`add` by `concepts`; it gives neither the
-    weight nor whether wrong rollouts earn the term); DARLING, 2509.02534
-    (`multiply`; the paper learns what is alike, here the task says it); DAPO,
-    2503.14476 (overlong); ROSA, 2606.03962.
+    The rewards; where the advantage needs them also those that are 1 for a
+    right rollout that takes the s-th strategy. No demonstrations.
   """
   del step
   reward_QG = graded.reward
   metrics = {}
   set_reward = None
-  if advantage == 'rosa':
-    set_reward = _members(graded) & graded.correct[..., None]
-  if diversity_weight:
-    if diversity_by == 'concepts':
+  if advantage.needs_sets:
+    members_QGS = _members(graded) & graded.correct[..., None]
+    set_reward = members_QGS.astype(np.float32)
+  if diversity.by:
+    if diversity.by == 'concepts':
       share_QG = np.asarray(disjoint_share(jnp.asarray(_members(graded))))
     else:
       share_QG = np.asarray(different_share(jnp.asarray(_same(graded))))
-    if diversity_for == 'correct':
+    if diversity.of == 'correct':
       share_QG = share_QG * graded.correct
     metrics['diversity_reward'] = float(share_QG.mean())
-    if diversity_how == 'add':
-      reward_QG = reward_QG + diversity_weight * share_QG
-    else:
-      most_Q1 = share_QG.max(axis=1, keepdims=True)
-      scaled_QG = np.divide(
-        share_QG, most_Q1, out=np.ones_like(share_QG), where=most_Q1 > 0
-      )
-      factor_QG = 1 - diversity_weight + diversity_weight * scaled_QG
-      # A penalty is not to be had cheaper by being alike.
-      reward_QG = np.where(reward_QG > 0, reward_QG * factor_QG, reward_QG)
-  advantage_QG = advantage_of(
-    advantage,
-    jnp.asarray(reward_QG),
-    jnp.asarray(graded.correct),
-    None if set_reward is None else jnp.asarray(set_reward, jnp.float32),
-    pass_k,
+    reward_QG = diversity(reward_QG, share_QG)
+  rewards = Rewards(
+    reward=jnp.asarray(reward_QG),
+    correct=jnp.asarray(graded.correct),
+    set_reward=None if set_reward is None else jnp.asarray(set_reward),
   )
-  useful_Q = np.asarray(advantage_QG != 0).any(axis=1)
+  useful_Q = np.asarray(advantage(rewards) != 0).any(axis=1)
   if overlong_share:
     over = graded.length / max_new_tokens - (1 - overlong_share)
     loss_QG = np.clip(over / overlong_share, 0, 1)
@@ -97,10 +71,10 @@ def gather(
     reward_QG = reward_QG - loss_QG
   metrics['flat_groups'] = float((np.ptp(reward_QG, axis=1) == 0).mean())
   return Gathered(
-    evidence=Evidence(
+    evidence=Rewards(
       reward=reward_QG.astype(np.float32),
       correct=graded.correct,
-      set_reward=None if set_reward is None else set_reward.astype(np.float32),
+      set_reward=set_reward,
     ),
     shown=[[() for _ in row] for row in graded.answers],
     useful=useful_Q,

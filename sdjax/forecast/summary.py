@@ -13,7 +13,6 @@ from sdjax.evaluate.bootstrap import mean_intervals
 from sdjax.evaluate.pass_at_k import powers_of_two
 from sdjax.forecast import dynamics as forecast_law
 from sdjax.forecast.dynamics import AnswerLaw, Distilling
-from sdjax.objectives.reference_kl import DESCENDED
 from sdjax.tasks.base import Question, Verdict
 
 
@@ -88,21 +87,19 @@ def laws(
   method = config.method
   assert isinstance(method, config_lib.SelfDistillation)
   assert config.rollout and config.loss
-  beta = config.loss.kl_coef
-  anchor = DESCENDED[config.loss.kl_estimator]
+  beta, anchor = config.loss.kl.coef, config.loss.kl.descends
   run = Distilling(
     beta=beta,
     count=method.demonstrations.count,
     num_samples=config.rollout.num_samples,
-    pooling=method.pooling,
+    pooling=method.pooling.name,
     anchor=anchor,
   )
   rate = {
-    'ema': method.ema_rate,
-    'snapshot': 1 / method.snapshot_every,
+    'average': method.teacher.rate / method.teacher.every,
     'current': 1.0,
-    'frozen': 0.0,
-  }[method.teacher]
+    'initial': 0.0,
+  }[method.teacher.weights]
   steps = config.train.num_steps
   return {
     'base': np.exp(answers.logp),

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from sdjax.config import schema as config_lib
 from sdjax.models import hf
 from sdjax.models import tokenizer as tokenizer_lib
 from sdjax.models.sharding import path_name, state_sharding
@@ -17,7 +17,58 @@ from sdjax.models.transformer import (
   init_params,
   make_apply_fn,
 )
+from sdjax.options import ConfigError, Count, NonNegative, Section, refuse
 from sdjax.types import ApplyFn, Params
+
+
+@dataclass(frozen=True)
+class Lora(Section):
+  """Training a low-rank adapter instead of the weights.
+
+  The teacher that is an average is then one of the adapter, the frozen
+  teacher and the reference are the model without it.
+
+  Attributes:
+    rank: columns of the factors; 0 trains the weights themselves.
+    alpha: the adapter is scaled by alpha / rank.
+    targets: regex searched in the paths of the layers' matrices, which are
+      `layers/attn/{q,k,v,o}/kernel` and `layers/{gate,up,down}/kernel`.
+  """
+
+  rank: Count = 0
+  alpha: NonNegative = 32.0
+  targets: str = 'kernel'
+
+  def __post_init__(self):
+    """Refuses what does nothing without an adapter."""
+    super().__post_init__()
+    if not self.rank:
+      refuse(self, ('alpha', 'targets'), 'when rank=0.')
+
+
+@dataclass(frozen=True)
+class Model(Section):
+  """Which weights to start from and how to run them.
+
+  Attributes:
+    path: a Hugging Face checkpoint folder, `owner/model` for one on the hub,
+      or `builtin:NAME` for a model shipped inside the package.
+    dtype: what matrix products run in; norms, softmax and losses are float32.
+    param_dtype: what the trained weights are stored in.
+    remat: what the backward pass recomputes: `none` (keep everything),
+      `dots` (keep matrix products only), `full` (keep layer inputs only).
+    lora: an adapter to train in their place.
+    thinking: whether a chat template that has the choice (`enable_thinking`)
+      lets the model think before it answers. Either way student and teacher
+      get the same, and demonstrations are shown without the thinking.
+  """
+
+  path: str = 'builtin:concept_graph_base'
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  remat: Literal['none', 'dots', 'full'] = 'none'
+  thinking: bool = False
+  lora: Lora = Lora()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +139,7 @@ def load(
   )
 
 
-def load_from_config(
-  model: config_lib.Model, mesh: Any = None
-) -> LanguageModel:
+def load_from_config(model: Model, mesh: Any = None) -> LanguageModel:
   """Loads the model a run's config names."""
   loaded = load(
     model.path,
@@ -100,7 +149,7 @@ def load_from_config(
     mesh=mesh,
   )
   if loaded.tokenizer is None:
-    raise config_lib.ConfigError(
+    raise ConfigError(
       f'model.path={model.path!r} has no tokenizer files; training and '
       'evaluation need tokenizer.json and tokenizer_config.json.'
     )

@@ -7,13 +7,14 @@ end in the same names as the weights, so the same rules place them.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sdjax.config import schema as config
+from sdjax.options import Section, Size
 
 AXES = ('data', 'model')
 
@@ -40,11 +41,24 @@ _WHAT_TO_CHANGE = {
 }
 
 
+@dataclass(frozen=True)
+class MeshSizes(Section):
+  """Devices: `data` splits the batch and the weights, `model` each tensor.
+
+  Attributes:
+    data: size of the axis; -1 takes what is left.
+    model: size of the axis.
+  """
+
+  data: int = -1
+  model: Size = 1
+
+
 class ShardingError(ValueError):
   """Arrays that the mesh or the rules have no place for."""
 
 
-def make_mesh(sizes: config.Mesh, devices: Any = None) -> Mesh:
+def make_mesh(sizes: MeshSizes, devices: Any = None) -> Mesh:
   """Arranges devices in a (data, model) grid.
 
   Args:

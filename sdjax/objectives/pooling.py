@@ -1,25 +1,115 @@
-"""Several laws become one target."""
+"""Several teachers become one target."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from sdjax.options import Option
+from sdjax.types import Array
+
+
+class Pooling(Option):
+  """How the K teachers of a rollout, one a demonstration, are joined.
+
+  Attributes:
+    mixes: whether they become one distribution, which needs at least two.
+    weighs_answers: whether each counts by how it likes the answer so far.
+  """
+
+  mixes: ClassVar[bool] = True
+  weighs_answers: ClassVar[bool] = False
+
+  def __call__(
+    self,
+    logp: Float[Array, '*B K V'],
+    mask: Bool[Array, '*B K'],
+    log_weight: Float[Array, '*B K'] | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Joins them.
+
+    Args:
+      logp: nats, their next-token distributions.
+      mask: which exist.
+      log_weight: nats, how much each counts, up to a constant; None: alike.
+
+    Returns:
+      Log-probabilities [..., K or 1, V] and bool [..., K or 1], which exist.
+    """
+    pooled = arithmetic_mixture(logp, mask, log_weight)
+    return pooled[..., None, :], mask.any(axis=-1, keepdims=True)
+
+  def words(self) -> str:
+    """Says what it is, for a person."""
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MeanLoss(Pooling, name='loss'):
+  """The losses under the K teachers are averaged (the paper's K = 3).
+
+  For the reverse KL that pools them geometrically, which sharpens: a token
+  that one teacher excludes is excluded.
+  """
+
+  mixes: ClassVar[bool] = False
+
+  def __call__(self, logp, mask, log_weight=None):
+    """Returns what it was given."""
+    del log_weight
+    return logp, mask
+
+  def words(self) -> str:
+    """Says what it is, for a person."""
+    return 'the losses averaged'
+
+
+@dataclass(frozen=True)
+class Mixture(Pooling, name='mixture'):
+  """The arithmetic mean of their next-token distributions (ours).
+
+  It keeps what any of them would say.
+  """
+
+  def words(self) -> str:
+    """Says what it is, for a person."""
+    return 'the teachers mixed token by token'
+
+
+@dataclass(frozen=True)
+class SequenceMixture(Pooling, name='sequence_mixture'):
+  """The next-token distribution of their mixture over whole answers (ours).
+
+  The mixture (1/K) sum_k q_k(y) of distributions over answers has the
+  next-token distribution sum_k w_k q_k(. | y_<t), w_k proportional to
+  q_k(y_<t): a teacher that would not have begun the answer so does not say
+  how it goes on. With equal weights at every token, a prefix that follows one
+  demonstration is pulled over to another in the middle.
+  """
+
+  weighs_answers: ClassVar[bool] = True
+
+  def words(self) -> str:
+    """Says what it is, for a person."""
+    return 'the mixture of the distributions of whole answers'
 
 
 def arithmetic_mixture(
-  logp: jax.Array, mask: jax.Array, log_weight: jax.Array | None = None
-) -> jax.Array:
-  """Log sum_k w_k q_k over the laws that exist, sum_k w_k = 1.
-
-  Averaging the LOSSES of K teachers pools them geometrically, which sharpens:
-  a token that one teacher excludes is excluded. The mixture keeps what any of
-  them would say.
+  logp: Float[Array, '*B K V'],
+  mask: Bool[Array, '*B K'],
+  log_weight: Float[Array, '*B K'] | None = None,
+) -> Float[Array, '*B V']:
+  """Log sum_k w_k q_k over the distributions that exist, sum_k w_k = 1.
 
   Args:
-    logp: [..., K, V], nats, laws; or [..., K, 1], probabilities of one token.
-    mask: bool [..., K], the laws that exist.
-    log_weight: [..., K], log w_k up to a constant; None: all alike.
+    logp: nats, distributions; or [..., K, 1], of one token.
+    mask: the distributions that exist.
+    log_weight: log w_k up to a constant; None: all alike.
 
   Returns:
-    [..., V], nats; the average of all K where none exists.
+    Nats; the average of all K where none exists.
 
   Source: ours.
   """
@@ -32,42 +122,13 @@ def arithmetic_mixture(
   return total - jax.nn.logsumexp(log_weight, axis=-1)[..., None]
 
 
-def sequence_log_weight(logp: jax.Array) -> jax.Array:
-  """How much each of K laws of whole answers counts at each of their tokens.
-
-  The mixture (1/K) sum_k q_k(y) of laws of answers has the next-token law
-  sum_k w_k q_k(. | y_<t), w_k proportional to q_k(y_<t): a law that would not
-  have begun the answer so does not say how it goes on. With equal weights at
-  every token, a prefix that follows one demonstration is pulled over to
-  another in the middle.
+def sequence_log_weight(logp: Float[Array, '*B T K']) -> Float[Array, '*B T K']:
+  """How much each of K teachers counts at each token of `SequenceMixture`.
 
   Args:
-    logp: float32 [..., T, K], nats, of the taken tokens.
+    logp: nats, of the taken tokens.
 
   Returns:
-    float32 [..., T, K], log w_k up to a constant: the sum of `logp` over the
-    tokens before.
-
-  Source: ours.
+    Nats, log w_k up to a constant: the sum of `logp` over the tokens before.
   """
   return jnp.cumsum(logp, axis=-2) - logp
-
-
-def geometric_mixture(
-  logits: jax.Array, other_logits: jax.Array, weight: jax.Array
-) -> jax.Array:
-  """Logits of the law proportional to q^(1 - weight) o^weight.
-
-  Args:
-    logits: [..., V], of q.
-    other_logits: [..., V], of o; leading axes broadcast.
-    weight: [...], o's share, in [0, 1].
-
-  Returns:
-    [..., V], not normalised. At weight 0 or 1 it is one of the two, exactly.
-
-  Source: the trust-region teacher of SDPO (arXiv 2601.20802) and the target
-    of beta-OPSD (2607.28582), where o is the reference model.
-  """
-  weight = jnp.asarray(weight)[..., None]
-  return (1 - weight) * logits + weight * other_logits

@@ -8,7 +8,6 @@ from typing import Any
 
 from sdjax.data import json_files
 from sdjax.report import plots
-from sdjax.config.rules import PLAIN_ADVANTAGES
 from sdjax.report import runs as runs_lib
 from sdjax.report.tables import BASE
 from sdjax.report import chart
@@ -39,7 +38,7 @@ MATTERS = {
 PLAIN_RL = {
   'method.name': ('rl',),
   'method.diversity_weight': (0.0,),
-  'method.advantage': PLAIN_ADVANTAGES,
+  'method.advantage': ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
 }
 """Options of the RL whose law is forecast: each answer has its own reward."""
 

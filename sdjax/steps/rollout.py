@@ -42,7 +42,6 @@ def rollout_step(
   Returns:
     The rollouts; padding columns hold token 0.
   """
-  sampling.check()
   prefix, last_QED = prefill(
     apply_fn, params, prompts.ids[:, None], prompts.length[:, None]
   )

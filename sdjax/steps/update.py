@@ -1,6 +1,7 @@
 """One update: gradient over micro-batches, optimizer, EMA teacher."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,12 +9,36 @@ import jax.numpy as jnp
 import optax
 
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps.view import counted_tokens
-from sdjax.types import Params, Prompts, Rollout, Signal, TrainState
+from sdjax.steps.student import Signal, counted_tokens
+from sdjax.types import Params, Prompts, Rollout, TrainState
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 """`loss_fn(params, teacher_params, ref_params, prompts, rollout, signal,
 weight_QGT)`."""
+
+
+@dataclass(frozen=True)
+class Options:
+  """How a step's rollouts become updates.
+
+  Attributes:
+    aggregation: see `token_weights`.
+    horizon: the longest a completion may be; None: T.
+    epochs: passes over the rollouts.
+    mini_batches: updates in a pass, each from its share of the questions.
+    micro_batches: parts of a mini-batch; they change nothing but memory.
+    ema_rate: share of the new student in the average.
+    ema_every: steps between two changes of the average; with rate 1 it is a
+      snapshot.
+  """
+
+  aggregation: str = 'token_mean'
+  horizon: int | None = None
+  epochs: int = 1
+  mini_batches: int = 1
+  micro_batches: int = 1
+  ema_rate: float = 0.0
+  ema_every: int = 1
 
 
 def split(batch: Any, count: int) -> Any:
@@ -44,10 +69,7 @@ def gradient(
   prompts: Prompts,
   rollout: Rollout,
   signal: Signal,
-  *,
-  aggregation: str = 'token_mean',
-  horizon: int | None = None,
-  micro_batches: int = 1,
+  options: Options = Options(),  # noqa: B008
 ) -> tuple[Params, dict[str, jax.Array]]:
   """Loss and gradient of a batch, in parts.
 
@@ -59,9 +81,7 @@ def gradient(
     prompts: contexts of Q questions.
     rollout: their completions.
     signal: their targets.
-    aggregation: see `token_weights`.
-    horizon: see `token_weights`.
-    micro_batches: parts; a divisor of Q.
+    options: the aggregation and the number of micro-batches, a divisor of Q.
 
   Returns:
     The gradient in float32 or wider, and the metrics with `loss` among them.
@@ -73,10 +93,10 @@ def gradient(
   weight_QGT = token_weights(
     counted_tokens(rollout, signal),
     signal.sample_mask,
-    aggregation,
-    horizon,
+    options.aggregation,
+    options.horizon,
   )
-  num_q = rollout.ids.shape[0]
+  num_q, micro_batches = rollout.ids.shape[0], options.micro_batches
   if num_q % micro_batches:
     raise ValueError(
       f'micro_batches={micro_batches} does not divide the {num_q} questions '
@@ -142,13 +162,7 @@ def update_step(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   refresh_fn: Callable[..., Signal] | None = None,
-  aggregation: str = 'token_mean',
-  horizon: int | None = None,
-  epochs: int = 1,
-  mini_batches: int = 1,
-  micro_batches: int = 1,
-  ema_rate: float = 0.0,
-  ema_every: int = 1,
+  options: Options = Options(),  # noqa: B008
 ) -> tuple[TrainState, dict[str, Any]]:
   """Moves the student along its objective, and the EMA teacher after it.
 
@@ -168,14 +182,7 @@ def update_step(
     optimizer: what turns gradients into updates.
     refresh_fn: `(params, prompts, rollout, signal) -> Signal`, called with
       each mini-batch before its update; None: the signal stays.
-    aggregation: see `token_weights`.
-    horizon: see `token_weights`.
-    epochs: passes over the rollouts.
-    mini_batches: updates in a pass, each from its share of the questions.
-    micro_batches: parts of a mini-batch; they change nothing but memory.
-    ema_rate: share of the new student in the average.
-    ema_every: steps between two changes of the average; with rate 1 it is a
-      snapshot.
+    options: updates a step, and how the average follows.
 
   Returns:
     The state after the step, and scalar metrics, means over its updates.
@@ -184,10 +191,11 @@ def update_step(
     ValueError: if the parts would be unequal.
   """
   num_q = rollout.ids.shape[0]
-  if num_q % (mini_batches * micro_batches):
+  if num_q % (options.mini_batches * options.micro_batches):
     raise ValueError(
-      f'mini_batches={mini_batches} times micro_batches={micro_batches} does '
-      f'not divide the {num_q} questions of a step; choose divisors.'
+      f'mini_batches={options.mini_batches} times micro_batches='
+      f'{options.micro_batches} does not divide the {num_q} questions of a '
+      'step; choose divisors.'
     )
   if teacher_params is None:
     teacher_params = (
@@ -210,9 +218,7 @@ def update_step(
       prompts,
       rollout,
       signal,
-      aggregation=aggregation,
-      horizon=horizon,
-      micro_batches=micro_batches,
+      options,
     )
     metrics['grad_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -220,23 +226,23 @@ def update_step(
 
   carry = (state.params, state.opt_state)
   batch = (prompts, rollout, signal)
-  if epochs == mini_batches == 1:
+  if options.epochs == options.mini_batches == 1:
     carry, metrics = one_update(carry, batch)
   else:
-    parts = split(batch, mini_batches)
+    parts = split(batch, options.mini_batches)
 
     def epoch(carry, _):
       return jax.lax.scan(one_update, carry, parts)
 
-    carry, each = jax.lax.scan(epoch, carry, length=epochs)
+    carry, each = jax.lax.scan(epoch, carry, length=options.epochs)
     metrics = jax.tree.map(jnp.mean, each)
   params, opt_state = carry
   step = state.step + 1
   teacher = state.teacher_params
   if teacher is not None:
     teacher = jax.tree.map(
-      lambda new, old: jnp.where(step % ema_every == 0, new, old),
-      ema(teacher, params, ema_rate),
+      lambda new, old: jnp.where(step % options.ema_every == 0, new, old),
+      ema(teacher, params, options.ema_rate),
       teacher,
     )
   state = TrainState(

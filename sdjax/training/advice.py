@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdjax.config import schema as config_lib
-from sdjax.config.method import (
-  ADVANTAGE_RULES,
-  GIVEN_STRATEGIES,
-  PLAIN_ADVANTAGES,
-)
 from sdjax.config.schema import Config
+from sdjax.feedback.strategies import Balanced
+from sdjax.objectives.divergence import ForwardKL
+from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.pooling import SequenceMixture
+from sdjax.options import Option
+from sdjax.steps.teacher import EMA, Current, Snapshot
 
 SLOWER = 5
 """By how much a teacher that moves too fast is to be slowed down."""
@@ -77,8 +78,8 @@ def _all_wrong(config: Config) -> Iterator[str]:
     f'(rollout.num_samples, now {config.rollout.num_samples})'
   )
   for path, method in _distilling(config):
-    if method.demonstrations.strategy not in GIVEN_STRATEGIES:
-      yield f"{path}demonstrations.strategy='reference' or 'external'"
+    if method.demonstrations.strategy.from_peers:
+      yield f"{path}demonstrations.strategy='reference' or 'external(...)'"
   if not config.rollout.resample:
     yield 'rollout.resample'
 
@@ -141,18 +142,18 @@ def _rewarding(config: Config) -> list[tuple[str, config_lib.PolicyGradient]]:
 
 def _keep_variety(config: Config) -> Iterator[str]:
   for path, method in _distilling(config):
-    shown = method.demonstrations
     lacking = []
-    if shown.strategy != 'balanced':
+    if not isinstance(method.demonstrations.strategy, Balanced):
       lacking.append(f"{path}demonstrations.strategy='balanced'")
-    if shown.count < 3:
+    if method.demonstrations.count < 3:
       lacking.append(f'{path}demonstrations.count=3')
-    if method.pooling != 'sequence_mixture':
+    if not isinstance(method.pooling, SequenceMixture):
       lacking.append(f"{path}pooling='sequence_mixture'")
-    in_loss = getattr(config.method, 'rule', '') not in ADVANTAGE_RULES
+    rule = getattr(config.method, 'rule', None)
     # A rule on the advantage compares no distributions.
-    if in_loss and method.objective != 'forward_kl':
-      lacking.append(f"{path}objective='forward_kl'")
+    in_loss = rule is None or rule.on_loss
+    if in_loss and not isinstance(method.divergence, ForwardKL):
+      lacking.append(f"{path}divergence='forward_kl'")
     if lacking:
       yield ' with '.join(filter(None, [lacking[0], ' and '.join(lacking[1:])]))
     if not _rewarding(config):
@@ -160,36 +161,40 @@ def _keep_variety(config: Config) -> Iterator[str]:
   yield from _diversity_reward(config)
 
 
+def _now(path: str, name: str, value: Option) -> str:
+  """Names an option with the value to try and the one it has."""
+  return f'{path}{name}={str(value)!r}'
+
+
 def _diversity_reward(config: Config) -> Iterator[str]:
   for path, method in _rewarding(config):
-    if method.diversity_weight:
-      yield (
-        f'a higher {path}diversity_weight (now {method.diversity_weight:g})'
-      )
-    elif method.advantage in PLAIN_ADVANTAGES:
-      yield f'{path}diversity_weight=0.5'
+    if method.diversity.by:
+      now = f'{path}diversity={str(method.diversity)!r}'
+      yield f'a higher weight than {now}'
+    elif method.advantage.plain:
+      yield _now(path, 'diversity', Bonus(0.5))
 
 
 def _slower_teacher(config: Config) -> Iterator[str]:
   for path, method in _distilling(config):
-    if method.teacher == 'ema' and method.ema_rate:
-      slower = method.ema_rate / SLOWER
-      yield (
-        f'a slower teacher: {path}ema_rate={slower:.2g} '
-        f'(now {method.ema_rate:g})'
-      )
-    elif method.teacher == 'snapshot':
-      yield (
-        f'a slower teacher: {path}snapshot_every='
-        f'{method.snapshot_every * SLOWER} (now {method.snapshot_every})'
-      )
-    elif method.teacher == 'current':
-      yield f"a slower teacher: {path}teacher='ema'"
+    teacher = method.teacher
+    if isinstance(teacher, EMA) and teacher.rate:
+      slower = EMA(float(f'{teacher.rate / SLOWER:.2g}'))
+    elif isinstance(teacher, Snapshot):
+      slower = Snapshot(teacher.every * SLOWER)
+    elif isinstance(teacher, Current):
+      slower = EMA()
+    else:
+      continue
+    yield (
+      f'a slower teacher: {_now(path, "teacher", slower)} (now '
+      f'{str(teacher)!r})'
+    )
 
 
 def _overlong(config: Config) -> Iterator[str]:
   for path, method in _rewarding(config):
-    if not method.overlong_share and method.advantage in PLAIN_ADVANTAGES:
+    if not method.overlong_share and method.advantage.plain:
       yield f'{path}overlong_share=0.2'
 
 
@@ -200,6 +205,6 @@ def _lower_rate(config: Config) -> str:
 
 def _anchor(config: Config) -> str:
   assert config.loss
-  if config.loss.kl_coef:
-    return f'a higher loss.kl_coef (now {config.loss.kl_coef:g})'
-  return 'loss.kl_coef as an anchor'
+  if config.loss.kl.coef:
+    return f'a higher coef than loss.kl={str(config.loss.kl)!r}'
+  return "loss.kl='k3(coef=0.001)' as an anchor"

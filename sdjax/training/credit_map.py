@@ -12,18 +12,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.config.schema import Demonstrations
 from sdjax.data.context import encode_context, opens_thinking
 from sdjax.feedback import demonstrations
 from sdjax.feedback.grading import Graded
-from sdjax.methods import shown_of, teacher_templates
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.methods import shown_of, teacher_contexts, teacher_templates
 from sdjax.models.sharding import shard_batch
-from sdjax.objectives.advantage import group_normalised
+from sdjax.objectives.advantages import GRPO
+from sdjax.objectives.mixing import mean_over_teachers
+from sdjax.objectives.pooling import MeanLoss
 from sdjax.steps import sd
-from sdjax.steps.teacher import mean_over_teachers, teacher_tokens
-from sdjax.steps.view import importance_base
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.score import student_hidden, token_logp
+from sdjax.steps.student import Shared
+from sdjax.steps.teacher import Target, teacher_tokens
 from sdjax.training.trainer import Sampled, Trainer
-from sdjax.types import ApplyFn, Evidence, Gathered, Params, Prompts, Rollout
+from sdjax.types import (
+  ApplyFn,
+  Gathered,
+  Params,
+  Prompts,
+  Rewards,
+  Rollout,
+)
 
 
 def token_credit(
@@ -32,7 +43,8 @@ def token_credit(
   teacher_params: Params,
   prompts: Prompts,
   rollout: Rollout,
-  evidence: Evidence,
+  evidence: sd.Evidence,
+  rewards: Rewards,
   *,
   temperature: float = 1.0,
   chunk: int = 16,
@@ -45,16 +57,18 @@ def token_credit(
     teacher_params: the teacher's weights.
     prompts: the student's contexts.
     rollout: what is credited.
-    evidence: the teacher's contexts, and the rewards.
+    evidence: the teacher's contexts.
+    rewards: of the rollouts.
     temperature: divides all logits.
     chunk: tokens whose logits exist at once.
 
   Returns:
     float32 [Q, G, T], nats, log q(token | demonstration) - log p(token), the
     mean over the rollout's demonstrations, 0 where there is none; the
-    teacher's law is its own, whatever a method mixes it with. And float32
-    [Q, G], GRPO's advantage.
+    teacher's distribution is its own, whatever a method mixes it with. And
+    float32 [Q, G], GRPO's advantage.
   """
+  view = {'temperature': temperature, 'chunk': chunk}
   signal = sd.signal_step(
     apply_fn,
     params,
@@ -63,24 +77,25 @@ def token_credit(
     prompts,
     rollout,
     evidence,
-    with_ref_kl=False,
-    # A truncating sampler's law is not the model's.
-    recompute=True,
-    temperature=temperature,
-    chunk=chunk,
+    shared=Shared(sampling=Sampling(temperature), chunk=chunk),
   )
-  teacher_logp_QGTK, _, mask_QGTK = teacher_tokens(
+  assert signal.teacher is not None
+  tokens = teacher_tokens(
     apply_fn,
     teacher_params,
     None,
-    signal,
+    signal.teacher,
     rollout.ids,
-    temperature=temperature,
-    chunk=chunk,
+    Target(MeanLoss(), 1.0),
+    **view,
   )
-  logp_QGT1 = importance_base(rollout, signal)[..., None]
-  log_ratio_QGT = mean_over_teachers(teacher_logp_QGTK - logp_QGT1, mask_QGTK)
-  return log_ratio_QGT, group_normalised(evidence.reward)
+  # Computed anew: a truncating sampler's distribution is not the model's.
+  hidden = student_hidden(apply_fn, params, prompts, rollout.ids)
+  logp_QGT = token_logp(apply_fn, params, hidden, rollout.ids, **view)
+  log_ratio_QGT = mean_over_teachers(
+    tokens.logp - logp_QGT[..., None], tokens.found
+  )
+  return log_ratio_QGT, GRPO()(rewards)
 
 
 def telling(correct_QG: np.ndarray) -> np.ndarray:
@@ -168,9 +183,11 @@ class CreditMap:
     # The mesh splits questions evenly.
     rows = telling(graded.correct)[: -(-number // data) * data]
     gathered = batch.gathered
-    if gathered.evidence.context_ids is None:
+    contexts = teacher_contexts(gathered.evidence)
+    if contexts is None:
       gathered = self._gather()(graded, step - 1)
-    evidence = self._evidence(gathered.evidence, graded, rows)
+      contexts = gathered.evidence
+    evidence = self._evidence(contexts, rows)
     student = trainer.student()
     log_ratio_QGT, advantage_QG = jax.device_get(
       self._credit(
@@ -182,6 +199,7 @@ class CreditMap:
               lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
             ),
             evidence,
+            Rewards(reward=graded.reward[rows].astype(np.float32)),
           ),
           trainer.mesh,
         ),
@@ -215,14 +233,11 @@ class CreditMap:
     for _ in self.records(batch, 1):
       pass
 
-  def _evidence(
-    self, evidence: Evidence, graded: Graded, rows: np.ndarray
-  ) -> Evidence:
-    """Contexts of some questions, without the wrong ones, and rewards."""
+  def _evidence(self, evidence: sd.Evidence, rows: np.ndarray) -> sd.Evidence:
+    """Contexts of some questions, without the wrong ones."""
     num_k = np.shape(evidence.context_mask)[-1] - self._contrast
     more = self._num_contexts - np.shape(evidence.context_ids)[1]
-    return Evidence(
-      reward=graded.reward[rows],
+    return sd.Evidence(
       context_ids=np.pad(
         evidence.context_ids[rows], ((0, 0), (0, more), (0, 0))
       ),
@@ -237,10 +252,10 @@ class CreditMap:
 
   def _gather(self) -> Callable[[Graded, int], Gathered]:
     """How rollouts are shown to a teacher by a method that has none."""
-    trainer, shown = self._trainer, Demonstrations()
+    trainer = self._trainer
     config, tokenizer = trainer.config, trainer.model.tokenizer
     assert config.model and config.rollout
-    templates = teacher_templates(shown, trainer.task)
+    templates = teacher_templates(Demonstrations(), trainer.task)
     thinking = config.model.thinking
     room = config.rollout.max_context + config.rollout.max_new_tokens
     words, _ = encode_context(
@@ -248,11 +263,9 @@ class CreditMap:
     )
     return functools.partial(
       demonstrations.gather,
+      options=Demonstrations(max_context=room + len(words)),
       tokenizer=tokenizer,
       templates=templates,
-      max_context=room + len(words),
-      strategy=shown.strategy,
-      count=shown.count,
       seed=config.seed,
       thinking=thinking,
       opened=opens_thinking(tokenizer, trainer.task.student_template, thinking),

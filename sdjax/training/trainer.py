@@ -16,12 +16,12 @@ from sdjax.data.prompts import encode_prompts
 from sdjax.evaluate.diversity import token_entropy
 from sdjax.feedback.grading import Graded, grade, join
 from sdjax.feedback.reward_source import make_source
-from sdjax.methods import METHODS, Method
+from sdjax.methods import METHODS, Method, with_contexts
 from sdjax.models.load import LanguageModel, fingerprint, load_from_config
 from sdjax.models.lora import adapt
 from sdjax.models.sharding import batch_sharding, make_mesh, shard_batch
 from sdjax.steps.rollout import rollout_step
-from sdjax.steps.sampling import Sampling
+from sdjax.steps.update import Options as UpdateOptions
 from sdjax.steps.update import update_step
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Question
@@ -29,7 +29,7 @@ from sdjax.training.evaluator import Evaluator
 from sdjax.training.initial_state import adapter, copy, initial_state
 from sdjax.training.lengths import training_questions
 from sdjax.training.optim import learning_rate, make_optimizer
-from sdjax.types import Evidence, Gathered, Params, Prompts, Rollout
+from sdjax.types import Gathered, Params, Prompts, Rollout
 
 
 def _weights(base: Params, params: Params, *, scale: float) -> Params:
@@ -110,11 +110,11 @@ class Trainer:
     if config.model.lora.rank:
       trained, self.base = adapter(config, trained), trained
     self.state = initial_state(
-      trained, self.optimizer, self.mesh, self._teacher_is('ema')
+      trained, self.optimizer, self.mesh, self._teacher_is('average')
     )
     # The state's buffers are donated: nobody else may hold them.
     self.model = dataclasses.replace(self.model, params=None)
-    needed = self.method.reference or self._teacher_is('frozen')
+    needed = self.method.reference or self._teacher_is('initial')
     self.reference = copy(self.state.params) if needed else None
     self._weights = functools.partial(
       _weights, scale=config.model.lora.alpha / max(config.model.lora.rank, 1)
@@ -131,23 +131,20 @@ class Trainer:
       num_samples=config.rollout.num_samples,
       max_new_tokens=config.rollout.max_new_tokens,
       eos_ids=self.model.eos_ids,
-      sampling=Sampling(
-        temperature=config.rollout.temperature,
-        top_k=config.rollout.top_k,
-        top_p=config.rollout.top_p,
-        min_p=config.rollout.min_p,
-      ),
+      sampling=config.rollout.sampling,
     )
     step = functools.partial(
       update_step,
       optimizer=self.optimizer,
-      aggregation=config.loss.aggregation,
-      horizon=config.rollout.max_new_tokens,
-      epochs=config.train.epochs,
-      mini_batches=config.train.mini_batches,
-      micro_batches=config.train.micro_batches,
-      ema_rate=self.teacher.rate if self.teacher else 0.0,
-      ema_every=self.teacher.every if self.teacher else 1,
+      options=UpdateOptions(
+        aggregation=config.loss.aggregation,
+        horizon=config.rollout.max_new_tokens,
+        epochs=config.train.epochs,
+        mini_batches=config.train.mini_batches,
+        micro_batches=config.train.micro_batches,
+        ema_rate=self.teacher.rate if self.teacher else 0.0,
+        ema_every=self.teacher.every if self.teacher else 1,
+      ),
     )
 
     def rollout(base, params, prompts, key):
@@ -212,9 +209,7 @@ class Trainer:
     )
     return shard_batch(prompts, self.mesh)
 
-  def signal(
-    self, prompts: Prompts, rollout: Rollout, evidence: Evidence
-  ) -> Any:
+  def signal(self, prompts: Prompts, rollout: Rollout, evidence: Any) -> Any:
     """Runs the signal step with whichever teacher the method has."""
     evidence = shard_batch(evidence, self.mesh)
     return self._signal(
@@ -231,7 +226,7 @@ class Trainer:
     self, prompts: Prompts, rollout: Rollout, signal: Any
   ) -> tuple[Any, ...]:
     """What the update step is called with; it takes the state away."""
-    frozen = self.reference if self._teacher_is('frozen') else None
+    frozen = self.reference if self._teacher_is('initial') else None
     return (
       self.base,
       self.state,
@@ -247,13 +242,13 @@ class Trainer:
     if self.teacher is None:
       return None
     return {
-      'ema': self.state.teacher_params,
-      'frozen': self.reference,
+      'average': self.state.teacher_params,
+      'initial': self.reference,
       'current': self.state.params,
-    }[self.teacher.kind]
+    }[self.teacher.weights]
 
-  def _teacher_is(self, kind: str) -> bool:
-    return self.teacher is not None and self.teacher.kind == kind
+  def _teacher_is(self, weights: str) -> bool:
+    return self.teacher is not None and self.teacher.weights == weights
 
   @property
   def _reference(self) -> Params | None:
@@ -409,13 +404,7 @@ class Trainer:
       signal = None
       for count in self.method.num_contexts or (0,):
         if count:
-          evidence = dataclasses.replace(
-            evidence,
-            context_ids=np.zeros(
-              (num_q, count, evidence.context_ids.shape[-1]), np.int32
-            ),
-            context_length=np.ones((num_q, count), np.int32),
-          )
+          evidence = with_contexts(evidence, count)
         signal = self.signal(prompts, rollout, evidence)
       # Not run: it would make a step, and give the state away.
       self._update.lower(*self._updated(prompts, rollout, signal)).compile()

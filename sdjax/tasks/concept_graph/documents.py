@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdjax.config.schema import ConceptGraph, ConfigError, Pretraining
+from sdjax.config.schema import Pretraining
+from sdjax.options import ConfigError
 from sdjax.tasks.concept_graph.graph import (
   Graph,
   build_graph,
@@ -20,6 +21,7 @@ from sdjax.tasks.concept_graph.graph import (
   training_lengths,
 )
 from sdjax.tasks.concept_graph.rendering import render_answer, render_question
+from sdjax.tasks.concept_graph.section import ConceptGraph
 
 
 class Document(NamedTuple):

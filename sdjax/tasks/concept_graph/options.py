@@ -1,7 +1,8 @@
 """Which settings of the concept-graph task make sense."""
 
-from sdjax.config.schema import ConceptGraph, ConfigError
+from sdjax.options import ConfigError
 from sdjax.tasks.concept_graph.graph import PARTS
+from sdjax.tasks.concept_graph.section import ConceptGraph
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS
 
 RENDERINGS = ('text', 'compact')

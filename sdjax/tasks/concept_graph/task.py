@@ -5,7 +5,6 @@ from typing import Any, overload
 
 import numpy as np
 
-from sdjax.config.schema import ConceptGraph
 from sdjax.tasks.base import Question, Verdict
 from sdjax.tasks.concept_graph import store
 from sdjax.tasks.concept_graph.graph import SPLITS, family
@@ -18,6 +17,7 @@ from sdjax.tasks.concept_graph.rendering import (
   render_answer,
   render_question,
 )
+from sdjax.tasks.concept_graph.section import ConceptGraph
 from sdjax.tasks.concept_graph.verifier import verify_answer
 
 _REFERENCE = 1_000_003

@@ -1,6 +1,6 @@
 """The words of the task: concepts with their names, shapes, punctuation."""
 
-from sdjax.config.schema import ConceptGraph
+from sdjax.tasks.concept_graph.section import ConceptGraph
 
 START = 'start'
 
