@@ -15,9 +15,11 @@ PACKAGE = Path(sdjax.types.__file__).parent
 FLOORS = [
   {'options'},
   {'types', 'rng'},
-  {'config'},
   {'objectives', 'models', 'tasks'},
-  {'steps', 'data', 'feedback', 'evaluate', 'report'},
+  {'data', 'evaluate', 'report'},
+  {'feedback'},
+  {'steps'},
+  {'config'},
   {'methods'},
   {'training', 'forecast'},
   {'export', 'bench'},

@@ -80,8 +80,8 @@ def test_other_spellings_are_read():
     ),
     ('round(shore=1)', "round has no option 'shore' .did you mean 'share'"),
     ('flat(size=1)', "flat has no option 'size'; it has none"),
-    ('round(share=3)', r'round\(share=3.0\) must be less than 1'),
-    ('round(share=1)', r'round\(share=1.0\) must be less than 1'),
+    ('round(share=3)', r'round\(share=3.0\) must be below 1'),
+    ('round(share=1)', r'round\(share=1.0\) must be below 1'),
     ("round(share='x')", r"round\(share='x'\) must be a valid number"),
     ('round(tail=1)', r'round\(tail=1\) must be a valid boolean'),
     ("round(of='both')", "must be 'student' or 'teacher'"),
@@ -100,9 +100,9 @@ def test_errors_name_the_value_and_what_there_is(text, words):
 
 
 def test_python_is_held_to_the_same_bounds():
-  with pytest.raises(ConfigError, match=r'round\(share=2\) must be less'):
+  with pytest.raises(ConfigError, match=r'round\(share=2\) must be below'):
     Round(share=2)
-  with pytest.raises(ConfigError, match='must be finite|less than 1'):
+  with pytest.raises(ConfigError, match='must be finite|below 1'):
     Round(share=math.nan)
   assert isinstance(Round(clip=2).clip, float)
 

@@ -49,11 +49,11 @@ def test_the_research_example_learns_from_peers_and_from_rewards(capsys):
   # The example ends with RL; without what a teacher is shown nothing changes.
   correct = np.asarray(names['correct'], np.float32)
   assert 0 < correct.mean() < 1
-  state, metrics = after(sdjax.rl, sdjax.Evidence(reward=correct))
+  state, metrics = after(sdjax.rl, sdjax.rl.Evidence(reward=correct))
   assert metrics['grad_norm'] > 0
   assert all(jax.tree.leaves(jax.tree.map(close, state, names['state'])))
   # Self-distillation needs no reward, and its teacher is the student.
-  evidence = names['evidence'].replace(reward=None)
+  evidence = names['evidence'][sdjax.sd]
   taught, metrics = after(sdjax.sd, evidence)
   again, _ = after(sdjax.sd, evidence, names['lm'].params)
   assert metrics['divergence'] > 0 and metrics['grad_norm'] > 0

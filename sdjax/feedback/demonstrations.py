@@ -268,7 +268,7 @@ def demonstrate(
   template: str,
   *,
   max_context: int,
-  strategy: Strategy = Uniform(),  # noqa: B008
+  strategy: Strategy | str = 'uniform',
   count: int = 1,
   seed: int = 0,
   step: int = 0,
@@ -285,7 +285,7 @@ def demonstrate(
       replaced, once each. It has to end as the student's question does.
     max_context: C, the width of the contexts in tokens; a longer one loses
       the end of what is shown.
-    strategy: how correct peers are chosen.
+    strategy: how correct peers are chosen, or its text.
     count: K, demonstrations a rollout.
     seed: of the draw.
     step: of training: enters the draw.
@@ -318,7 +318,11 @@ def demonstrate(
   return gather(
     graded,
     step,
-    Demonstrations(strategy=strategy, count=count, max_context=max_context),
+    Demonstrations(
+      strategy=strategy,  # pyright: ignore[reportArgumentType]
+      count=count,
+      max_context=max_context,
+    ),
     tokenizer=tokenizer,
     templates=Templates(template),
     seed=seed,
