@@ -295,7 +295,7 @@ def test_everything_from_a_run_is_escaped(tmp_path):
   # Those of the page itself: the rollouts, and what filters them.
   assert page.count('<script') == page.count('</script>') == 2
   assert 'alert("x")' not in page and 'a<b>' not in page
-  assert page.count('&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;') >= 3
+  assert page.count('&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;') >= 3
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
 """Reads what runs left in their folders, and merges the seeds of a method."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from sdjax.data import json_files
-from sdjax.data.json_files import read_json_lines
 
 import numpy as np
+
+from sdjax.data import json_files
+from sdjax.data.json_files import read_json_lines
 
 _SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
 _ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
