@@ -126,6 +126,8 @@ def test_label_is_the_name_without_the_seed(folder, label):
     ({'name': 'sd', 'demonstrations': {'count': 3}}, 'sd_k3'),
     ({'name': 'rl', 'diversity_weight': 0.0}, 'rl'),
     ({'name': 'rl', 'diversity_weight': 0.5}, 'rl_diversity'),
+    ({'name': 'rl', 'diversity': 'none'}, 'rl'),
+    ({'name': 'rl', 'diversity': 'add(weight=0.1)'}, 'rl_diversity'),
     (None, ''),
   ],
 )

@@ -140,6 +140,14 @@ def test_a_forecast_knows_its_own_options_in_the_folder_of_a_run(tmp_path):
       {},
       ['method.diversity_weight'],
     ),
+    ('rl', {'name': 'rl', 'advantage': 'grpo(std=sample)'}, {}, []),
+    ('rl', {'name': 'rl', 'diversity': 'none'}, {}, []),
+    (
+      'rl',
+      {'name': 'rl', 'diversity': 'add', 'advantage': 'pass_at_k(k=4)'},
+      {},
+      ['method.diversity', 'method.advantage'],
+    ),
     ('rl', {'name': 'mix'}, {}, ['method.name']),
     ('base', {'name': 'rl'}, {'eval': {'temperature': 1.0}}, []),
     (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sdjax.report import page
 from sdjax.report import runs as runs_lib
+from sdjax.report.looks import looks as looks_of
 
 
 def section(groups: Sequence[runs_lib.Group]) -> str:
@@ -12,7 +13,7 @@ def section(groups: Sequence[runs_lib.Group]) -> str:
   Args:
     groups: the methods; that there are no alarms is said as well.
   """
-  looks = page.looks(groups)
+  looks = looks_of(groups)
   rows = [
     [
       looks[one.label],
@@ -36,7 +37,7 @@ def section(groups: Sequence[runs_lib.Group]) -> str:
 
 def best(groups: Sequence[runs_lib.Group]) -> str:
   """Returns the best checkpoints as a part of the page; '' without any."""
-  looks, rows = page.looks(groups), []
+  looks, rows = looks_of(groups), []
   for one in groups:
     for run in one.runs:
       step = run.evals.get('best_step')

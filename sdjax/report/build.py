@@ -38,25 +38,7 @@ from sdjax.report import (
 )
 from sdjax.report import runs as runs_lib
 from sdjax.report import tables as tables_lib
-
-_CAPTIONS = {
-  'pass_at_k': (
-    'Pass@k after training',
-    'A flat line says that more samples bring no new answers. Bands span '
-    'the seeds.',
-  ),
-  'diversity': (
-    'Diversity over training',
-    'Per question, at each evaluation. The dashed line is the model that '
-    'training started from.',
-  ),
-  'training': (
-    'Training',
-    'Trailing means over a twentieth of the steps. The losses of '
-    'self-distillation and of reinforcement learning are different '
-    'quantities.',
-  ),
-}
+from sdjax.report.looks import looks as looks_of
 
 
 class ReportError(Exception):
@@ -169,11 +151,11 @@ def _page(
     title,
     head,
     {
-      'notes': notes and page.render('notes.html', notes=notes),
+      'notes': page.render('notes.html', notes=notes) if notes else '',
       'alarms': alarms.section(groups),
       'plane': plane.section(groups, tables),
       'results': _results(tables, groups),
-      **{name: _picture(name, pictures[name]) for name in _CAPTIONS},
+      **{name: _picture(name, shown) for name, shown in pictures.items()},
       'best': alarms.best(groups),
       'forecast': forecast.section(groups, pairs),
       'credit': credit.section(groups),
@@ -188,7 +170,7 @@ def _results(
 ) -> str:
   if not tables:
     return ''
-  looks = page.looks(groups)
+  looks = looks_of(groups)
 
   def shown(table: tables_lib.Table, columns: dict[str, str]):
     rows = [
@@ -218,7 +200,6 @@ def _picture(name: str, by_theme: dict[str, bytes | None]) -> str:
   light, dark = by_theme['light'], by_theme['dark']
   if not (light and dark):
     return ''
-  heading, caption = _CAPTIONS[name]
 
   def link(png: bytes) -> Markup:
     return Markup('data:image/png;base64,' + base64.b64encode(png).decode())
@@ -226,8 +207,6 @@ def _picture(name: str, by_theme: dict[str, bytes | None]) -> str:
   return page.render(
     'picture.html',
     name=name,
-    heading=heading,
-    caption=caption,
     light=link(light),
     dark=link(dark),
     # All pictures at one scale: a PNG's bytes 16 to 19 are its width.

@@ -22,7 +22,7 @@ class Mark:
     x_ends: its interval, or None.
     y_ends: its interval, or None.
     colour: CSS.
-    shape: see `page.Look`.
+    shape: see `looks.Look`.
     told: shown when it is pointed at.
     since: where an arrow to it begins, or None.
   """

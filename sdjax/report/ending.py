@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sdjax.report import page, plane
 from sdjax.report import runs as runs_lib
+from sdjax.report.looks import looks as looks_of
 from sdjax.report.tables import Table
 
 COLUMNS = {
@@ -68,7 +69,7 @@ def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
   if last.points:
     reach = f'pass@{last.points[-1]}'
     wanted.append((last.name, reach, f'{page.words(last.name)} {reach} '))
-  looks = page.looks(groups)
+  looks = looks_of(groups)
   lines = [
     (
       looks[one.label],

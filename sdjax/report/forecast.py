@@ -1,14 +1,14 @@
 """What was forecast of a run against what it reached."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.data import json_files
 from sdjax.report import chart, page
 from sdjax.report import runs as runs_lib
+from sdjax.report.looks import Look
+from sdjax.report.looks import looks as looks_of
 from sdjax.report.tables import BASE
 
 FILE = 'forecast.json'
@@ -27,13 +27,14 @@ DISTRIBUTIONS = {'rl': ('rl',), 'sd': ('sd',), 'mix': ('rl', 'sd')}
 SAMPLED = ('model.', 'task.', 'eval.num_samples', 'eval.temperature')
 MATTERS = {
   BASE: SAMPLED,
-  'rl': (*SAMPLED, 'loss.kl_'),
-  'sd': (*SAMPLED, 'loss.kl_', 'method.', 'rollout.', 'train.num_steps'),
+  'rl': (*SAMPLED, 'loss.kl'),
+  'sd': (*SAMPLED, 'loss.kl', 'method.', 'rollout.', 'train.num_steps'),
 }
 """Options that a forecast of each distribution depends on."""
 
 PLAIN_RL = {
   'method.name': ('rl',),
+  'method.diversity': ('none',),
   'method.diversity_weight': (0.0,),
   'method.advantage': ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
 }
@@ -93,9 +94,7 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   """
   file = path / FILE if path.is_dir() else path
   try:
-    numbers = json_files.parse(file.read_text(encoding='utf-8'))
-    if not isinstance(numbers, dict):
-      raise ValueError(f'it holds a {type(numbers).__name__}, not an object')
+    numbers = runs_lib.read_object(file)
   except FileNotFoundError:
     return None, []
   except (OSError, ValueError) as error:
@@ -104,8 +103,7 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   its_own = file.with_name('forecast_config.json')
   beside = its_own if its_own.exists() else file.with_name('config.json')
   try:
-    config = json.loads(beside.read_text(encoding='utf-8'))
-    options = runs_lib.flat_options(config) if isinstance(config, dict) else {}
+    options = runs_lib.flat_options(runs_lib.read_object(beside))
   except (OSError, ValueError):
     options = {}
   values = {
@@ -144,9 +142,14 @@ def differing(
     differs += [
       key
       for key, plain in PLAIN_RL.items()
-      if key in mine and mine[key] not in plain
+      if key in mine and _name(mine[key]) not in plain
     ]
   return differs
+
+
+def _name(value: Any) -> Any:
+  """Returns `rloo` for `rloo(...)`, whatever its options."""
+  return value.partition('(')[0] if isinstance(value, str) else value
 
 
 def choose(
@@ -248,7 +251,7 @@ def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
   """Returns scatter and tables as a part of the page; '' without any."""
   if not pairs:
     return ''
-  looks = page.looks(groups)
+  looks = looks_of(groups)
   sets = list(dict.fromkeys(pair.set_name for pair in pairs))
   shapes = dict(zip(sets, 'os^DvPX*' * len(sets), strict=False))
   charts = [
@@ -265,7 +268,7 @@ def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
       if label in shown
     ],
     set_looks=[
-      page.Look(page.words(name), 'var(--soft)', shapes[name]) for name in sets
+      Look(page.words(name), 'var(--soft)', shapes[name]) for name in sets
     ],
     charts=charts,
     sets=[_table(pairs, name, looks) for name in sets],
@@ -276,7 +279,7 @@ def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
 def _chart(
   pairs: Sequence[Pair],
   heading: str,
-  looks: Mapping[str, page.Look],
+  looks: Mapping[str, Look],
   shapes: Mapping[str, str],
 ) -> str:
   points = [
@@ -299,7 +302,7 @@ def _chart(
 
 
 def _table(
-  pairs: Sequence[Pair], name: str, looks: Mapping[str, page.Look]
+  pairs: Sequence[Pair], name: str, looks: Mapping[str, Look]
 ) -> dict[str, Any]:
   cells = {
     (pair.label, pair.distribution, pair.metric): pair

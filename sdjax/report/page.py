@@ -6,16 +6,15 @@ hand over numbers and plain texts.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from sdjax.report import plots
-from sdjax.report.runs import Group
-from sdjax.report.tables import BASE, Estimate
+from sdjax.report.looks import THEMES
+from sdjax.report.tables import Estimate
 
 LONGEST_TEXT = 4000
 """Characters of a text from a run that are shown."""
@@ -34,36 +33,6 @@ class Cell:
   text: str
   small: tuple[str, ...] = ()
   tag: str = 'b'
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-  """A method as it is shown in the whole page.
-
-  Attributes:
-    label: of the method.
-    colour: CSS that follows the page's theme.
-    shape: of its mark, by matplotlib's name, so that all pictures agree;
-      `base`: a ring.
-    place: shown before it.
-  """
-
-  label: str
-  colour: str
-  shape: str
-  place: str = ''
-
-
-def looks(groups: Sequence[Group]) -> dict[str, Look]:
-  """Returns how each method is shown, by its label; the base model as well."""
-  known = plots.THEMES['light'].methods
-  found = {
-    label: Look(
-      label, f'var(--m{known.index(style["color"])})', style['marker']
-    )
-    for label, style in plots.styles(groups).items()
-  }
-  return found | {BASE: Look(BASE, 'var(--faint)', 'base')}
 
 
 def estimate(one: Estimate | None, digits: int = 2) -> Cell | None:
@@ -119,7 +88,7 @@ def frame(title: str, head: str, sections: Mapping[str, str]) -> Markup:
   """
   kept = {name: body for name, body in sections.items() if body}
   return render(
-    'page.html', title=title, head=head, sections=kept, themes=plots.THEMES
+    'page.html', title=title, head=head, sections=kept, themes=THEMES
   )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from sdjax.report import chart, page
 from sdjax.report import runs as runs_lib
 from sdjax.report import tables as tables_lib
+from sdjax.report.looks import Look
+from sdjax.report.looks import looks as looks_of
 from sdjax.report.tables import BASE, Estimate, Table
 
 Point = tuple[float, float]
@@ -211,7 +213,7 @@ def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
     return ''
   wide = len(groups) > 9
   size = (1140, 520) if wide else (560, 420)
-  looks = page.looks(groups)
+  looks = looks_of(groups)
   costs = {one.label: cost(one) for one in groups}
   # Not every run has an evaluation yet.
   first = next(label for label in costs if any(label in p.x for p in planes))
@@ -237,7 +239,7 @@ def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
 def _draw(
   plane: Plane,
   letter: str,
-  looks: Mapping[str, page.Look],
+  looks: Mapping[str, Look],
   size: tuple[int, int],
 ) -> str:
   base = None
