@@ -131,6 +131,14 @@ def test_alarms_and_the_best_step_are_shown(tmp_path):
   assert alarms.best([group('sd', runs.Run(tmp_path, 'sd'))]) == ''
 
 
+def test_many_alarms_are_folded_and_odd_ones_harmless(tmp_path):
+  odd = {'step': {'shape': EVIL}, 'kind': [1], 'text': {'small': EVIL}}
+  run = runs.Run(tmp_path, 'sd', alarms=[odd] * 9)
+  text = alarms.section([group('sd', run), group('rl', runs.Run(tmp_path, ''))])
+  assert '9 alarms in\n1 of 2 methods</summary>' in text
+  assert text.count('shape') == 9 and '<script' not in text
+
+
 def test_that_there_are_no_alarms_is_said(tmp_path):
   quiet = runs.Run(tmp_path, 'sd')
   off = runs.Run(tmp_path, 'sd', config={'alarm': {'action': 'off'}})
