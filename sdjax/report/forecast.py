@@ -64,7 +64,7 @@ class Pair:
 
   Attributes:
     label: of the method, or `base`.
-    distribution: that was forecast.
+    distribution: that was forecast: `base`, or what `rl` or `sd` leads to.
     set_name: the evaluation set.
     metric: key of `METRICS`.
     forecast: value.
