@@ -292,9 +292,7 @@ def figure(policies: Mapping[str, np.ndarray]) -> bytes:
   return plots.to_png(sheet)
 
 
-def _draw(
-  axis: Any, policy: np.ndarray, colour: str, look: Theme
-) -> None:
+def _draw(axis: Any, policy: np.ndarray, colour: str, look: Theme) -> None:
   """Draws one policy over the base policy and the correct quarters."""
   for quarter in CORRECT_QUARTERS:
     left = quarter * QUARTER - 0.5
