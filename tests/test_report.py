@@ -126,6 +126,8 @@ def test_label_is_the_name_without_the_seed(folder, label):
     ({'name': 'sd', 'demonstrations': {'count': 3}}, 'sd_k3'),
     ({'name': 'rl', 'diversity_weight': 0.0}, 'rl'),
     ({'name': 'rl', 'diversity_weight': 0.5}, 'rl_diversity'),
+    ({'name': 'rl', 'diversity': 'none'}, 'rl'),
+    ({'name': 'rl', 'diversity': 'add(weight=0.1)'}, 'rl_diversity'),
     (None, ''),
   ],
 )
@@ -295,7 +297,7 @@ def test_everything_from_a_run_is_escaped(tmp_path):
   # Those of the page itself: the rollouts, and what filters them.
   assert page.count('<script') == page.count('</script>') == 2
   assert 'alert("x")' not in page and 'a<b>' not in page
-  assert page.count('&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;') >= 3
+  assert page.count('&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;') >= 3
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ import numpy as np
 
 from sdjax.forecast import closed_forms as theory
 from sdjax.report import plots
+from sdjax.report.looks import Theme
 
 NUM_ACTIONS = 100
 QUARTER = NUM_ACTIONS // 4
@@ -291,9 +292,7 @@ def figure(policies: Mapping[str, np.ndarray]) -> bytes:
   return plots.to_png(sheet)
 
 
-def _draw(
-  axis: Any, policy: np.ndarray, colour: str, look: plots.Theme
-) -> None:
+def _draw(axis: Any, policy: np.ndarray, colour: str, look: Theme) -> None:
   """Draws one policy over the base policy and the correct quarters."""
   for quarter in CORRECT_QUARTERS:
     left = quarter * QUARTER - 0.5

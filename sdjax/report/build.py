@@ -19,38 +19,26 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sdjax.report import plots
+from markupsafe import Markup
+
+from sdjax.config import convert
+from sdjax.config.schema import METHODS
+from sdjax.report import (
+  alarms,
+  browser,
+  credit,
+  ending,
+  forecast,
+  page,
+  plane,
+  plots,
+  provenance,
+)
 from sdjax.report import runs as runs_lib
 from sdjax.report import tables as tables_lib
-from sdjax.report import alarms
-from sdjax.report import browser
-from sdjax.report import credit
-from sdjax.report import forecast
-from sdjax.report import marks
-from sdjax.report import page
-from sdjax.report import plane
-from sdjax.report import provenance
-from sdjax.report import summary
-
-_CAPTIONS = {
-  'pass_at_k': (
-    'Pass@k after training',
-    'A flat line says that more samples bring no new answers. Bands span '
-    'the seeds.',
-  ),
-  'diversity': (
-    'Diversity over training',
-    'Per question, at each evaluation. The dashed line is the model that '
-    'training started from.',
-  ),
-  'training': (
-    'Training',
-    'Trailing means over a twentieth of the steps. The losses of '
-    'self-distillation and of reinforcement learning are different '
-    'quantities.',
-  ),
-}
+from sdjax.report.looks import looks as looks_of
 
 
 class ReportError(Exception):
@@ -138,6 +126,11 @@ def write_report(
   return notes
 
 
+def defaults() -> dict[str, dict[str, Any]]:
+  """Returns each method's options at their defaults, as in `config.json`."""
+  return {name: convert.to_json(kind()) for name, kind in METHODS.items()}
+
+
 def _page(
   title: str,
   groups: Sequence[runs_lib.Group],
@@ -147,42 +140,28 @@ def _page(
   notes: runs_lib.Notes,
   shown_questions: int | None,
 ) -> str:
-  runs = sum(len(one.runs) for one in groups)
-  labels = ', '.join(f'<b>{page.escape(one.label)}</b>' for one in groups)
-  head = (
-    f'<header><h1>{page.escape(title)}</h1><p>{page.count(runs, "run")} of '
-    f'{page.count(len(groups), "method")}: {labels}.</p>'
-    f'{summary.section(groups, tables)}</header>'
+  head = page.render(
+    'header.html',
+    title=title,
+    runs=sum(len(one.runs) for one in groups),
+    labels=[one.label for one in groups],
+    summary=ending.section(groups, tables),
   )
   return page.frame(
     title,
     head,
     {
-      'notes': _notes(notes),
+      'notes': page.render('notes.html', notes=notes) if notes else '',
       'alarms': alarms.section(groups),
-      'accuracy and variety': plane.section(groups, tables),
+      'plane': plane.section(groups, tables),
       'results': _results(tables, groups),
-      **{
-        heading.lower(): _picture(name, pictures[name])
-        for name, (heading, _) in _CAPTIONS.items()
-      },
-      'best checkpoints': alarms.best(groups),
+      **{name: _picture(name, shown) for name, shown in pictures.items()},
+      'best': alarms.best(groups),
       'forecast': forecast.section(groups, pairs),
       'credit': credit.section(groups),
       'rollouts': browser.section(groups, shown_questions),
-      'runs': provenance.section(groups),
+      'runs': provenance.section(groups, defaults()),
     },
-  )
-
-
-def _notes(notes: runs_lib.Notes) -> str:
-  if not notes:
-    return ''
-  items = ''.join(f'<li>{page.escape(note)}</li>' for note in notes)
-  return (
-    '<section id="notes" class="notes">'
-    f'<h2>{page.count(len(notes), "note")} on these runs</h2>'
-    f'<ul>{items}</ul></section>'
   )
 
 
@@ -191,58 +170,47 @@ def _results(
 ) -> str:
   if not tables:
     return ''
-  parts = [_table(t, t.columns, groups) for t in tables]
-  terms = ''.join(
-    f'<dt>{page.escape(name)}</dt><dd>{page.escape(text)}</dd>'
-    for name, text in tables_lib.DEFINITIONS
-  )
-  parts.append(
-    f'<details><summary>What is measured</summary><dl>{terms}</dl></details>'
-  )
+  looks = looks_of(groups)
+
+  def shown(table: tables_lib.Table, columns: dict[str, str]):
+    rows = [
+      [
+        looks[label],
+        *(page.estimate(row[m], tables_lib.digits(m)) for m in columns),
+      ]
+      for label, row in table.rows.items()
+    ]
+    return table.name, ['', *columns.values()], rows
+
+  curves = []
   if any(len(table.points) > 2 for table in tables):
-    parts.append('<details><summary>Pass@k at every k</summary>')
-    parts += [
-      _table(t, {f'pass@{k}': f'k = {k}' for k in t.points}, groups)
-      for t in tables
+    curves = [
+      shown(table, {f'pass@{k}': f'k = {k}' for k in table.points})
+      for table in tables
     ]
-    parts.append('</details>')
-  return page.section('results', 'Results', '', ''.join(parts))
-
-
-def _table(
-  table: tables_lib.Table,
-  columns: dict[str, str],
-  groups: Sequence[runs_lib.Group],
-) -> str:
-  labels = marks.labels(groups)
-  rows = [
-    [
-      labels[label],
-      *(page.estimate(row[m], tables_lib.digits(m)) for m in columns),
-    ]
-    for label, row in table.rows.items()
-  ]
-  heads = ['', *map(page.escape, columns.values())]
-  return page.table('results', heads, rows, page.words(table.name))
+  return page.render(
+    'results.html',
+    ends=[shown(table, table.columns) for table in tables],
+    curves=curves,
+    definitions=tables_lib.DEFINITIONS,
+  )
 
 
 def _picture(name: str, by_theme: dict[str, bytes | None]) -> str:
-  light, dark = (
-    png and f'data:image/png;base64,{base64.b64encode(png).decode()}'
-    for png in (by_theme['light'], by_theme['dark'])
-  )
-  if not by_theme['light']:
+  light, dark = by_theme['light'], by_theme['dark']
+  if not (light and dark):
     return ''
-  heading, caption = _CAPTIONS[name]
-  # All pictures at one scale: a PNG's bytes 16 to 19 are its width.
-  width = round(int.from_bytes(by_theme['light'][16:20]) / 1.4)
-  return page.section(
-    name,
-    heading,
-    page.escape(caption),
-    '<picture><source media="(prefers-color-scheme: dark)" '
-    f'srcset="{dark}"><img alt="{page.escape(heading)}" width="{width}" '
-    f'src="{light}"></picture>',
+
+  def link(png: bytes) -> Markup:
+    return Markup('data:image/png;base64,' + base64.b64encode(png).decode())
+
+  return page.render(
+    'picture.html',
+    name=name,
+    light=link(light),
+    dark=link(dark),
+    # All pictures at one scale: a PNG's bytes 16 to 19 are its width.
+    width=round(int.from_bytes(light[16:20]) / 1.4),
   )
 
 
@@ -315,4 +283,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'note: {note}', file=sys.stderr)
   print(args.out / 'index.html')
   return 0
-

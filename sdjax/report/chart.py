@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from sdjax.report.marks import SHAPES
-from sdjax.report.page import escape
+from markupsafe import Markup
+
+from sdjax.report import page
 
 Ends = tuple[float, float]
 
@@ -21,7 +22,7 @@ class Mark:
     x_ends: its interval, or None.
     y_ends: its interval, or None.
     colour: CSS.
-    shape: key of `SHAPES`.
+    shape: see `looks.Look`.
     told: shown when it is pointed at.
     since: where an arrow to it begins, or None.
   """
@@ -188,7 +189,7 @@ def scatter(
   diagonal: bool = False,
   x_span: Ends | None = None,
   y_span: Ends | None = None,
-) -> str:
+) -> Markup:
   """Draws points with their intervals and labels.
 
   Args:
@@ -200,7 +201,7 @@ def scatter(
     front: corners of a Pareto front, x rising, to be drawn as stairs.
     diagonal: whether both axes are the same, and the line x = y is drawn.
     x_span: what the axis reaches over at least; None: over the points.
-    y_span: likewise.
+    y_span: the same for the other axis.
 
   Returns:
     An `<svg>` element.
@@ -225,39 +226,13 @@ def scatter(
     share = (value - y_low) / (y_high - y_low)
     return round(room.bottom - share * (room.bottom - room.top), 1)
 
-  middle_x = (room.left + room.right) / 2
-  middle_y = (room.top + room.bottom) / 2
-  parts = [
-    f'<text class="t" x="{middle_x}" y="14">{escape(title)}</text>',
-    f'<text class="a" x="{middle_x}" y="{height - 6}">{escape(x_title)}</text>',
-    f'<text class="a" transform="translate(12 {middle_y}) rotate(-90)">'
-    f'{escape(y_title)}</text>',
-  ]
-  for value in ticks(y_low, y_high):
-    y = to_y(value)
-    parts.append(
-      f'<path class="g" d="M{room.left} {y}H{room.right}"/>'
-      f'<text class="k y" x="{room.left - 9}" y="{y + 4}">{value:g}</text>'
-    )
-  for value in ticks(x_low, x_high, 7 if diagonal else 9):
-    parts.append(
-      f'<path class="g" d="M{to_x(value)} {room.bottom}v4"/>'
-      f'<text class="k" x="{to_x(value)}" y="{room.bottom + 17}">'
-      f'{value:g}</text>'
-    )
-  if diagonal:
-    parts.append(
-      f'<path class="f" d="M{room.left} {room.bottom}'
-      f'L{room.right} {room.top}"/>'
-    )
+  dotted = [f'M{room.left} {room.bottom}L{room.right} {room.top}'] * diagonal
   if front:
     # All that lies below and left of these stairs is beaten by a point.
-    (_, top), *_ = front
-    path = f'M{room.left} {to_y(top)}'
+    path = f'M{room.left} {to_y(front[0][1])}'
     for (x, _), (_, below) in zip(front, front[1:], strict=False):
       path += f'H{to_x(x)}V{to_y(below)}'
-    path += f'H{to_x(front[-1][0])}V{room.bottom}'
-    parts.append(f'<path class="f" d="{path}"/>')
+    dotted.append(f'{path}H{to_x(front[-1][0])}V{room.bottom}')
   points = [(to_x(m.x), to_y(m.y)) for m in marks]
   arrows = []
   for mark, point in zip(marks, points, strict=True):
@@ -265,48 +240,62 @@ def scatter(
       begin = to_x(mark.since[0]), to_y(mark.since[1])
       # Shorter than the two marks are wide, it would only smudge them.
       if math.dist(begin, point) > 24:
-        arrows.append((begin, point))
-        parts.append(_arrow(begin, point, mark.colour))
-  for mark, (x, y) in zip(marks, points, strict=True):
-    bars = ''
-    if mark.x_ends:
-      low, high = (to_x(v) for v in mark.x_ends)
-      bars += f'M{low} {y}H{high}'
-    if mark.y_ends:
-      low, high = (to_y(v) for v in mark.y_ends)
-      bars += f'M{x} {low}V{high}'
-    parts.append(
-      f'<g class="m" style="color:{mark.colour}">'
-      + (f'<path class="e" d="{bars}"/>' if bars else '')
-      + f'<g transform="translate({x} {y})">'
-      f'<title>{escape(mark.told or mark.label)}</title>'
-      f'{SHAPES[mark.shape]}</g></g>'
-    )
+        arrows.append((begin, point, mark.colour))
   named = [i for i, mark in enumerate(marks) if mark.label]
   texts = [_short(marks[i].label) for i in named]
-  boxes = place_labels([points[i] for i in named], texts, room, arrows)
-  for i, text, box in zip(named, texts, boxes, strict=True):
-    end = _nearest(box, points[i])
-    if math.dist(end, points[i]) > 14:
-      x, y = points[i]
-      parts.append(
-        f'<path class="e" style="stroke:{marks[i].colour}" '
-        f'd="M{x} {y}L{end[0]:.1f} {end[1]:.1f}"/>'
-      )
-    parts.append(
-      f'<text class="l" x="{box.left + 2:.1f}" y="{box.bottom - 3:.1f}">'
-      f'{escape(text)}</text>'
-    )
-  return (
-    f'<svg viewBox="0 0 {width} {height}" role="img" '
-    f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+  boxes = place_labels(
+    [points[i] for i in named], texts, room, [arrow[:2] for arrow in arrows]
+  )
+  leaders = []
+  for i, box in zip(named, boxes, strict=True):
+    (x, y), end = points[i], _nearest(box, points[i])
+    if math.dist(end, (x, y)) > 14:
+      path = f'M{x} {y}L{end[0]:.1f} {end[1]:.1f}'
+      leaders.append((path, marks[i].colour))
+  return page.render(
+    'chart.html',
+    width=width,
+    height=height,
+    room=room,
+    middle=((room.left + room.right) / 2, (room.top + room.bottom) / 2),
+    title=title,
+    x_title=x_title,
+    y_title=y_title,
+    x_ticks=[
+      (to_x(v), f'{v:g}') for v in ticks(x_low, x_high, 7 if diagonal else 9)
+    ],
+    y_ticks=[(to_y(v), f'{v:g}') for v in ticks(y_low, y_high)],
+    dotted=dotted,
+    arrows=[(_arrow(begin, end), colour) for begin, end, colour in arrows],
+    marks=[
+      (mark, point, _bars(mark, point, to_x, to_y))
+      for mark, point in zip(marks, points, strict=True)
+    ],
+    leaders=leaders,
+    labels=[
+      (text, f'{box.left + 2:.1f}', f'{box.bottom - 3:.1f}')
+      for text, box in zip(texts, boxes, strict=True)
+    ],
   )
 
 
-def _arrow(
-  begin: tuple[float, float], end: tuple[float, float], colour: str
+def _bars(
+  mark: Mark,
+  point: tuple[float, float],
+  to_x: Callable[[float], float],
+  to_y: Callable[[float], float],
 ) -> str:
-  """Draws an arrow between two marks, touching neither."""
+  """Returns the path of a mark's intervals."""
+  path = ''
+  if mark.x_ends:
+    path += f'M{to_x(mark.x_ends[0])} {point[1]}H{to_x(mark.x_ends[1])}'
+  if mark.y_ends:
+    path += f'M{point[0]} {to_y(mark.y_ends[0])}V{to_y(mark.y_ends[1])}'
+  return path
+
+
+def _arrow(begin: tuple[float, float], end: tuple[float, float]) -> str:
+  """Returns the path of an arrow between two marks that touches neither."""
   far = math.dist(begin, end)
   along = (end[0] - begin[0]) / far, (end[1] - begin[1]) / far
 
@@ -315,10 +304,7 @@ def _arrow(
     y = end[1] - back * along[1] + aside * along[0]
     return f'{x:.1f} {y:.1f}'
 
-  return (
-    f'<path class="w" style="stroke:{colour}" d="M{at(far - 8)}L{at(8)}'
-    f'M{at(15, 4)}L{at(8)}L{at(15, -4)}"/>'
-  )
+  return f'M{at(far - 8)}L{at(8)}M{at(15, 4)}L{at(8)}L{at(15, -4)}'
 
 
 def _range(values: Sequence[float], span: Ends | None) -> Ends:

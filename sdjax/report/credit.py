@@ -1,16 +1,18 @@
 """Heat maps of what two methods reward: tokens by a teacher, answers by RL."""
 
-import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
-from sdjax.report import runs as runs_lib
 from sdjax.report import page
+from sdjax.report import runs as runs_lib
 
 BUDGET = 900_000
 """Bytes of the page that heat maps may take, shared by the methods alike."""
+
+_HEAD = 280  # characters of a question's frame in `credit.html`
 
 
 def section(groups: Sequence[runs_lib.Group]) -> str:
@@ -18,22 +20,12 @@ def section(groups: Sequence[runs_lib.Group]) -> str:
   shown = [one for one in groups if one.runs[0].credit]
   if not shown:
     return ''
-  records = [r for one in shown for r in one.runs[0].credit]
-  scale = _scale(records)
-  parts = [_method(one, scale, BUDGET // len(shown)) for one in shown]
-  caption = (
-    'The same rollouts as self-distillation and as RL see them, before the '
-    'update of the step. Left: log q(token | demonstration) &minus; log '
-    'p(token), in nats, of the teacher, which is the run&rsquo;s own or, '
-    'without one, the model itself shown a correct answer. Right: GRPO&rsquo;s '
-    'advantage, one number for all tokens of an answer. Point at a token for '
-    'its value.'
-  )
-  return page.section(
-    'credit',
-    'What each method rewards',
-    caption,
-    _legend(*scale) + ''.join(parts),
+  scale = _scale([r for one in shown for r in one.runs[0].credit])
+  return page.render(
+    'credit.html',
+    nats=scale[0],
+    advantage=scale[1],
+    methods=[_method(one, scale, BUDGET // len(shown)) for one in shown],
   )
 
 
@@ -50,107 +42,59 @@ def _scale(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
   return nats, max(advantages, default=0.0) or 1.0
 
 
-def _legend(nats: float, advantage: float) -> str:
-  def bar(most: float, unit: str) -> str:
-    steps = (-1, -0.5, -0.2, 0.2, 0.5, 1)
-    return (
-      ' '.join(
-        f'<u{" class=n" if v < 0 else ""} style="--v:{abs(v)}">'
-        f'{v * most:+.1f}</u>'
-        for v in steps
-      )
-      + f' {unit}'
-    )
-
-  return (
-    f'<p class="scale"><span>teacher: {bar(nats, "nats or beyond")}</span>'
-    f'<span>RL: {bar(advantage, "advantage")}</span></p>'
-  )
-
-
 def _method(
   one: runs_lib.Group, scale: tuple[float, float], budget: int
-) -> str:
-  """Renders a method's first seed, as far as the budget reaches."""
+) -> dict[str, Any]:
+  """Returns a method's first seed by question, as far as the budget reaches."""
   by_question: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
   for record in one.runs[0].credit:
     at = (record.get('step'), record.get('question_id'))
     by_question.setdefault(at, []).append(record)
-  parts, left_out = [], 0
-  for place, ((step, question), records) in enumerate(by_question.items()):
+  questions, left_out = [], 0
+  for place, ((step, name), records) in enumerate(by_question.items()):
     # What one question does not need is the others'.
     share = budget // (len(by_question) - place)
-    right = sum(bool(record.get('correct')) for record in records)
-    head = (
-      f'<details{" open" if not parts else ""}><summary>step '
-      f'{page.escape(step)}, question {page.escape(question)}: {right} of '
-      f'{len(records)} correct</summary>'
-      f'<pre>{page.escape(records[0].get("question", ""))}</pre>'
-      '<div class="credit"><span></span><span class="h">teacher</span>'
-      '<span class="h">RL</span>'
-    )
-    spent, kept = len(head), []
+    text = page.cut(records[0].get('question', ''))
+    spent, rows = len(escape(text)) + _HEAD, []
     for record in records:
       row = _row(record, scale)
       if spent + len(row) <= share:
         spent += len(row)
-        kept.append(row)
-    left_out += len(records) - len(kept)
-    if kept:
+        rows.append(row)
+    left_out += len(records) - len(rows)
+    if rows:
       budget -= spent
-      parts.append(f'{head}{"".join(kept)}</div></details>')
-  note = ''
-  if left_out:
-    note = (
-      f'<p class="none">{page.count(left_out, "rollout")} left out to '
-      'keep the page small.</p>'
-    )
-  return f'<h3>{page.escape(one.label)}</h3>{"".join(parts)}{note}'
+      questions.append(
+        {
+          'step': step,
+          'id': name,
+          'text': text,
+          'right': sum(bool(record.get('correct')) for record in records),
+          'number': len(records),
+          'rows': rows,
+        }
+      )
+  return {'label': one.label, 'questions': questions, 'left_out': left_out}
 
 
-def _row(record: dict[str, Any], scale: tuple[float, float]) -> str:
+def _row(record: dict[str, Any], scale: tuple[float, float]) -> Markup:
   tokens = record.get('tokens')
   tokens = [str(t) for t in tokens] if isinstance(tokens, list) else []
   ratios = _ratios(record)
+  words = []
   if len(ratios) == len(tokens):
-    teacher = ''.join(_spans(tokens, ratios, scale[0]))
-  else:
-    teacher = page.NONE
-  advantage = _number(record.get('advantage'))
-  verdict, word = 'wrong', 'wrong'
-  if record.get('correct'):
-    verdict, word = 'right', 'correct'
-  demonstration = record.get('demonstration') or ''
-  shown = (
-    f'shown to the teacher: {page.escape(demonstration)}'
-    if demonstration
-    else 'no correct answer to be shown'
-  )
-  return (
-    f'<div class="d">{shown}</div><span class="{verdict}">{word}</span>'
-    f'<div class="tokens">{teacher}</div><div class="tokens a">'
-    f'{_span("".join(tokens), advantage, scale[1])}</div>'
-  )
-
-
-def _spans(
-  tokens: Sequence[str], values: Sequence[float], most: float
-) -> Iterator[str]:
-  for token, value in zip(tokens, values, strict=True):
-    # What stands before a word is not coloured: the words are told apart.
-    word = token.lstrip(' ')
-    yield ' ' * (len(token) - len(word)) + (
-      _span(word, value, most) if word else ''
-    )
-
-
-def _span(text: str, value: float, most: float) -> str:
-  share = round(min(abs(value) / most, 1), 2)
-  sign = ' class=n' if value < 0 else ''
-  # Not cut: a rollout that is too long is left out as a whole.
-  return (
-    f'<u{sign} style="--v:{share:g}" title="{value:+.3f}">'
-    f'{html.escape(text)}</u>'
+    for token, ratio in zip(tokens, ratios, strict=True):
+      word = token.lstrip(' ')
+      words.append((' ' * (len(token) - len(word)), word, ratio))
+  return page.render(
+    'credit_row.html',
+    demonstration=record.get('demonstration') or '',
+    correct=record.get('correct'),
+    words=words,
+    answer=''.join(tokens),
+    advantage=_number(record.get('advantage')),
+    nats=scale[0],
+    most=scale[1],
   )
 
 

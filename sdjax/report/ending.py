@@ -1,9 +1,13 @@
-"""What a run that ends says of itself: its result in a few lines."""
+"""What runs came to, in a few lines: as one ends, and on top of a report."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
+from sdjax.report import page, plane
 from sdjax.report import runs as runs_lib
+from sdjax.report.looks import looks as looks_of
+from sdjax.report.tables import Table
 
 COLUMNS = {
   'concepts_correct': 'concepts',
@@ -47,6 +51,38 @@ def command(workdir: Path) -> str:
   return f'python -m sdjax.report {folder} --out={out}'
 
 
+def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
+  """Returns a line a method, to stand below the title; '' without numbers.
+
+  Args:
+    groups: the methods.
+    tables: of `sdjax.report.tables.tables_of`.
+  """
+  if not tables or not tables[0].points:
+    return ''
+  first, last = tables[0], plane.last_of(tables)
+  accuracy = f'pass@{first.points[0]}'
+  wanted = [
+    (first.name, accuracy, ''),
+    (first.name, 'concepts_correct', 'concepts '),
+  ]
+  if last.points:
+    reach = f'pass@{last.points[-1]}'
+    wanted.append((last.name, reach, f'{page.words(last.name)} {reach} '))
+  looks = looks_of(groups)
+  lines = [
+    (
+      looks[one.label],
+      [(words, *_ends(one, name, metric)) for name, metric, words in wanted],
+      len(one.runs),
+    )
+    for one in groups
+  ]
+  return page.render(
+    'summary.html', lines=lines, accuracy=accuracy, set=first.name
+  )
+
+
 def _table(run: runs_lib.Run) -> list[str]:
   one = runs_lib.Group(run.label, run.variant, (run,))
   names = runs_lib.sets_of([one])
@@ -54,22 +90,23 @@ def _table(run: runs_lib.Run) -> list[str]:
   ends = [f'pass@{k}' for k in (1, *points[-1:])]
   metrics = dict(zip(ends, ends, strict=True)) | COLUMNS
   rows = [['base -> final', *metrics.values()]]
-  rows += [[n, *(_change(run, n, metric) for metric in metrics)] for n in names]
+  rows += [
+    [name, *(' -> '.join(_ends(one, name, metric)) for metric in metrics)]
+    for name in names
+  ]
   if len(rows) == 1:
     return []
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    ).rstrip()
-    for row in rows
-  ]
+  return ['  '.join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _change(run: runs_lib.Run, name: str, metric: str) -> str:
-  stages = 'base', 'final'
-  values = (run.evals.get(f'{stage}/{name}/{metric}') for stage in stages)
-  return ' -> '.join('?' if v is None else f'{v:.2f}' for v in values)
+def _ends(one: runs_lib.Group, name: str, metric: str) -> list[str]:
+  """Returns a number before and after training, over the seeds."""
+  ends = []
+  for stage in ('base', 'final'):
+    values = one.values(f'{stage}/{name}/{metric}')
+    ends.append(f'{values.mean():.2f}' if values.size else '?')
+  return ends
 
 
 def _line(text: object) -> str:

@@ -1,18 +1,15 @@
 """What was forecast of a run against what it reached."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.data import json_files
-from sdjax.report import plots
+from sdjax.report import chart, page
 from sdjax.report import runs as runs_lib
+from sdjax.report.looks import Look
+from sdjax.report.looks import looks as looks_of
 from sdjax.report.tables import BASE
-from sdjax.report import chart
-from sdjax.report import marks
-from sdjax.report import page
 
 FILE = 'forecast.json'
 
@@ -24,23 +21,24 @@ METRICS = {
 }
 """What is compared; `reach` is pass@k at the largest k that both have."""
 
-LAWS = {'rl': ('rl',), 'sd': ('sd',), 'mix': ('rl', 'sd')}
-"""Whose forecast is one of a method's."""
+DISTRIBUTIONS = {'rl': ('rl',), 'sd': ('sd',), 'mix': ('rl', 'sd')}
+"""By method, the forecast distributions that its outcome is compared with."""
 
 SAMPLED = ('model.', 'task.', 'eval.num_samples', 'eval.temperature')
 MATTERS = {
   BASE: SAMPLED,
-  'rl': (*SAMPLED, 'loss.kl_'),
-  'sd': (*SAMPLED, 'loss.kl_', 'method.', 'rollout.', 'train.num_steps'),
+  'rl': (*SAMPLED, 'loss.kl'),
+  'sd': (*SAMPLED, 'loss.kl', 'method.', 'rollout.', 'train.num_steps'),
 }
-"""Options that a forecast of each law depends on."""
+"""Options that a forecast of each distribution depends on."""
 
 PLAIN_RL = {
   'method.name': ('rl',),
+  'method.diversity': ('none',),
   'method.diversity_weight': (0.0,),
   'method.advantage': ('grpo', 'dr_grpo', 'rloo', 'reinforce'),
 }
-"""Options of the RL whose law is forecast: each answer has its own reward."""
+"""Options of the RL that is forecast: each answer has its own reward."""
 
 UNKNOWN = 'its options are not known'
 
@@ -52,7 +50,7 @@ class Source:
   Attributes:
     folder: where it lies.
     options: of the run it was made for, by dotted name; {} when not known.
-    numbers: by `SET/LAW/METRIC`, each with `/low` and `/high`.
+    numbers: by `SET/DISTRIBUTION/METRIC`, each with `/low` and `/high`.
   """
 
   folder: Path
@@ -66,7 +64,7 @@ class Pair:
 
   Attributes:
     label: of the method, or `base`.
-    law: that was forecast.
+    distribution: that was forecast: `base`, or what `rl` or `sd` leads to.
     set_name: the evaluation set.
     metric: key of `METRICS`.
     forecast: value.
@@ -76,7 +74,7 @@ class Pair:
   """
 
   label: str
-  law: str
+  distribution: str
   set_name: str
   metric: str
   forecast: float
@@ -96,9 +94,7 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   """
   file = path / FILE if path.is_dir() else path
   try:
-    numbers = json_files.parse(file.read_text(encoding='utf-8'))
-    if not isinstance(numbers, dict):
-      raise ValueError(f'it holds a {type(numbers).__name__}, not an object')
+    numbers = runs_lib.read_object(file)
   except FileNotFoundError:
     return None, []
   except (OSError, ValueError) as error:
@@ -107,8 +103,7 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   its_own = file.with_name('forecast_config.json')
   beside = its_own if its_own.exists() else file.with_name('config.json')
   try:
-    config = json.loads(beside.read_text(encoding='utf-8'))
-    options = runs_lib.flat_options(config) if isinstance(config, dict) else {}
+    options = runs_lib.flat_options(runs_lib.read_object(beside))
   except (OSError, ValueError):
     options = {}
   values = {
@@ -117,13 +112,15 @@ def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
   return Source(file.parent, options, values), []
 
 
-def differing(source: Source, run: runs_lib.Run, law: str) -> list[str] | None:
+def differing(
+  source: Source, run: runs_lib.Run, distribution: str
+) -> list[str] | None:
   """Says in what a forecast is not one of a run.
 
   Args:
     source: the forecast.
     run: the run.
-    law: key of `MATTERS`.
+    distribution: key of `MATTERS`.
 
   Returns:
     Names of the options that differ and matter, `UNKNOWN` where one of the
@@ -139,26 +136,31 @@ def differing(source: Source, run: runs_lib.Run, law: str) -> list[str] | None:
     key
     # What only one of them has is of another release, or of another method.
     for key in sorted(mine.keys() & its.keys())
-    if key.startswith(MATTERS[law]) and mine[key] != its[key]
+    if key.startswith(MATTERS[distribution]) and mine[key] != its[key]
   ]
-  if law == 'rl':
+  if distribution == 'rl':
     differs += [
       key
       for key, plain in PLAIN_RL.items()
-      if key in mine and mine[key] not in plain
+      if key in mine and _name(mine[key]) not in plain
     ]
   return differs
 
 
+def _name(value: Any) -> Any:
+  """Returns `rloo` for `rloo(...)`, whatever its options."""
+  return value.partition('(')[0] if isinstance(value, str) else value
+
+
 def choose(
-  sources: Sequence[Source], run: runs_lib.Run, law: str
+  sources: Sequence[Source], run: runs_lib.Run, distribution: str
 ) -> tuple[Source, list[str]] | None:
   """Finds the forecast that is most of a run.
 
   Args:
     sources: forecasts there are.
     run: the run.
-    law: key of `MATTERS`.
+    distribution: key of `MATTERS`.
 
   Returns:
     The one that differs in the fewest options, and those; the run's own of
@@ -166,7 +168,7 @@ def choose(
   """
   found = []
   for place, source in enumerate(sources):
-    differs = differing(source, run, law)
+    differs = differing(source, run, distribution)
     if differs is not None:
       own = source.folder.resolve() == run.workdir.resolve()
       known = UNKNOWN not in differs
@@ -196,19 +198,20 @@ def compare(
   rows = [(everyone, BASE, 'base')]
   for one in groups:
     name = runs_lib.flat_options(one.runs[0].config).get('method.name')
-    rows += [(one, law, 'final') for law in LAWS.get(str(name), ())]
-  for one, law, stage in rows:
-    chosen = choose(sources, one.runs[0], law)
+    mine = DISTRIBUTIONS.get(str(name), ())
+    rows += [(one, distribution, 'final') for distribution in mine]
+  for one, distribution, stage in rows:
+    chosen = choose(sources, one.runs[0], distribution)
     if chosen is None:
       continue
     for name in runs_lib.sets_of(groups):
-      pairs += _pairs(one, law, stage, name, *chosen)
+      pairs += _pairs(one, distribution, stage, name, *chosen)
   return pairs
 
 
 def _pairs(
   one: runs_lib.Group,
-  law: str,
+  distribution: str,
   stage: str,
   name: str,
   source: Source,
@@ -218,13 +221,13 @@ def _pairs(
   shared = [
     k
     for k in runs_lib.curve_points([one], name)
-    if f'{name}/{law}/pass@{k}' in source.numbers
+    if f'{name}/{distribution}/pass@{k}' in source.numbers
   ]
   for metric in METRICS:
     if metric == 'reach' and not shared:
       continue
     real = f'pass@{shared[-1]}' if metric == 'reach' else metric
-    at = f'{name}/{law}/{real}'
+    at = f'{name}/{distribution}/{real}'
     values = one.values(f'{stage}/{name}/{real}')
     if at in source.numbers and values.size:
       interval = [source.numbers.get(f'{at}/{end}') for end in ('low', 'high')]
@@ -232,7 +235,7 @@ def _pairs(
       pairs.append(
         Pair(
           one.label,
-          law,
+          distribution,
           name,
           metric,
           source.numbers[at],
@@ -248,114 +251,79 @@ def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
   """Returns scatter and tables as a part of the page; '' without any."""
   if not pairs:
     return ''
-  colours, names = marks.colours(groups), marks.labels(groups)
-  looks = plots.styles(groups)
+  looks = looks_of(groups)
   sets = list(dict.fromkeys(pair.set_name for pair in pairs))
   shapes = dict(zip(sets, 'os^DvPX*' * len(sets), strict=False))
-  charts = []
-  for metric, heading in METRICS.items():
-    points = [
-      chart.Mark(
-        '',
-        pair.forecast,
-        pair.measured,
-        pair.ends,
-        None,
-        colours[pair.label],
-        shapes[pair.set_name],
-        f'{pair.label} ({pair.law}), {pair.set_name}: forecast '
-        f'{pair.forecast:.3f}, measured {pair.measured:.3f}',
-      )
-      for pair in pairs
-      if pair.metric == metric
-    ]
-    if points and metric != 'pass@1':
-      charts.append(
-        chart.scatter(
-          points,
-          heading,
-          'forecast',
-          'measured',
-          size=(380, 340),
-          diagonal=True,
-        )
-      )
-  shown = dict.fromkeys(pair.label for pair in pairs)
-  legend = marks.key(
-    [(label, colours[label], 'o') for label in shown if label in looks]
-    + [(BASE, colours[BASE], 'o')] * (BASE in shown)
-  ) + marks.key(
-    [(name.replace('_', ' '), 'var(--soft)', shapes[name]) for name in sets]
+  charts = [
+    _chart([p for p in pairs if p.metric == metric], heading, looks, shapes)
+    for metric, heading in METRICS.items()
+    if metric != 'pass@1' and any(p.metric == metric for p in pairs)
+  ]
+  shown = {pair.label for pair in pairs}
+  return page.render(
+    'forecast.html',
+    methods=[
+      dataclasses.replace(look, shape='o')
+      for label, look in looks.items()
+      if label in shown
+    ],
+    set_looks=[
+      Look(page.words(name), 'var(--soft)', shapes[name]) for name in sets
+    ],
+    charts=charts,
+    sets=[_table(pairs, name, looks) for name in sets],
+    differs={(p.label, p.distribution): p.differs for p in pairs if p.differs},
   )
-  first, *others = (_table(pairs, name, names) for name in sets)
-  tables = first
-  if others:
-    tables += (
-      f'<details><summary>{page.count(len(others), "other set")}</summary>'
-      f'{"".join(others)}</details>'
+
+
+def _chart(
+  pairs: Sequence[Pair],
+  heading: str,
+  looks: Mapping[str, Look],
+  shapes: Mapping[str, str],
+) -> str:
+  points = [
+    chart.Mark(
+      '',
+      pair.forecast,
+      pair.measured,
+      pair.ends,
+      None,
+      looks[pair.label].colour,
+      shapes[pair.set_name],
+      f'{pair.label} ({pair.distribution}), {pair.set_name}: forecast '
+      f'{pair.forecast:.3f}, measured {pair.measured:.3f}',
     )
-  caption = (
-    'Forecast from the base model alone, before training, against what '
-    'training reached; a point on the dotted line was forecast rightly. Each '
-    'set is forecast as if training had been on its own questions. Bars are '
-    '95% bootstrap intervals of the forecast.'
-  )
-  return page.section(
-    'forecast',
-    'Forecast and outcome',
-    caption,
-    f'{legend}<div class="charts trio">{"".join(charts)}</div>{tables}'
-    f'{_differences(pairs)}',
+    for pair in pairs
+  ]
+  return chart.scatter(
+    points, heading, 'forecast', 'measured', size=(380, 340), diagonal=True
   )
 
 
-def _differences(pairs: Sequence[Pair]) -> str:
-  """Says which forecasts were made for something else."""
-  differs = {(p.label, p.law): p.differs for p in pairs if p.differs}
-  if not differs:
-    return ''
-  items = ''.join(
-    f'<li>{page.escape(label)}, as {law}: '
-    f'{page.escape(", ".join(names[:6]))}'
-    f'{" and more" if len(names) > 6 else ""}</li>'
-    for (label, law), names in differs.items()
-  )
-  return (
-    '<details><summary>* forecast for other options than the run&rsquo;s'
-    f'</summary><ul>{items}</ul></details>'
-  )
-
-
-def _table(pairs: Sequence[Pair], name: str, names: dict[str, str]) -> str:
+def _table(
+  pairs: Sequence[Pair], name: str, looks: Mapping[str, Look]
+) -> dict[str, Any]:
   cells = {
-    (pair.label, pair.law, pair.metric): pair
+    (pair.label, pair.distribution, pair.metric): pair
     for pair in pairs
     if pair.set_name == name
   }
   metrics = [m for m in METRICS if any(key[2] == m for key in cells)]
-  above = '<tr><th></th><th></th>' + ''.join(
-    f'<th colspan="2">{page.escape(METRICS[m])}</th>' for m in metrics
-  )
   rows = []
-  for label, law in dict.fromkeys(key[:2] for key in cells):
-    other = any(
-      p.differs for key, p in cells.items() if key[:2] == (label, law)
-    )
-    row = [names[label], law + '*' * other]
-    for metric in metrics:
-      pair = cells.get((label, law, metric))
+  for label, distribution in dict.fromkeys(key[:2] for key in cells):
+    found = [cells.get((label, distribution, metric)) for metric in metrics]
+    other = any(pair and pair.differs for pair in found)
+    row: list[Any] = [looks[label], distribution + '*' * other]
+    for pair in found:
       if pair is None:
-        row += [page.NONE] * 2
+        row += [None, None]
         continue
-      text = f'<b>{pair.forecast:.2f}</b>'
-      if pair.ends:
-        text += f'<small>{pair.ends[0]:.2f}&ndash;{pair.ends[1]:.2f}</small>'
-      row += [text, f'<b>{pair.measured:.2f}</b>']
+      small = ('{:.2f}–{:.2f}'.format(*pair.ends),) if pair.ends else ()
+      row += [
+        page.Cell(f'{pair.forecast:.2f}', small),
+        page.Cell(f'{pair.measured:.2f}'),
+      ]
     rows.append(row)
-  return page.table(
-    'results',
-    ['', 'as', *('forecast', 'measured') * len(metrics)],
-    rows,
-    page.words(name),
-    above + '</tr>',
-  )
+  above = [('', 1), ('', 1), *((METRICS[m], 2) for m in metrics)]
+  return {'name': name, 'metrics': metrics, 'above': above, 'rows': rows}

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from sdjax.report.runs import ORIGIN, starts
 from sdjax.data.json_files import write_json_atomic
+from sdjax.report.runs import ORIGIN, starts
 
 PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -2,16 +2,14 @@
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from sdjax.report import plots
+from sdjax.report import chart, page
 from sdjax.report import runs as runs_lib
 from sdjax.report import tables as tables_lib
+from sdjax.report.looks import Look
+from sdjax.report.looks import looks as looks_of
 from sdjax.report.tables import BASE, Estimate, Table
-from sdjax.report import chart
-from sdjax.report import marks
-from sdjax.report import page
 
 Point = tuple[float, float]
 
@@ -22,7 +20,7 @@ class Plane:
 
   Attributes:
     x_name: e.g. `in distribution, pass@1`.
-    y_name: likewise.
+    y_name: e.g. `harder, pass@64`.
     x: by label; a share.
     y: by label; of the same labels.
     y_top: the most that y can be; None: no limit is known.
@@ -96,8 +94,8 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
       if right and wide:
         x[label], y[label] = right, wide
     plane = Plane(
-      f'{_words(first.name)}, {accuracy}',
-      f'{_words(table.name)}, {name}',
+      f'{page.words(first.name)}, {accuracy}',
+      f'{page.words(table.name)}, {name}',
       x,
       y,
       top,
@@ -175,27 +173,15 @@ def markdown(planes: Sequence[Plane]) -> str:
     A table, in brackets the wider of the interval over questions and the
     range of the seeds, and what they are.
   """
-  everyone = ranked(planes)
-  if len(everyone) < 2:
+  if len(ranked(planes)) < 2:
     return ''
-  fronts = [(x, pareto_front(plane.points)) for x, plane in _lettered(planes)]
-  heads = [
-    'method',
-    'front',
-    planes[0].x_name,
-    *(f'{x}. {plane.y_name}' for x, plane in _lettered(planes)),
-  ]
+  heads = _heads(planes, 'method')
   lines = [f'| {" | ".join(heads)} |', f'|---|---|{"--:|" * (len(heads) - 2)}']
-  if any(BASE in plane.x for plane in planes):
-    everyone.append(BASE)
-  for label in everyone:
-    own = next(plane.x[label] for plane in planes if label in plane.x)
-    cells = [
-      ' '.join(letter for letter, front in fronts if label in front),
-      _in_brackets(own),
-      *(_in_brackets(plane.y.get(label)) for plane in planes),
-    ]
-    lines.append(f'| `{tables_lib.inline(label)}` | {" | ".join(cells)} |')
+  for label, fronts, own in _standings(planes):
+    estimates = own, *(plane.y.get(label) for plane in planes)
+    name = f'`{tables_lib.inline(label)}`'
+    cells = name, fronts, *map(_in_brackets, estimates)
+    lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(
     [
       '**accuracy against variety**',
@@ -227,41 +213,41 @@ def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
     return ''
   wide = len(groups) > 9
   size = (1140, 520) if wide else (560, 420)
-  charts = ''.join(
-    f'<div class="chart">{_draw(plane, letter, groups, size)}</div>'
-    for letter, plane in _lettered(planes)
-  )
-  caption = (
-    'Up and to the right is better. What lies below and left of the dotted '
-    'stairs is beaten in both by a method on them. Bars are 95% bootstrap '
-    'intervals over questions, or the range of the seeds where that is wider. '
-    'The ring is the model before training, and an arrow leads from it to '
-    'what training made of it.'
-  )
-  body = charts if wide else f'<div class="charts">{charts}</div>'
-  return page.section(
-    'plane',
-    'Accuracy against variety',
-    caption,
-    body + _ranking(planes, groups),
+  looks = looks_of(groups)
+  costs = {one.label: cost(one) for one in groups}
+  # Not every run has an evaluation yet.
+  first = next(label for label in costs if any(label in p.x for p in planes))
+  rows = []
+  for place, (label, fronts, own) in enumerate(_standings(planes), 1):
+    look = looks[label]
+    if label != BASE:
+      look = dataclasses.replace(look, place=f'{place}.')
+    estimates = own, *(plane.y.get(label) for plane in planes)
+    its = costs.get(label, (None, None))
+    relative = map(_relative, its, costs[first])
+    rows.append([look, fronts, *map(page.estimate, estimates), *relative])
+  return page.render(
+    'plane.html',
+    wide=wide,
+    charts=[_draw(p, x, looks, size) for x, p in _lettered(planes)],
+    heads=[*_heads(planes, ''), 's a step', 'tokens a step'],
+    rows=rows,
+    first=first,
   )
 
 
 def _draw(
   plane: Plane,
   letter: str,
-  groups: Sequence[runs_lib.Group],
+  looks: Mapping[str, Look],
   size: tuple[int, int],
 ) -> str:
-  colours = marks.colours(groups)
-  looks: dict[str, dict[str, Any]] = plots.styles(groups)
-  points = []
   base = None
   if BASE in plane.x:
     base = plane.x[BASE].value, plane.y[BASE].value
+  points = []
   for label, x in plane.x.items():
     y = plane.y[label]
-    shape = 'base' if label == BASE else looks[label]['marker']
     points.append(
       chart.Mark(
         label,
@@ -269,8 +255,8 @@ def _draw(
         y.value,
         ends(x),
         ends(y),
-        colours[label],
-        shape,
+        looks[label].colour,
+        looks[label].shape,
         f'{label}: {plane.x_name} {x.value:.3f}, {plane.y_name} {y.value:.3f}',
         base,
       )
@@ -289,47 +275,25 @@ def _draw(
   )
 
 
-def _ranking(planes: Sequence[Plane], groups: Sequence[runs_lib.Group]) -> str:
-  labels = marks.labels(groups)
+def _standings(planes: Sequence[Plane]) -> Iterator[tuple[str, str, Estimate]]:
+  """Yields the methods as ranked, the base model last.
+
+  Yields:
+    Label, letters of the planes on whose front it is, and its accuracy.
+  """
   fronts = [(x, pareto_front(plane.points)) for x, plane in _lettered(planes)]
-  costs = {one.label: cost(one) for one in groups}
-  # Not every run has an evaluation yet.
-  first = next(label for label in costs if any(label in p.x for p in planes))
-  heads = [
-    '',
-    'front',
-    page.escape(planes[0].x_name),
-    *(f'{x}. {page.escape(plane.y_name)}' for x, plane in _lettered(planes)),
-    's a step',
-    'tokens a step',
-  ]
-  rows = []
-  everyone = ranked(planes)
+  labels = ranked(planes)
   if any(BASE in plane.x for plane in planes):
-    everyone.append(BASE)
-  for place, label in enumerate(everyone, 1):
+    labels.append(BASE)
+  for label in labels:
     own = next(plane.x[label] for plane in planes if label in plane.x)
     on = ' '.join(letter for letter, front in fronts if label in front)
-    number = '' if label == BASE else f'<span class="none">{place}.</span> '
-    rows.append(
-      [
-        number + labels[label],
-        on or page.NONE,
-        page.estimate(own),
-        *(page.estimate(plane.y.get(label)) for plane in planes),
-        *(
-          _relative(mine, its)
-          for mine, its in zip(
-            costs.get(label, (None, None)), costs[first], strict=True
-          )
-        ),
-      ]
-    )
-  return page.table('results', heads, rows, 'ranking') + (
-    '<p class="none">Methods on most fronts come first, then those with more '
-    'of A. Seconds are medians as measured, below in relation to '
-    f'{page.escape(first)}: runs that shared a machine slowed one another.</p>'
-  )
+    yield label, on, own
+
+
+def _heads(planes: Sequence[Plane], corner: str) -> list[str]:
+  names = [f'{letter}. {plane.y_name}' for letter, plane in _lettered(planes)]
+  return [corner, 'front', planes[0].x_name, *names]
 
 
 def _lettered(planes: Sequence[Plane]) -> list[tuple[str, Plane]]:
@@ -337,12 +301,8 @@ def _lettered(planes: Sequence[Plane]) -> list[tuple[str, Plane]]:
   return [(chr(ord('A') + i), plane) for i, plane in enumerate(planes)]
 
 
-def _relative(mine: float | None, first: float | None) -> str:
+def _relative(mine: float | None, first: float | None) -> page.Cell | None:
   if mine is None:
-    return page.NONE
-  text = f'<b>{mine:.3g}</b>' if mine < 100 else f'<b>{mine:.0f}</b>'
-  return text + (f'<small>{mine / first:.2f}x</small>' if first else '')
-
-
-def _words(name: str) -> str:
-  return name.replace('_', ' ')
+    return None
+  text = f'{mine:.3g}' if mine < 100 else f'{mine:.0f}'
+  return page.Cell(text, (f'{mine / first:.2f}x',) if first else ())

@@ -6,7 +6,6 @@ largest of a method's seeds. Nothing here keeps state or needs a display;
 matplotlib is imported when the first picture is drawn.
 """
 
-import dataclasses
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -16,99 +15,8 @@ from typing import Any
 import numpy as np
 
 from sdjax.report import runs as runs_lib
+from sdjax.report.looks import THEMES, styles
 from sdjax.report.tables import BASE, MEASURES, twins
-
-_KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
-_MARKERS = 'os^DvPX*'
-
-
-@dataclasses.dataclass(frozen=True)
-class Theme:
-  """Colours of a picture, to stand on a light or a dark page.
-
-  Attributes:
-    page: background.
-    ink: text.
-    faint: axes and the base model's line.
-    grid: grid lines.
-    methods: sd, sd_k3, rl, rl_diversity, then spare ones; none of them the
-      red or the green of wrong and right answers.
-  """
-
-  page: str
-  ink: str
-  faint: str
-  grid: str
-  methods: tuple[str, ...]
-
-
-THEMES = {
-  'light': Theme(
-    page='#ffffff',
-    ink='#1d2430',
-    faint='#7a8494',
-    grid='#e6e9ee',
-    methods=(
-      '#7b3fc4',
-      '#e58a1f',
-      '#1f6fb2',
-      '#0aa2b5',
-      '#8a6a3d',
-      '#c75fae',
-      '#5b6577',
-      '#a3b81c',
-    ),
-  ),
-  'dark': Theme(
-    page='#161a22',
-    ink='#e4e8ef',
-    faint='#8d97a8',
-    grid='#2a303c',
-    methods=(
-      '#b68cff',
-      '#ffb454',
-      '#5fa8f0',
-      '#4fd8e8',
-      '#c9a877',
-      '#f0a0de',
-      '#a3afc2',
-      '#cfe05a',
-    ),
-  ),
-}
-
-
-def styles(
-  groups: Sequence[runs_lib.Group], theme: str = 'light'
-) -> dict[str, dict[str, Any]]:
-  """Gives each group its line style, the same in every picture.
-
-  A label that is a known method's name has that method's colour; any other
-  takes that of its variant if no one else does, else a spare one.
-
-  Args:
-    groups: the methods shown.
-    theme: key of `THEMES`.
-
-  Returns:
-    By label, the colour and marker as matplotlib's keywords.
-  """
-  wanted = {g.label: _KNOWN[g.label] for g in groups if g.label in _KNOWN}
-  for one in groups:
-    index = _KNOWN.get(one.variant)
-    if one.label not in wanted and index not in (None, *wanted.values()):
-      wanted[one.label] = index
-  spare = (i for i in range(len(_KNOWN), 1000) if i not in wanted.values())
-  colours = THEMES[theme].methods
-  result = {}
-  for one in groups:
-    index = wanted[one.label] if one.label in wanted else next(spare)
-    result[one.label] = {
-      'color': colours[index % len(colours)],
-      # A colour that comes again comes with another marker.
-      'marker': _MARKERS[(index + index // len(colours)) % len(_MARKERS)],
-    }
-  return result
 
 
 def pass_at_k(
@@ -148,7 +56,7 @@ def pass_at_k(
     axis.minorticks_off()
     axis.set_ylim(-0.03, 1.03)
     axis.set_xlabel('k, samples drawn')
-    _title(axis, _words(name))
+    _title(axis, name.replace('_', ' '))
   axes.flat[0].set_ylabel('pass@k')
   return _png(figure, groups, theme)
 
@@ -207,7 +115,7 @@ def diversity(
           _draw(axis, steps, values_RS.T, style)
       axis.margins(y=0.12)
       if row == 0:
-        _title(axis, _words(name))
+        _title(axis, name.replace('_', ' '))
       if row == len(measures) - 1:
         axis.set_xlabel('step')
       if column == 0:
@@ -260,7 +168,7 @@ def training(
   wanted: list[tuple[str, str, list[runs_lib.Group]]] = []
   for key in ordered:
     members = [one for one in groups if one.band(key)[0].size]
-    title = _words(key.removeprefix('train/'))
+    title = key.removeprefix('train/').replace('_', ' ')
     kinds = {one.variant.split('_')[0]: None for one in members}
     if key == 'train/loss' and len(kinds) > 1:
       wanted += [
@@ -357,10 +265,6 @@ def _smooth(values_S: np.ndarray) -> np.ndarray:
 
 def _title(axis, text: str) -> None:
   axis.set_title(text, fontsize=10.5, fontweight='bold', pad=8)
-
-
-def _words(name: str) -> str:
-  return name.replace('_', ' ')
 
 
 def grid(

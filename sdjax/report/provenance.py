@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdjax.config import convert as config_dict
-from sdjax.config.schema import METHODS
-from sdjax.report import runs as runs_lib
 from sdjax.report import page
+from sdjax.report import runs as runs_lib
 
 TOLD = ('seed', 'print', 'model.path', 'method.name', 'task.cache_dir')
 """Options with a column of their own, or without a meaning for the result."""
@@ -14,43 +12,45 @@ TOLD = ('seed', 'print', 'model.path', 'method.name', 'task.cache_dir')
 MOST = 24
 """Options that are listed of a run."""
 
+Defaults = Mapping[str, Mapping[str, Any]]
+"""By method, its section of `config.json` with every option at its default."""
 
-def section(groups: Sequence[runs_lib.Group]) -> str:
-  """Returns the table of runs as a part of the page."""
+
+def section(groups: Sequence[runs_lib.Group], defaults: Defaults) -> str:
+  """Returns the table of runs as a part of the page.
+
+  Args:
+    groups: the methods.
+    defaults: see `differences`.
+  """
   runs = [(one.label, run) for one in groups for run in one.runs]
-  differing = differences([run.config for _, run in runs])
+  differing = differences([run.config for _, run in runs], defaults)
   rows = []
   for (label, run), options in zip(runs, differing, strict=True):
-    steps = max((record['step'] for record in run.metrics), default=None)
     model = runs_lib.flat_options(run.config).get('model.path') or ''
-    cells = [label, run.variant, run.seed, steps]
     rows.append(
       [
-        *(page.NONE if x in (None, '') else page.escape(x) for x in cells),
+        label,
+        run.variant,
+        run.seed,
+        max((record['step'] for record in run.metrics), default=None),
         _two_lines(*_start(run)),
-        _two_lines(str(run.workdir), model),
+        _two_lines(str(run.workdir), str(model)),
         _options(options),
       ]
     )
-  heads = (
-    'label', 'method', 'seed', 'last step', 'started, commit',
-    'folder, model', 'differs from other runs in',
-  )  # fmt: skip
-  return page.section(
-    'runs',
-    'Runs',
-    'Options that are not the same in all runs, and those that only some have '
-    'where they are not at their default. A <code>+</code> behind a commit: '
-    'the code had changes that were not committed.',
-    page.table('said', heads, rows),
-  )
+  return page.render('runs.html', rows=rows)
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def differences(
+  configs: Sequence[Mapping[str, Any]], defaults: Defaults
+) -> list[dict[str, Any]]:
   """Finds in what runs differ.
 
   Args:
     configs: of the runs, as `config.json` has them; {} when not known.
+    defaults: of the methods' options, as `config.json` would have them; what
+      is not among them is listed.
 
   Returns:
     Of each run, its values of the options that not all runs have alike. Of
@@ -59,14 +59,14 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """
   flats = [runs_lib.flat_options(dict(config)) for config in configs]
   known = [flat for flat in flats if flat]
-  defaults = _defaults()
   shared = set.intersection(*map(set, known)) if known else set()
   alike = {
     key for key in shared if all(flat[key] == known[0][key] for flat in known)
   }
   found = []
   for flat in flats:
-    usual = defaults.get(str(flat.get('method.name')), {})
+    own = defaults.get(str(flat.get('method.name')), {})
+    usual = runs_lib.flat_options({'method': own})
     found.append(
       {
         key: value
@@ -77,14 +77,6 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
       }
     )
   return found
-
-
-def _defaults() -> dict[str, dict[str, Any]]:
-  """Returns each method's options at their defaults, by dotted name."""
-  return {
-    name: runs_lib.flat_options({'method': config_dict.to_json(kind())})
-    for name, kind in METHODS.items()
-  }
 
 
 def _start(run: runs_lib.Run) -> tuple[str, str]:
@@ -101,14 +93,12 @@ def _start(run: runs_lib.Run) -> tuple[str, str]:
   return date, ', '.join(commits)
 
 
-def _two_lines(first: str, second: str) -> str:
-  below = f'<small>{page.escape(second)}</small>' if second else ''
-  return (page.escape(first) if first else page.NONE) + below
+def _two_lines(first: str, second: str) -> page.Cell:
+  return page.Cell(first, (second,) if second else (), tag='')
 
 
-def _options(options: Mapping[str, Any]) -> str:
+def _options(options: Mapping[str, Any]) -> page.Cell:
   lines = [f'{key} = {value!r}' for key, value in options.items()]
   if len(lines) > MOST:
     lines[MOST:] = [f'and {len(lines) - MOST} more']
-  text = '\n'.join(lines)
-  return f'<code>{page.escape(text)}</code>' if lines else page.NONE
+  return page.Cell('\n'.join(lines), tag='code')

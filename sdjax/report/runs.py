@@ -1,15 +1,15 @@
 """Reads what runs left in their folders, and merges the seeds of a method."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from sdjax.data import json_files
-from sdjax.data.json_files import read_json_lines
 
 import numpy as np
+
+from sdjax.data import json_files
+from sdjax.data.json_files import read_json_lines
 
 _SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
 _ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
@@ -152,7 +152,11 @@ def variant_of(config: dict[str, Any]) -> str:
   count = options.get('method.demonstrations.count', 1)
   if name == 'sd' and count != 1:
     return f'sd_k{count}'
-  if name == 'rl' and options.get('method.diversity_weight'):
+  # Before `diversity` had options, its weight was one of the method's.
+  weight = options.get('method.diversity_weight')
+  if name == 'rl' and (
+    weight or options.get('method.diversity', 'none') != 'none'
+  ):
     return 'rl_diversity'
   return '' if name is None else str(name)
 
@@ -191,68 +195,47 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     return None, [f'{workdir}: no such folder; the run is left out.']
   notes: Notes = []
 
-  def read(name: str, lost: str) -> dict[str, Any]:
+  def read(
+    name: str, lost: str, parse: Any = read_lines, optional: bool = False
+  ) -> Any:
     try:
-      text = (workdir / name).read_text(encoding='utf-8')
-      value = json_files.parse(text)
-      if isinstance(value, dict):
+      value = parse(workdir / name)
+      if value or optional or value == {}:
         return value
-      problem = f'holds a {type(value).__name__}, not an object'
+      problem = 'is empty'
     except FileNotFoundError:
-      problem = 'is missing'
+      problem = '' if optional else 'is missing'
     except (OSError, ValueError) as error:
       problem = f'cannot be read ({error})'
-    notes.append(f'{workdir}: {name} {problem}; {lost}.')
-    return {}
+    if problem:
+      notes.append(f'{workdir}: {name} {problem}; {lost}.')
+    return {} if parse is read_object else []
 
-  def sound(name: str, records: Iterator[dict]) -> Iterator[dict]:
+  def sound(path: Path) -> Iterator[dict]:
     odd = 0
-    for record in records:
+    for record in read_json_lines(path):
       if _is_rollout(record):
         yield record
       else:
         odd += 1
     if odd:
       notes.append(
-        f'{workdir}: {odd} lines of {name} have fields of another kind than a '
-        'rollout has; they are not shown.'
+        f'{workdir}: {odd} lines of {path.name} have fields of another kind '
+        'than a rollout has; they are not shown.'
       )
 
-  def read_lines(
-    name: str, lost: str, ends: bool = False, optional: bool = False
-  ) -> list[dict]:
-    try:
-      lines = read_json_lines(workdir / name)
-      if name in ('rollouts.jsonl', 'credit.jsonl'):
-        lines = sound(name, lines)
-      records = _first_and_last_step(lines) if ends else list(lines)
-      if records or optional:
-        return records
-      problem = 'is empty'
-    except FileNotFoundError:
-      if optional:
-        return []
-      problem = 'is missing'
-    except (OSError, ValueError) as error:
-      problem = f'cannot be read ({error})'
-    notes.append(f'{workdir}: {name} {problem}; {lost}.')
-    return []
-
-  config = read('config.json', 'its method and seed are not known')
-  metrics = [
-    record
-    for record in read_lines('metrics.jsonl', 'its training is not shown')
-    if isinstance(record.get('step'), int)
-  ]
-  evals = read('eval.json', 'it has no row in the tables')
+  lost = 'its method and seed are not known'
+  config = read('config.json', lost, read_object)
+  records = read('metrics.jsonl', 'its training is not shown')
+  metrics = [r for r in records if isinstance(r.get('step'), int)]
+  evals = read('eval.json', 'it has no row in the tables', read_object)
   if not metrics and not evals:
     return None, [*notes, f'{workdir}: nothing to show; the run is left out.']
-  questions = read('eval_questions.json', 'its numbers have no intervals')
+  lost = 'its numbers have no intervals'
+  questions = read('eval_questions.json', lost, read_object)
   missing = sorted(name for name, value in evals.items() if value is None)
   if missing:
     notes.append(f'{workdir}: eval.json has no number for {missing[0]}.')
-
-  rollouts = read_lines('rollouts.jsonl', 'no samples of it are shown', True)
   seed = config.get('seed')
   run = Run(
     workdir=workdir,
@@ -263,9 +246,18 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
     metrics=metrics,
     evals={k: v for k, v in evals.items() if isinstance(v, (int, float))},
     questions={k: v for k, v in questions.items() if isinstance(v, dict)},
-    rollouts=rollouts,
-    alarms=read_lines('alarms.jsonl', 'its alarms are not shown', False, True),
-    credit=read_lines('credit.jsonl', 'no credit is shown', False, True),
+    rollouts=read(
+      'rollouts.jsonl',
+      'no samples of it are shown',
+      lambda path: _first_and_last_step(sound(path)),
+    ),
+    alarms=read('alarms.jsonl', 'its alarms are not shown', optional=True),
+    credit=read(
+      'credit.jsonl',
+      'no credit is shown',
+      lambda path: list(sound(path)),
+      optional=True,
+    ),
     starts=starts(workdir),
   )
   return run, notes
@@ -281,12 +273,32 @@ def starts(workdir: Path) -> list[dict[str, Any]]:
     The `starts` of `run.json`; [] where it is missing or broken.
   """
   try:
-    content = json_files.parse((workdir / ORIGIN).read_text(encoding='utf-8'))
+    listed = read_object(workdir / ORIGIN).get('starts')
   except (OSError, ValueError):
     return []
-  listed = content.get('starts') if isinstance(content, dict) else None
   listed = listed if isinstance(listed, list) else []
   return [start for start in listed if isinstance(start, dict)]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """Reads a file that holds one JSON object.
+
+  Args:
+    path: the file.
+
+  Raises:
+    OSError: when it cannot be read.
+    ValueError: when it holds something else.
+  """
+  value = json_files.parse(path.read_text(encoding='utf-8'))
+  if not isinstance(value, dict):
+    raise ValueError(f'it holds a {type(value).__name__}, not an object')
+  return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """Reads all records of a file of JSON lines."""
+  return list(read_json_lines(path))
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:

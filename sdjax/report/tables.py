@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sdjax.evaluate import pass_at_k
-from sdjax.report import runs
 from sdjax.evaluate.bootstrap import bootstrap_interval
+from sdjax.report import runs
 
 BASE = 'base'
 """Label of the model before training, in every table and picture."""
