@@ -123,6 +123,15 @@ def test_a_new_measure_is_one_function(monkeypatch, tmp_path):
   assert json.loads(json.dumps(flat, allow_nan=False)) == flat
 
 
+def test_correct_words_by_hand():
+  # a and b; the words of a wrong answer do not count.
+  one = Samples([True, True, False], ['a b', ' b\n', 'c d'])
+  assert measures.correct_words(one) == 2
+  assert measures.correct_words(Samples([False], ['a'])) == 0
+  flat, _ = diversity.summarize([one, Samples([False] * 3, ['a'] * 3)])
+  assert flat['correct_words'] == 1.0
+
+
 def test_an_interval_weighs_as_the_mean_does():
   # Of two questions a draw holds 0, 1 or 2 times the first: 1/4, 1/2, 1/4.
   values, weights = [[0.0], [1.0]], [[3.0], [1.0]]

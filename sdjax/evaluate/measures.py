@@ -159,6 +159,13 @@ def concepts(samples: Samples) -> int:
   return len(set().union(*samples.strategies))
 
 
+@measure(needs=('texts',))
+def correct_words(samples: Samples) -> int:
+  """Distinct words, between white space, of the correct answers."""
+  answers = itertools.compress(samples.texts, samples.correct)
+  return len({word for answer in answers for word in answer.split()})
+
+
 @measure(bulk=True, needs=('texts',), slow=True)
 def distinct_n(questions: Questions, setting: Setting) -> Values:
   """Unique n-grams over all n-grams of the answers, n = 1, 2, 3."""
