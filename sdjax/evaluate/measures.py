@@ -94,7 +94,10 @@ def maj_at_k(questions: Questions, setting: Setting) -> Values:
 
 @measure('best_of@k', bulk=True, needs=('scores',))
 def best_of_k(questions: Questions, setting: Setting) -> Values:
-  """Chance that of k answers the one with the highest score is correct."""
+  """Chance that of k answers the one with the highest score is correct.
+
+  Answers that tie share it equally.
+  """
   rows = [q.scores for q in questions], [q.correct for q in questions]
   return {
     f'best_of@{k}': _of_k(selection.best_of_k, questions, k, *rows)
