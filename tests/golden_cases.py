@@ -23,9 +23,9 @@ from golden_problem import (
   grpo,
   of_tokens,
 )
+from sdjax.objectives.policy_gradient import adaptive_clip
 
 from sdjax.objectives import credit
-from sdjax.objectives.policy_gradient import adaptive_clip
 from sdjax.steps import mix, rl, sd
 
 

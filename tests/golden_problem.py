@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sdjax.objectives.advantage import advantage_of
+from sdjax.steps.view import counted_tokens
 
 from sdjax.models.cache import KV
-from sdjax.objectives.advantage import advantage_of
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import sd
 from sdjax.steps.score import student_hidden, token_logp
 from sdjax.steps.update import gradient
-from sdjax.steps.view import counted_tokens
 from sdjax.types import Evidence, Prompts, Rollout, Signal
 
 Arrays = Mapping[str, Any]

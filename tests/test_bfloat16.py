@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import equations
+from sdjax.steps.view import counted_tokens
 from test_options import (
   TOKENIZER,
   VARIANTS,
@@ -22,7 +23,6 @@ from test_options import (
 from sdjax import methods
 from sdjax.feedback.grading import grade
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps.view import counted_tokens
 
 NARROW = [
   'sd',

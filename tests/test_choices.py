@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import chain
+from sdjax.config.rules import ALLOWED
+from sdjax.objectives.policy_gradient import POLICY_LOSSES
 
 from sdjax import methods
 from sdjax.config import method as named
 from sdjax.config import schema as c
-from sdjax.config.rules import ALLOWED
 from sdjax.feedback import demonstrations, rewards
 from sdjax.feedback.grading import Graded
 from sdjax.models.transformer import REMAT
 from sdjax.objectives import advantage, reduce, reference_kl
 from sdjax.objectives.divergence import DIVERGENCES
-from sdjax.objectives.policy_gradient import POLICY_LOSSES
 from sdjax.objectives.support import SUPPORTS, on_support
 from sdjax.steps import mix, sd, teacher
 from sdjax.tasks.base import Question, Verdict

@@ -82,9 +82,9 @@ def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
 
 def test_no_law_is_refused():
   for law in ([0.5, 0.4], [1.5, -0.5], [1.0]):
-    with pytest.raises(ValueError, match='law'):
+    with pytest.raises(ValueError, match='distribution'):
       law_lib.pass_at_k(law, [True, False], 1)
-  with pytest.raises(ValueError, match='law must be probabilities'):
+  with pytest.raises(ValueError, match='distribution must be probabilities'):
     law_lib.pass_at_k([math.nan, math.nan], [True, False], 1)
   with pytest.raises(ValueError, match='0 draws'):
     law_lib.pass_at_k([1.0], [True], 0)

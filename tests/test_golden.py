@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sdjax.steps.view import student_view
 
 from sdjax.models.cache import KV
 from sdjax.steps import sd
 from sdjax.steps.update import gradient
-from sdjax.steps.view import student_view
 from sdjax.types import Prompts, Rollout, Signal
 
 FOLDER = Path(os.environ.get('SDJAX_GOLDEN', Path(__file__).parent / 'golden'))

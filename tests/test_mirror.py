@@ -135,7 +135,5 @@ def test_an_anchor_without_a_reference_is_named(module):
       module, apply_fn, params, params, None, data, kl=K3(0.5)
     )
 
-  with pytest.raises(
-    ValueError, match=r"k3\(coef=0.5\)' needs a reference"
-  ):
+  with pytest.raises(ValueError, match=r"k3\(coef=0.5\)' needs a reference"):
     jax.eval_shape(f, params)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import assert_close, bags, batch
+from sdjax.steps.view import counted_tokens
 
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import mix, rl, sd
 from sdjax.steps.score import completion_hidden, token_logp
-from sdjax.steps.view import counted_tokens
 from sdjax.types import Evidence
 
 # Rollout (1, 0) of the batch has no teacher, nor has (3, 2).

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import chain
+from sdjax.steps.view import counted_tokens
 
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import mix
-from sdjax.steps.view import counted_tokens
 from sdjax.types import Evidence, Prompts, Rollout
 
 STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])

@@ -16,13 +16,13 @@ import numpy as np
 import optax
 import pytest
 from models import assert_close, bags
+from sdjax.config.rules import ALLOWED
 
 from sdjax import methods
 from sdjax.config import presets
 from sdjax.config import schema as c
 from sdjax.config.check import is_changed, sections, validate
 from sdjax.config.convert import replace
-from sdjax.config.rules import ALLOWED
 from sdjax.feedback.grading import grade
 from sdjax.models.tokenizer import word_tokenizer
 from sdjax.steps.score import completion_hidden, token_logp

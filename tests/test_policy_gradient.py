@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from sdjax.objectives.advantage import group_normalised
 from sdjax.objectives.policy_gradient import (
   POLICY_LOSSES,
@@ -11,6 +10,7 @@ from sdjax.objectives.policy_gradient import (
   clipped_policy_gradient,
   truncated_ratio,
 )
+
 from sdjax.objectives.reduce import token_weights
 from sdjax.objectives.reference_kl import k3
 

@@ -10,6 +10,7 @@ import pytest
 from sdjax.data import json_files
 from sdjax.evaluate import diversity
 from sdjax.evaluate.bootstrap import bootstrap_interval
+from sdjax.evaluate.samples import Samples
 from sdjax.report import build as report
 from sdjax.report import plots, runs, tables
 from sdjax.training import log as metrics
@@ -37,14 +38,17 @@ def make_run(
   method = method or {'name': 'sd', 'demonstrations': {'count': 1}}
   if correct is None:
     correct = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
-  size = correct.shape
-  samples = diversity.SampleSet(
-    correct=correct,
-    concepts=[[('fruit',)] * size[1]] * size[0],
-    solutions=[[f'0-{g % 2}' for g in range(size[1])]] * size[0],
-    entropy_sum=np.full(size, 2.0),
-    length=np.full(size, 4),
-  )
+  size = correct.shape[1]
+  samples = [
+    Samples(
+      correct=row.tolist(),
+      strategies=[('fruit',)] * size,
+      solutions=[f'0-{g % 2}' for g in range(size)],
+      entropies=[2.0] * size,
+      lengths=[4] * size,
+    )
+    for row in correct
+  ]
   flat, per_question = diversity.summarize(samples)
   stages = [f'{stage}/{name}' for stage in ('base', 'final') for name in SETS]
   config = {'seed': seed, 'model': {'path': 'builtin:x'}, 'method': method}

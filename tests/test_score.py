@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import VOCAB, assert_close, chain, make_prompts, model
+from sdjax.steps.view import counted_tokens, importance_base, new_signal
 
 from sdjax.steps.score import (
   completion_hidden,
@@ -15,7 +16,6 @@ from sdjax.steps.score import (
   take_token,
   token_logp,
 )
-from sdjax.steps.view import counted_tokens, importance_base, new_signal
 from sdjax.types import Rollout
 
 LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import chain
+from sdjax.steps.view import View, counted_tokens
 
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import rl, sd
 from sdjax.steps import teacher as teacher_lib
 from sdjax.steps import view as view_lib
 from sdjax.steps.teacher import Comparison
-from sdjax.steps.view import View, counted_tokens
 from sdjax.types import Evidence, Prompts, Rollout, Signal
 
 # One rollout of three tokens and a column of padding.

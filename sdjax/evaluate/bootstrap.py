@@ -52,7 +52,11 @@ def bootstrap_interval(
 
 
 def mean_intervals(
-  values: ArrayLike, seed: int = 0, num: int = 1000, level: float = 0.95
+  values: ArrayLike,
+  seed: int = 0,
+  num: int = 1000,
+  level: float = 0.95,
+  weights: ArrayLike | None = None,
 ) -> np.ndarray:
   """Returns an interval of the mean of each column, resampling questions.
 
@@ -65,6 +69,8 @@ def mean_intervals(
     seed: of the resampling.
     num: resamples.
     level: share of the resamples inside the interval, in (0, 1).
+    weights: float [Q, M], how much each value counts in the mean of its
+      column, for instance its tokens; None: all the same.
 
   Returns:
     float64 [M, 2], lower and upper ends; NaN for a column without a value.
@@ -80,7 +86,9 @@ def mean_intervals(
     raise ValueError(f'values has shape {values_QM.shape}; it must be [Q, M].')
   size, width = values_QM.shape
   has_QM = np.isfinite(values_QM)
-  both = np.concatenate([np.where(has_QM, values_QM, 0.0), has_QM], axis=1)
+  weights_QM = np.where(has_QM, 1.0 if weights is None else weights, 0.0)
+  totals_QM = np.where(has_QM, values_QM, 0.0) * weights_QM
+  both = np.concatenate([totals_QM, weights_QM], axis=1)
   generator = np.random.default_rng(seed)
   means = np.full((num, width), np.nan)
   step = max(1, BLOCK // size)
@@ -90,12 +98,10 @@ def mean_intervals(
     # How often each question was drawn makes all means one product.
     draws += np.arange(rows)[:, None] * size
     times = np.bincount(draws.ravel(), minlength=rows * size)
-    totals, weights = np.split(
+    totals, drawn = np.split(
       times.reshape(rows, size).astype(np.float64) @ both, 2, axis=1
     )
-    np.divide(
-      totals, weights, out=means[start : start + rows], where=weights > 0
-    )
+    np.divide(totals, drawn, out=means[start : start + rows], where=drawn > 0)
   ends = np.full((width, 2), np.nan)
   for m in np.flatnonzero(has_QM.any(axis=0)):
     # By chance a resample may hold none of the few questions with a value.

@@ -1,6 +1,6 @@
-"""What a known law of answers gives: the means that samples estimate.
+"""What a known distribution of answers gives: the means that samples estimate.
 
-`pass_at_k` and `diversity` count drawn answers. Where the probability of
+`measures` counts drawn answers. Where the probability of
 every answer is known nothing need be drawn: these are the means of the same
 measures over all possible draws.
 """
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def pass_at_k(law: ArrayLike, correct: ArrayLike, k: int) -> float:
+def pass_at_k(distribution: ArrayLike, correct: ArrayLike, k: int) -> float:
   """The chance that at least one of k answers is correct.
 
   Args:
-    law: [Y], probabilities of the answers.
+    distribution: [Y], probabilities of the answers.
     correct: bool [Y].
     k: independent draws, at least 1.
 
@@ -23,19 +23,19 @@ def pass_at_k(law: ArrayLike, correct: ArrayLike, k: int) -> float:
     1 - (1 - p)^k, p being the probability of the correct answers.
 
   Raises:
-    ValueError: for something that is no law, or a k below 1.
+    ValueError: for something that is no distribution, or a k below 1.
   """
-  law_Y = _checked(law, correct)
-  return _found(float(law_Y[np.asarray(correct, bool)].sum()), k)
+  p_Y = _checked(distribution, correct)
+  return _found(float(p_Y[np.asarray(correct, bool)].sum()), k)
 
 
 def expected_distinct(
-  law: ArrayLike, items: Sequence[Collection[Hashable]], num_draws: int
+  distribution: ArrayLike, items: Sequence[Collection[Hashable]], num_draws: int
 ) -> float:
   """How many different items some draws are expected to hold.
 
   Args:
-    law: [Y], probabilities of the answers.
+    distribution: [Y], probabilities of the answers.
     items: Y collections: what each answer holds; empty for one that counts
       nothing.
     num_draws: independent draws, at least 1.
@@ -45,32 +45,33 @@ def expected_distinct(
     answers that hold it.
 
   Raises:
-    ValueError: for something that is no law, or no draw.
+    ValueError: for something that is no distribution, or no draw.
   """
-  law_Y = _checked(law, items)
+  p_Y = _checked(distribution, items)
   mass: dict[Hashable, float] = {}
-  for p, held in zip(law_Y.tolist(), items, strict=True):
+  for p, held in zip(p_Y.tolist(), items, strict=True):
     for item in set(held):
       mass[item] = mass.get(item, 0.0) + p
   return sum(_found(p, num_draws) for p in mass.values())
 
 
-def effective_number(law: ArrayLike, correct: ArrayLike) -> float:
-  """The exponential of the law's entropy over its correct answers.
+def effective_number(distribution: ArrayLike, correct: ArrayLike) -> float:
+  """The exponential of the entropy over the correct answers.
 
   Args:
-    law: [Y], probabilities of the answers, no two of them one solution.
+    distribution: [Y], probabilities of the answers, no two of them one
+      solution.
     correct: bool [Y].
 
   Returns:
     In 1..the number of correct answers; 0 where none has a probability.
 
   Raises:
-    ValueError: for something that is no law.
+    ValueError: for something that is no distribution.
 
-  Source: Hill 1973, order 1; `sdjax.evaluate.solutions` has it of samples.
+  Source: Hill 1973, order 1; `measures` has it of samples.
   """
-  part = _checked(law, correct)[np.asarray(correct, bool)]
+  part = _checked(distribution, correct)[np.asarray(correct, bool)]
   part = part[part > 0]
   if not part.size:
     return 0.0
@@ -86,14 +87,18 @@ def _found(p: float, num_draws: int) -> float:
   return 1 - (1 - min(p, 1.0)) ** num_draws
 
 
-def _checked(law: ArrayLike, other: ArrayLike | Sequence) -> np.ndarray:
-  law_Y = np.asarray(law, np.float64)
-  if law_Y.ndim != 1 or len(law_Y) != len(other):  # pyright: ignore
+def _checked(
+  distribution: ArrayLike, other: ArrayLike | Sequence
+) -> np.ndarray:
+  p_Y = np.asarray(distribution, np.float64)
+  if p_Y.ndim != 1 or len(p_Y) != len(other):  # pyright: ignore
     raise ValueError(
-      f'law has shape {law_Y.shape}; it must be [Y] with one entry an answer.'
+      f'distribution has shape {p_Y.shape}; it must be [Y] with one entry an '
+      'answer.'
     )
-  if not ((law_Y >= 0).all() and abs(law_Y.sum() - 1) <= 1e-6):
+  if not ((p_Y >= 0).all() and abs(p_Y.sum() - 1) <= 1e-6):
     raise ValueError(
-      f'law must be probabilities that sum to 1, not to {law_Y.sum():.6g}.'
+      'distribution must be probabilities that sum to 1, not to '
+      f'{p_Y.sum():.6g}.'
     )
-  return law_Y
+  return p_Y

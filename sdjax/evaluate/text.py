@@ -90,29 +90,3 @@ def copy_share(answer: str, demonstrations: Sequence[str]) -> float:
       ):
         longest += 1
   return longest / len(words) if words else 0.0
-
-
-def copy_overlap(
-  rows: Rows, demonstrations: Sequence[Sequence[Sequence[str]]]
-) -> np.ndarray:
-  """Returns the mean `copy_share` of each question's answers.
-
-  Args:
-    rows: Q rows of answers; rows may differ in length.
-    demonstrations: Q rows, for each answer the demonstrations it had; answers
-      without any do not count.
-
-  Returns:
-    float64 [Q], in [0, 1]; NaN where no answer had a demonstration.
-
-  Raises:
-    ValueError: when rows and demonstrations differ in length.
-
-  Source: ours.
-  """
-  means = []
-  for row, shown in zip(rows, demonstrations, strict=True):
-    pairs = zip(row, shown, strict=True)
-    shares = [copy_share(answer, texts) for answer, texts in pairs if texts]
-    means.append(sum(shares) / len(shares) if shares else np.nan)
-  return np.asarray(means, np.float64)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.evaluate import measures as measures_lib
 from sdjax.report import runs as runs_lib
 from sdjax.report.looks import THEMES, styles
 from sdjax.report.tables import BASE, MEASURES, twins
@@ -62,11 +63,9 @@ def pass_at_k(
 
 
 _DIVERSITY = {
-  'concepts_correct': 'concepts,\ncorrect samples',
-  'distinct_paths': 'distinct\ncorrect paths',
-  'concepts': 'concepts,\nall samples',
-  'token_entropy': 'token entropy\n(nats)',
+  name: one.axis for name, one in measures_lib.MEASURES.items() if one.axis
 }
+"""The measures that are drawn, and the labels of their axes."""
 
 
 def diversity(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.evaluate import pass_at_k
+from sdjax.evaluate import measures, pass_at_k
 from sdjax.evaluate.bootstrap import bootstrap_interval
 from sdjax.report import runs
 
@@ -15,29 +15,15 @@ BASE = 'base'
 """Label of the model before training, in every table and picture."""
 
 MEASURES = {
-  'pass_gain': 'gain',
-  'concepts_correct': 'concepts, correct',
-  'distinct_paths': 'distinct paths',
-  'concepts': 'concepts, all',
-  'token_entropy': 'token entropy',
+  name: one.heading for name, one in measures.MEASURES.items() if one.heading
 }
+"""The measures that have a column besides pass@k, and its heading."""
 
 DEFINITIONS = (
-  ('pass@k', 'chance that one of k samples of a question is correct.'),
-  ('gain', 'pass@k at the largest k minus pass@1: what more samples buy.'),
-  (
-    'concepts',
-    'distinct concepts named in all samples of a question; over the correct '
-    'ones a question without any counts 0.',
-  ),
-  (
-    'distinct paths',
-    'different correct solutions among the samples of a question.',
-  ),
-  (
-    'token entropy',
-    'mean nats per token. It can fall while variety stays and rise while '
-    'variety falls: do not read it as diversity.',
+  *(
+    (one.heading or name, one.description)
+    for name, one in measures.MEASURES.items()
+    if one.heading or name == 'pass@k'
   ),
   (
     'intervals',
@@ -72,7 +58,7 @@ def estimate(
     one: the runs.
     stage: `base` or `final`.
     name: of the evaluation set.
-    metric: of `sdjax.evaluate.diversity.summarize`.
+    metric: of `sdjax.evaluate.measures`, or `pass@1` and the like.
     num: bootstrap resamples; 0: no interval.
 
   Returns:
@@ -269,7 +255,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 def digits(metric: str) -> int:
   """Returns the decimals worth showing of a metric's interval."""
-  return 3 if metric == 'token_entropy' else 2
+  return measures.MEASURES[metric].digits if metric in MEASURES else 2
 
 
 def _ratio(values_Q2: np.ndarray) -> float:
@@ -295,10 +281,11 @@ def _question_values(
         values_Q = curve(int(metric.removeprefix('pass@')))
     else:
       values_Q = np.asarray(entry[metric], np.float64)
-    weight_Q = np.ones(len(values_Q))
-    if metric == 'token_entropy':
-      weight_Q = np.asarray(entry['num_tokens'], np.float64)
-    return np.stack([values_Q * weight_Q, weight_Q], axis=-1)
+    # A question without a value (null) does not count.
+    weight_Q = np.isfinite(values_Q).astype(np.float64)
+    if metric in MEASURES and (per := measures.MEASURES[metric].per):
+      weight_Q *= np.asarray(entry[per], np.float64)
+    return np.stack([np.nan_to_num(values_Q) * weight_Q, weight_Q], axis=-1)
   except (KeyError, ValueError, TypeError):
     return None
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sdjax.config.schema import Alarm, Config
+from sdjax.evaluate.measures import MEASURES
 from sdjax.training.advice import advise
 
 Record = Mapping[str, Any]
 """A line of `metrics.jsonl`: `step`, and `train/NAME` or `eval/SET/NAME`."""
 
-VARIETY = ('effective_solutions', 'concepts_correct')
+VARIETY = tuple(one.name for one in MEASURES.values() if one.alarm)
 """Measures of an evaluation set of which none may fall."""
 
 SUCCESS = 'pass@1'

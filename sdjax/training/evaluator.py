@@ -10,7 +10,8 @@ import numpy as np
 from sdjax import rng
 from sdjax.config import schema as config_lib
 from sdjax.data.prompts import encode_prompts
-from sdjax.evaluate.diversity import SampleSet, summarize
+from sdjax.evaluate.diversity import summarize
+from sdjax.evaluate.samples import Samples
 from sdjax.feedback.grading import Graded, grade
 from sdjax.models.load import LanguageModel
 from sdjax.models.sharding import shard_batch
@@ -34,17 +35,17 @@ def metric_names(num_samples: int) -> list[str]:
   Returns:
     The names, e.g. `pass@1`.
   """
-  shape = (1, num_samples)
-  flat, _ = summarize(
-    SampleSet(
-      correct=np.zeros(shape, bool),
-      concepts=[[()] * num_samples],
-      solutions=[[''] * num_samples],
-      entropy_sum=np.zeros(shape),
-      length=np.ones(shape, int),
-      flags={'finished': np.ones(shape, bool)},
-    )
+  n = num_samples
+  blank = Samples(
+    correct=[False] * n,
+    texts=[''] * n,
+    solutions=[''] * n,
+    strategies=[()] * n,
+    lengths=[1] * n,
+    entropies=[0.0] * n,
+    flags={'finished': [True] * n},
   )
+  flat, _ = summarize([blank])
   return list(flat)
 
 
@@ -84,7 +85,7 @@ def check_keep_best(config: config_lib.Config) -> None:
     )
 
 
-def sample_set(graded: Graded, stats: dict[str, Any]) -> SampleSet:
+def sample_set(graded: Graded, stats: dict[str, Any]) -> list[Samples]:
   """Puts judged answers and what was measured of them together.
 
   Args:
@@ -94,15 +95,19 @@ def sample_set(graded: Graded, stats: dict[str, Any]) -> SampleSet:
   Returns:
     What `summarize` takes.
   """
-  return SampleSet(
-    correct=graded.correct,
-    concepts=[[v.concepts for v in row] for row in graded.verdicts],
-    solutions=[[v.solution for v in row] for row in graded.verdicts],
-    reason=[[v.reason for v in row] for row in graded.verdicts],
-    entropy_sum=stats['entropy_sum'],
-    length=stats['length'],
-    flags={'finished': stats['finished']},
-  )
+  return [
+    Samples(
+      correct=[v.correct for v in verdicts],
+      texts=graded.answers[q],
+      solutions=[v.solution for v in verdicts],
+      strategies=[v.concepts for v in verdicts],
+      reasons=[v.reason for v in verdicts],
+      lengths=stats['length'][q].tolist(),
+      entropies=stats['entropy_sum'][q].tolist(),
+      flags={'finished': stats['finished'][q].tolist()},
+    )
+    for q, verdicts in enumerate(graded.verdicts)
+  ]
 
 
 class Evaluator:
