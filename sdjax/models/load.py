@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sdjax.config import schema as config_lib
 from sdjax.models import hf
@@ -146,7 +147,7 @@ def _forward(apply_fn: ApplyFn) -> Any:
   return jax.jit(apply_fn)
 
 
-def logits(model: LanguageModel, ids: Any) -> jax.Array:
+def logits(model: LanguageModel, ids: Any) -> Float[jax.Array, '*B T V']:
   """The plain forward of a research script.
 
   Args:
@@ -154,7 +155,7 @@ def logits(model: LanguageModel, ids: Any) -> jax.Array:
     ids: int [T] or [B, T], token ids without padding.
 
   Returns:
-    float32 [T, V] or [B, T, V]: row t predicts token t + 1.
+    float32: row t predicts token t + 1.
   """
   ids = jax.numpy.asarray(ids, jax.numpy.int32)
   if ids.ndim == 1:
