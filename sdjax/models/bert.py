@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from sdjax.models import hf
 from sdjax.models.attention import Segment, attend
-from sdjax.models.families import CheckpointError, Fields
+from sdjax.models.config_fields import CheckpointError, Fields
 from sdjax.models.weights import Safetensors, is_buffer
 
 BertParams = dict[str, jax.Array]
