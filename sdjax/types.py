@@ -95,7 +95,7 @@ class Evidence:
       take one strategy, -1 for wrong ones, or None.
     strength: float32 [Q], the method's scheduled weight at this step (the
       same for every question), or None where nothing is scheduled.
-    teacher_share: float32 [Q], likewise the teacher's share where its law is
+    teacher_share: float32 [Q], the teacher's share where its distribution is
       mixed with the reference's.
     context_ids: int32 [Q, E, C], left-padded teacher contexts, one per
       distinct demonstration of the question, or None.
@@ -156,7 +156,7 @@ class Signal:
     teacher_log_weight: float32 [Q, G, T, K], nats, how much each teacher
       counts in their mixture at each token, up to a constant; or None: alike.
     anchor_hidden: [Q, G, T, K or 1, D], the reference's, where the teacher's
-      law is mixed with the reference's; or None.
+      distribution is mixed with the reference's; or None.
     anchor_weight: float32 [Q], the reference's share in that mixture.
     sd_weight: float32 [Q, G, T], factor of each token's distillation loss,
       or None.
