@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int
 
 if TYPE_CHECKING:
-  Array = Any
+  Array = Any  # what holds for one of the two may not for the other
 else:
   Array = jax.Array | np.ndarray
 """A JAX array on a device or in a trace, or a NumPy array on the host."""
@@ -47,14 +48,14 @@ class Prompts:
   """Contexts of a batch of questions.
 
   Attributes:
-    ids: int32 [Q, C], token ids, left-padded.
-    length: int32 [Q], real tokens of each row, in 1..C.
-    question_id: int32 [Q], names the question's random stream.
+    ids: token ids, left-padded.
+    length: real tokens of each row, in 1..C.
+    question_id: names the question's random stream.
   """
 
-  ids: Array
-  length: Array
-  question_id: Array
+  ids: Int[Array, 'Q C']
+  length: Int[Array, 'Q']
+  question_id: Int[Array, 'Q']
 
 
 @struct.dataclass
@@ -62,23 +63,21 @@ class Rollout:
   """G sampled completions of each question.
 
   Attributes:
-    ids: int32 [Q, G, T], completion tokens, right-padded; a finished
-      completion's last token is an end-of-sequence token.
-    length: int32 [Q, G], tokens that count, the end-of-sequence token
-      included, in 1..T.
-    behavior_logp: float32 [Q, G, T], nats, of each token under the
-      distribution it was SAMPLED from (temperature and truncation included);
-      0 where padded.
-    entropy: float32 [Q, G, T], nats, of the model's own next-token
-      distribution (temperature 1, no truncation); 0 where padded.
-    finished: bool [Q, G], whether it ended with an end-of-sequence token.
+    ids: completion tokens, right-padded; a finished completion's last token
+      is an end-of-sequence token.
+    length: tokens that count, the end-of-sequence token included, in 1..T.
+    behavior_logp: nats, of each token under the distribution it was SAMPLED
+      from (temperature and truncation included); 0 where padded.
+    entropy: nats, of the model's own next-token distribution (temperature 1,
+      no truncation); 0 where padded.
+    finished: whether it ended with an end-of-sequence token.
   """
 
-  ids: Array
-  length: Array
-  behavior_logp: Array
-  entropy: Array
-  finished: Array
+  ids: Int[Array, 'Q G T']
+  length: Int[Array, 'Q G']
+  behavior_logp: Float[Array, 'Q G T']
+  entropy: Float[Array, 'Q G T']
+  finished: Bool[Array, 'Q G']
 
 
 @struct.dataclass
@@ -145,27 +144,29 @@ class TrainState:
   """Everything a step reads and writes on the device.
 
   Attributes:
-    step: int32 scalar, steps made so far, of one or more updates each.
+    step: steps made so far, of one or more updates each.
     params: the student's weights.
     opt_state: optimizer state.
     teacher_params: an average or an earlier copy of the student, in float32,
       or None when the teacher is neither.
   """
 
-  step: Array
+  step: Int[Array, '']
   params: Params
   opt_state: Any
   teacher_params: Params | None = None
 
 
-def length_mask(length: Array, size: int) -> jax.Array:
+def length_mask(
+  length: Int[Array, '*batch'], size: int
+) -> Bool[jax.Array, '*batch size']:
   """Marks the tokens that count in right-padded rows.
 
   Args:
-    length: int [...], tokens that count.
+    length: tokens that count.
     size: the padded width.
 
   Returns:
-    bool [..., size], True for the first `length` columns.
+    True for the first `length` columns.
   """
   return jax.numpy.arange(size) < jax.numpy.asarray(length)[..., None]

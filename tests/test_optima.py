@@ -15,7 +15,7 @@ from tabular import (
   THREE_TOKENS,
   normalise,
   problem,
-  sequence_laws,
+  sequence_distributions,
   sequence_logp,
   sequence_optimum,
   table_model,
@@ -31,7 +31,7 @@ NUM_Q, NUM_G, STEPS = 16, 8, 1000
 
 
 def train(sizes, module, gather, signal_options=None, **loss_options):
-  """Trains the table with the library's own steps; its law over answers.
+  """Trains the table with the library's own steps; its answers' distribution.
 
   The base policy is the start, the frozen teacher and the reference.
 
@@ -98,7 +98,7 @@ def train(sizes, module, gather, signal_options=None, **loss_options):
 
 
 def shown_to_the_teacher(sizes, num_demo=1, num_plain=0):
-  """Gathers a demonstration for each rollout, from a fixed law.
+  """Gathers a demonstration for each rollout, from a fixed distribution.
 
   Args:
     sizes: of the `problem`.
@@ -188,7 +188,7 @@ def test_sd_of_three_tokens_ends_at_the_token_level_form(num_demo, num_plain):
 def test_forward_kl_ends_at_the_mean_of_the_teachers():
   gather = shown_to_the_teacher(ONE_TOKEN)
   got = train(ONE_TOKEN, sd, gather, objective='forward_kl')
-  logp0, given, _, demo_prob = sequence_laws(*ONE_TOKEN)
+  logp0, given, _, demo_prob = sequence_distributions(*ONE_TOKEN)
   mixture = theory.mixture_optimum(logp0, given, demo_prob)
   assert total_variation(got, mixture) < 0.02
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) > 0.2
@@ -199,7 +199,7 @@ def ends_of_rl(sizes, beta=0.5, **kl):
   kl['kl_coef'] = beta
   signal = {'advantage': 'dr_grpo', 'kl_in': kl.get('kl_in', 'loss')}
   got = train(sizes, rl, rewarded(sizes), signal | {'kl_coef': beta}, **kl)
-  logp0, _, reward, _ = sequence_laws(*sizes)
+  logp0, _, reward, _ = sequence_distributions(*sizes)
   return got, theory.kl_rl_optimum(logp0, reward, beta)
 
 
@@ -225,7 +225,7 @@ def test_a_kl_in_the_loss_ends_elsewhere_for_several_tokens(estimator):
 def test_grpo_ends_at_the_closed_form_of_its_gain_and_anchor():
   beta = 1.0
   got = train(ONE_TOKEN, rl, rewarded(ONE_TOKEN), kl_coef=beta)
-  logp0, _, reward, _ = sequence_laws(*ONE_TOKEN)
+  logp0, _, reward, _ = sequence_distributions(*ONE_TOKEN)
 
   def ends(gain, anchor='forward_kl'):
     return theory.kl_rl_optimum(logp0, gain * reward, beta, anchor)

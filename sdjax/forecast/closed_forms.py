@@ -3,7 +3,7 @@
 For a problem small enough to list every answer y (or every next token of a
 prefix) the best policy of each objective is known. With pi0 the base policy,
 pi0(.|c) the base policy shown demonstration c, demonstrations drawn from a
-FIXED law, and beta the weight of the KL to pi0:
+FIXED distribution, and beta the weight of the KL to pi0:
 
   SDSD, losses averaged    pi0 exp(E_c[i(y; c)] / (1 + beta))
   SDSD, mixture teacher    pi0 exp(log E_c[exp i(y; c)] / (1 + beta))
@@ -35,13 +35,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float64
+from numpy.typing import ArrayLike
+from scipy.special import wrightomega
+from scipy.stats import binom
 
 from sdjax.types import Array
 
 ANCHORS = ('reverse_kl', 'forward_kl')
 
 
-def pcmi(logp_given: Array, logp: Array) -> np.ndarray:
+def pcmi(
+  logp_given: ArrayLike, logp: ArrayLike
+) -> Float64[np.ndarray, '*prefix Y C']:
   """Pointwise conditional mutual information of answers and demonstrations.
 
   i(y; c | x) = log pi0(y | x, c) - log pi0(y | x): how much likelier the
@@ -52,24 +58,30 @@ def pcmi(logp_given: Array, logp: Array) -> np.ndarray:
     logp: [..., Y], nats, of answer y without one.
 
   Returns:
-    float64 [..., Y, C], nats.
+    Nats.
 
   Raises:
-    ValueError: for shapes that do not fit, or laws that do not sum to 1.
+    ValueError: for shapes that do not fit, or probabilities that do not sum
+      to 1.
 
   Source: arXiv 2606.26091, eq. of Prop. 2.
   """
-  logp = _law('logp', logp)
-  given = _given(logp_given, logp)
+  logp = _distribution('logp', logp)
+  given = _distribution('logp_given', logp_given, axis=-2)
+  if given.shape[:-1] != logp.shape:
+    raise ValueError(
+      f'logp_given has shape {given.shape}; with answers of shape '
+      f'{logp.shape} it must be [{", ".join(map(str, logp.shape))}, C].'
+    )
   return given - logp[..., None]
 
 
 def sdsd_optimum(
-  logp0: Array,
-  expected_pcmi: Array,
+  logp0: ArrayLike,
+  expected_pcmi: ArrayLike,
   beta: float = 0.0,
   anchor: str = 'reverse_kl',
-) -> np.ndarray:
+) -> Float64[np.ndarray, '*prefix Y']:
   """The policy that self-distillation with averaged losses ends at.
 
   argmin_pi E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), which is
@@ -83,7 +95,7 @@ def sdsd_optimum(
     anchor: the KL's direction; see `ANCHORS` and the module's text.
 
   Returns:
-    float64 [..., Y], probabilities.
+    Probabilities.
 
   Raises:
     ValueError: for shapes that do not fit, a base policy that does not sum
@@ -96,17 +108,13 @@ def sdsd_optimum(
 
 
 def log_sdsd_optimum(
-  logp0: Array,
-  expected_pcmi: Array,
+  logp0: ArrayLike,
+  expected_pcmi: ArrayLike,
   beta: float = 0.0,
   anchor: str = 'reverse_kl',
-) -> np.ndarray:
-  """Log of `sdsd_optimum`, which has its arguments and errors.
-
-  Returns:
-    float64 [..., Y], nats, finite also where the probability underflows.
-  """
-  logp0 = _law('logp0', logp0)
+) -> Float64[np.ndarray, '*prefix Y']:
+  """Log of `sdsd_optimum`, finite also where the probability underflows."""
+  logp0 = _distribution('logp0', logp0)
   tilt = _like('expected_pcmi', expected_pcmi, logp0)
   _check_anchor(anchor)
   if not 0 <= beta < math.inf:
@@ -119,7 +127,9 @@ def log_sdsd_optimum(
   bias = np.log(beta) + logp0 - log_q
 
   def log_policy(nu):
-    return np.log(beta) + logp0 - _log_lambert(bias + nu)
+    x = bias + nu
+    u = wrightomega(x)  # which underflows where log u is x
+    return np.log(beta) + logp0 - np.where(x < 1, x - u, np.log(np.fmax(u, 1)))
 
   low = np.max(log_q + beta * np.exp(logp0), axis=-1, keepdims=True)
   high = np.max(log_q - logp0, axis=-1, keepdims=True) + beta
@@ -127,8 +137,11 @@ def log_sdsd_optimum(
 
 
 def mixture_optimum(
-  logp0: Array, logp_given: Array, demo_prob: Array, beta: float = 0.0
-) -> np.ndarray:
+  logp0: ArrayLike,
+  logp_given: ArrayLike,
+  demo_prob: ArrayLike,
+  beta: float = 0.0,
+) -> Float64[np.ndarray, '*prefix Y']:
   """The policy that one teacher, the mean of all teachers, leads to.
 
   argmin_pi KL(pi || m) + beta KL(pi || pi0) with m = E_c[pi0(.|c)]. Like
@@ -142,7 +155,7 @@ def mixture_optimum(
     beta: weight of KL(pi || pi0), >= 0.
 
   Returns:
-    float64 [..., Y], probabilities; the mixture itself at beta 0.
+    Probabilities; the mixture itself at beta 0.
 
   Raises:
     ValueError: as `sdsd_optimum`, and for demonstrations that do not fit.
@@ -150,13 +163,25 @@ def mixture_optimum(
   Source: ours.
   """
   tilts = pcmi(logp_given, logp0)
-  weight = _demo_law(demo_prob, tilts)
+  weight = np.asarray(demo_prob, np.float64)
+  if weight.shape != tilts.shape[-1:]:
+    raise ValueError(
+      f'demo_prob has shape {weight.shape}, but there are {tilts.shape[-1]} '
+      'demonstrations.'
+    )
+  if (weight < 0).any() or abs(weight.sum() - 1) > 1e-4:
+    raise ValueError(
+      f'demo_prob must be probabilities that sum to 1; got {weight}.'
+    )
   return sdsd_optimum(logp0, np.log(np.exp(tilts) @ weight), beta)
 
 
 def kl_rl_optimum(
-  logp0: Array, reward: Array, beta: float, anchor: str = 'reverse_kl'
-) -> np.ndarray:
+  logp0: ArrayLike,
+  reward: ArrayLike,
+  beta: float,
+  anchor: str = 'reverse_kl',
+) -> Float64[np.ndarray, '*prefix Y']:
   """The policy that reinforcement learning with a KL ends at.
 
   argmax_pi E_pi[R] - beta KL(pi || pi0), which is pi0 exp(R / beta)
@@ -165,12 +190,12 @@ def kl_rl_optimum(
 
   Args:
     logp0: [..., Y], nats, the base policy.
-    reward: [..., Y].
+    reward: [..., Y], of each answer.
     beta: weight of the KL to the base policy, > 0.
     anchor: the KL's direction; see `ANCHORS` and the module's text.
 
   Returns:
-    float64 [..., Y], probabilities.
+    Probabilities.
 
   Raises:
     ValueError: for shapes that do not fit, a base policy that does not sum
@@ -178,7 +203,7 @@ def kl_rl_optimum(
 
   Source: arXiv 2606.26091, Props. 1 and 3; `forward_kl`: ours.
   """
-  logp0 = _law('logp0', logp0)
+  logp0 = _distribution('logp0', logp0)
   reward = _like('reward', reward, logp0)
   _check_anchor(anchor)
   if not 0 < beta < math.inf:
@@ -211,7 +236,7 @@ def sdsd_objective(
   demo_prob: Array,
   logp0: Array,
   beta: float = 0.0,
-) -> jax.Array:
+) -> Float[jax.Array, '']:
   """E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), exactly.
 
   Differentiable in every array and fit for `jax.jit`, so only shapes are
@@ -225,7 +250,7 @@ def sdsd_objective(
     beta: weight of the KL to the base policy.
 
   Returns:
-    Scalar, nats, >= 0.
+    Nats, >= 0.
 
   Raises:
     ValueError: for shapes that do not fit.
@@ -275,34 +300,20 @@ def group_gain(correct_prob: float, num_samples: int) -> float:
       f'correct_prob={correct_prob} must be in [0, 1] and '
       f'num_samples={num_samples} at least 1.'
     )
-  gain = 0.0
-  for others in range(num_samples):  # that are correct, of num_samples - 1
-    chance = (
-      math.comb(num_samples - 1, others)
-      * correct_prob**others
-      * (1 - correct_prob) ** (num_samples - 1 - others)
-    )
-    for reward in (1, 0):
-      mean = (others + reward) / num_samples
-      advantage = (reward - mean) / (math.sqrt(mean * (1 - mean)) + 1e-4)
-      gain += chance * (advantage if reward else -advantage)
-  return gain
+  others = np.arange(num_samples)  # that are correct, of num_samples - 1
+  chance = binom.pmf(others, num_samples - 1, correct_prob)
 
+  def advantage(reward):
+    mean = (others + reward) / num_samples
+    return (reward - mean) / (np.sqrt(mean * (1 - mean)) + 1e-4)
 
-def _log_lambert(x: np.ndarray) -> np.ndarray:
-  """Solves v + exp(v) = x for v; exp(v) is Lambert's W of exp(x)."""
-  # The start is right of the root and the function convex, so Newton's steps
-  # only ever come closer.
-  v = np.where(x < 1, x, np.log(np.maximum(x, 1)))
-  for _ in range(60):
-    v = v - (v + np.exp(v) - x) / (1 + np.exp(v))
-  return v
+  return float(chance @ (advantage(1) - advantage(0)))
 
 
 def _normalised(
   log_policy: Callable[[np.ndarray], np.ndarray], low: Any, high: Any
 ) -> np.ndarray:
-  """Bisects for the number at which a falling `log_policy` is a law."""
+  """Bisects for the number at which a falling `log_policy` sums to 1."""
   high = high + np.zeros_like(low)
   for _ in range(200):
     middle = (low + high) / 2
@@ -312,7 +323,7 @@ def _normalised(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-  """The law of some logits [..., Y], in their dtype."""
+  """The distribution of some logits [..., Y], in their dtype."""
   shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return shifted / shifted.sum(axis=-1, keepdims=True)
 
@@ -327,8 +338,8 @@ def _check_anchor(anchor: str) -> None:
     raise ValueError(f'anchor={anchor!r} is not one of {ANCHORS}.')
 
 
-def _law(name: str, logp: Array, axis: int = -1) -> np.ndarray:
-  """Returns log-probabilities in float64, checked to be a law."""
+def _distribution(name: str, logp: ArrayLike, axis: int = -1) -> np.ndarray:
+  """Returns log-probabilities in float64, checked to sum to 1."""
   logp = np.asarray(logp, np.float64)
   if logp.ndim < -axis:
     raise ValueError(
@@ -349,31 +360,7 @@ def _law(name: str, logp: Array, axis: int = -1) -> np.ndarray:
   return logp
 
 
-def _given(logp_given: Array, logp: np.ndarray) -> np.ndarray:
-  given = _law('logp_given', logp_given, axis=-2)
-  if given.shape[:-1] != logp.shape:
-    raise ValueError(
-      f'logp_given has shape {given.shape}; with answers of shape '
-      f'{logp.shape} it must be [{", ".join(map(str, logp.shape))}, C].'
-    )
-  return given
-
-
-def _demo_law(demo_prob: Array, tilts: np.ndarray) -> np.ndarray:
-  weight = np.asarray(demo_prob, np.float64)
-  if weight.shape != tilts.shape[-1:]:
-    raise ValueError(
-      f'demo_prob has shape {weight.shape}, but there are {tilts.shape[-1]} '
-      'demonstrations.'
-    )
-  if (weight < 0).any() or abs(weight.sum() - 1) > 1e-4:
-    raise ValueError(
-      f'demo_prob must be probabilities that sum to 1; got {weight}.'
-    )
-  return weight
-
-
-def _like(name: str, value: Array, logp0: np.ndarray) -> np.ndarray:
+def _like(name: str, value: ArrayLike, logp0: np.ndarray) -> np.ndarray:
   value = np.asarray(value, np.float64)
   if value.shape != logp0.shape:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""The laws that training is forecast to lead to, from the base model's own.
+"""The distributions that training is forecast to lead to, from the base's.
 
 Everything here is about one question and a finite set of answers to it, with
 the correct ones first: pi0, the base policy, and pi0(.|c), the base policy
@@ -8,10 +8,10 @@ of `sdjax.forecast.closed_forms`.
 One step. Prop. 2 with the demonstrations a run begins with: correct answers
 by their probability under pi0.
 
-Iterated. The proposition takes demonstrations from a FIXED law; a run draws
-them from its student. A student that was pulled towards one answer shows
-that answer more often, which pulls again: this feedback, and not the one
-step, is what makes variety collapse. At each step, with student s and
+Iterated. The proposition takes demonstrations from a FIXED distribution; a
+run draws them from its student. A student that was pulled towards one answer
+gives that answer more often, which pulls again: this feedback, and not the
+one step, is what makes variety collapse. At each step, with student s and
 teacher tau, both pi0 at first,
 
   demonstrations  c ~ s over the correct answers
@@ -28,11 +28,11 @@ and fro.
 
 What it leaves out: weights shared by all questions, the noise of finite
 groups (which lets RL lose answers too), what normalising advantages by group
-does to the weight of RL's KL (`theory.group_gain`), and the student's lag. A
-rate therefore acts sooner here than in a run.
+does to the weight of RL's KL (`closed_forms.group_gain`), and the student's
+lag. A rate therefore acts sooner here than in a run.
 
-Whole answers may be a thousand nats apart, so laws stay logarithms as long as
-they are compared with each other.
+Whole answers may be a thousand nats apart, so probabilities stay logarithms as
+long as they are compared with each other.
 
 Source: arXiv 2606.26091, Props. 1 and 2, Remark 1; the iteration: ours.
 """
@@ -40,8 +40,9 @@ Source: arXiv 2606.26091, Props. 1 and 2, Remark 1; the iteration: ours.
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Float64
 
-from sdjax.forecast import closed_forms as theory
+from sdjax.forecast import closed_forms
 
 STRIDE = 0.1
 """Share of the way to the target that the student goes in a step."""
@@ -51,17 +52,17 @@ GROUPS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class AnswerLaw:
+class AnswerDistribution:
   """The base policy over a question's answers, C correct ones first.
 
   Attributes:
-    logp: float64 [Y], nats, normalised over the set.
-    logp_given: float64 [Y, C], nats, of each answer when correct answer c is
-      shown, normalised over the set for each c.
+    logp: nats, normalised over the set.
+    logp_given: nats, of each answer when correct answer c is the
+      demonstration, normalised over the set for each c.
   """
 
-  logp: np.ndarray
-  logp_given: np.ndarray
+  logp: Float64[np.ndarray, 'Y']
+  logp_given: Float64[np.ndarray, 'Y C']
 
   @property
   def num_correct(self) -> int:
@@ -69,9 +70,9 @@ class AnswerLaw:
     return self.logp_given.shape[1]
 
   @property
-  def pcmi(self) -> np.ndarray:
-    """float64 [Y, C], nats, i(y; c)."""
-    return theory.pcmi(self.logp_given, self.logp)
+  def pcmi(self) -> Float64[np.ndarray, 'Y C']:
+    """i(y; c), nats."""
+    return closed_forms.pcmi(self.logp_given, self.logp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Distilling:
     count: K, demonstrations a rollout.
     num_samples: G, rollouts they are drawn from.
     pooling: of the K teachers, `loss` or `mixture`.
-    anchor: which KL to the base policy it is, of `theory.ANCHORS`.
+    anchor: which KL to the base policy it is, of `closed_forms.ANCHORS`.
   """
 
   beta: float = 0.0
@@ -93,50 +94,49 @@ class Distilling:
   anchor: str = 'reverse_kl'
 
 
-def restrict(logp: np.ndarray, logp_given: np.ndarray) -> AnswerLaw:
-  """Makes laws over a set of answers out of their log-probabilities.
+def restrict(
+  logp: Float[np.ndarray, 'Y'], logp_given: Float[np.ndarray, 'Y C']
+) -> AnswerDistribution:
+  """Renormalises the probabilities of some answers over these answers.
 
   Args:
-    logp: [Y], nats, of each answer; their probabilities sum to at most 1.
-    logp_given: [Y, C], nats, likewise when correct answer c is shown.
-
-  Returns:
-    The laws, renormalised over the set.
+    logp: nats, of each answer; their probabilities sum to at most 1.
+    logp_given: nats, when correct answer c is the demonstration.
   """
-  logp = np.asarray(logp, np.float64)
-  given = np.asarray(logp_given, np.float64).reshape(len(logp), -1)
-  return AnswerLaw(
+  return AnswerDistribution(
     logp - np.logaddexp.reduce(logp),
-    given - np.logaddexp.reduce(given, axis=0),
+    logp_given - np.logaddexp.reduce(logp_given, axis=0),
   )
 
 
-def rl_law(
-  answers: AnswerLaw, beta: float, anchor: str = 'reverse_kl'
-) -> np.ndarray:
+def rl_distribution(
+  answers: AnswerDistribution, beta: float, anchor: str = 'reverse_kl'
+) -> Float64[np.ndarray, 'Y']:
   """Where RL with reward 1 for a correct answer leads (Prop. 1).
 
   Args:
     answers: the base policy.
-    beta: weight of the KL to it. At 0 every law on the correct answers is
-      optimal; taken is the limit of small beta, the base policy over them.
-    anchor: which KL it is, of `theory.ANCHORS`.
+    beta: weight of the KL to it. At 0 every policy on the correct answers
+      is optimal; taken is the limit of small beta, the base policy over them.
+    anchor: which KL it is, of `closed_forms.ANCHORS`.
 
   Returns:
-    float64 [Y], probabilities; the base policy without a correct answer.
+    Probabilities; the base policy without a correct answer.
   """
   size = answers.num_correct
   if not size:
     return np.exp(answers.logp)
   correct = np.arange(len(answers.logp)) < size
   if beta > 0:
-    return theory.kl_rl_optimum(
+    return closed_forms.kl_rl_optimum(
       answers.logp, correct.astype(float), beta, anchor
     )
-  return theory.softmax(np.where(correct, answers.logp, -np.inf))
+  return closed_forms.softmax(np.where(correct, answers.logp, -np.inf))
 
 
-def sd_law(answers: AnswerLaw, run: Distilling) -> np.ndarray:
+def sd_distribution(
+  answers: AnswerDistribution, run: Distilling
+) -> Float64[np.ndarray, 'Y']:
   """Where self-distillation leads with the base's demonstrations (Prop. 2).
 
   Args:
@@ -144,15 +144,15 @@ def sd_law(answers: AnswerLaw, run: Distilling) -> np.ndarray:
     run: how it teaches.
 
   Returns:
-    float64 [Y], probabilities; the base policy without a correct answer.
+    Probabilities; the base policy without a correct answer.
   """
   tilt = _tilt(answers, answers.logp, run)
-  return theory.sdsd_optimum(answers.logp, tilt, run.beta, run.anchor)
+  return closed_forms.sdsd_optimum(answers.logp, tilt, run.beta, run.anchor)
 
 
-def iterated_sd_law(
-  answers: AnswerLaw, run: Distilling, steps: int, rate: float = 0.0
-) -> np.ndarray:
+def iterated_sd_distribution(
+  answers: AnswerDistribution, run: Distilling, steps: int, rate: float = 0.0
+) -> Float64[np.ndarray, 'Y']:
   """Where self-distillation leads when it shows the student's own answers.
 
   Args:
@@ -163,7 +163,7 @@ def iterated_sd_law(
       teacher stays the base policy.
 
   Returns:
-    float64 [Y], probabilities; the base policy without a correct answer.
+    Probabilities; the base policy without a correct answer.
 
   Raises:
     ValueError: for a rate outside 0..1 or less than one step.
@@ -177,14 +177,14 @@ def iterated_sd_law(
     return np.exp(base)
   for _ in range(steps):
     tilt = _tilt(answers, student, run) + teacher - base
-    target = theory.log_sdsd_optimum(base, tilt, run.beta, run.anchor)
-    student = theory.log_softmax((1 - STRIDE) * student + STRIDE * target)
-    teacher = theory.log_softmax((1 - rate) * teacher + rate * student)
+    target = closed_forms.log_sdsd_optimum(base, tilt, run.beta, run.anchor)
+    student = closed_forms.log_softmax((1 - STRIDE) * student + STRIDE * target)
+    teacher = closed_forms.log_softmax((1 - rate) * teacher + rate * student)
   return np.exp(student)
 
 
-def self_pcmi(answers: AnswerLaw) -> float:
-  """How much more a solution gains from itself than from another one shown.
+def self_pcmi(answers: AnswerDistribution) -> float:
+  """How much more a solution gains from itself than from another one.
 
   Args:
     answers: the base policy.
@@ -202,7 +202,7 @@ def self_pcmi(answers: AnswerLaw) -> float:
   return float(own / size - (shown.sum() - own) / (size * (size - 1)))
 
 
-def favourite_gap(answers: AnswerLaw) -> float:
+def favourite_gap(answers: AnswerDistribution) -> float:
   """How much more the likeliest correct answer is pulled up than the others.
 
   Args:
@@ -218,19 +218,19 @@ def favourite_gap(answers: AnswerLaw) -> float:
   if size < 2:
     return float('nan')
   base = answers.logp[:size]
-  gain = answers.pcmi[:size] @ theory.softmax(base)
+  gain = answers.pcmi[:size] @ closed_forms.softmax(base)
   first = int(base.argmax())
   return float(gain[first] - np.delete(gain, first).mean())
 
 
 def _tilt(
-  answers: AnswerLaw, student: np.ndarray, run: Distilling
+  answers: AnswerDistribution, student: np.ndarray, run: Distilling
 ) -> np.ndarray:
   """[Y], what the demonstrations of a student, in nats, add to log pi0."""
   size = answers.num_correct
   if not size:
     return np.zeros_like(student)
-  share = theory.softmax(student[:size])
+  share = closed_forms.softmax(student[:size])
   if run.count == 1:
     return answers.pcmi @ share
   right = float(np.exp(student[:size]).sum())
@@ -270,6 +270,6 @@ def _shown_together(
   return shown_SC / shown_SC.sum(axis=1, keepdims=True)
 
 
-def _log(law: np.ndarray) -> np.ndarray:
+def _log(probability: np.ndarray) -> np.ndarray:
   """Log that stays finite where a probability has underflowed."""
-  return np.log(np.maximum(law, np.finfo(np.float64).tiny))
+  return np.log(np.maximum(probability, np.finfo(np.float64).tiny))

@@ -1,29 +1,29 @@
-"""What training will do to variety, told from the base model before it.
+"""What training will do to diversity, told from the base model before it.
 
 `--config.mode=forecast` samples the evaluation sets once, with the model that
 training would start from, and scores the answers it finds with and without
-each correct one as demonstration. Closed forms then say which law over those
-answers each method leads to, and so its pass@k and its variety:
+each correct one as demonstration. Closed forms then say which distribution
+over those answers each method leads to, and so its pass@k and its diversity:
 
   base     the model itself
   rl       RL with the run's `loss.kl_coef`, in the limit of a small one at 0
   sd_once  self-distillation with demonstrations of the base (Prop. 2)
-  sd_fixed likewise, demonstrations following the student, teacher fixed
-  sd       likewise, the teacher following as the run's does
+  sd_fixed the same with demonstrations of the student, the teacher fixed
+  sd       the same with a teacher that follows as the run's does
 
 `sdjax.forecast.dynamics` has the formulas. How far to trust them:
 
-* Laws are over the answers found: log-probabilities of whole answers,
-  renormalised over the set of the DISTINCT ones. `mass` is what the base
-  model gives to the set; where it is far below 1 (long answers, of which no
-  two are alike) the forecast is about little. A solution found in several
+* Distributions are over the answers found: log-probabilities of whole
+  answers, renormalised over the set of the DISTINCT ones. `mass` is what the
+  base model gives to the set; where it is far below 1 (long answers, of which
+  no two are alike) the forecast is about little. A solution found in several
   spellings has the probability of the one sampled most often.
 * A solution not among the n samples cannot be forecast to come back.
 * Each set is forecast as if training had been on its questions. What a
   student learns on other questions (to take the first route, say, which
   `harder` cuts) is not in it.
-* For ranking base models take `sd_once`: over ten of them its variety and
-  the one measured after training had a rank correlation of 0.91, `sd_fixed`
+* For ranking base models take `sd_once`: over ten of them its diversity
+  and the one measured after training had a rank correlation of 0.91, `sd_fixed`
   0.83, `sd` 0.60 (`launch/forecast_bases.py`). On the shipped base the other
   two are nearer in size.
 * Truncation of the sampler (top-k, top-p, min-p) is left out.

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from sdjax.config import schema as config_lib
-from sdjax.evaluate import distribution as law_lib
+from sdjax.evaluate import distribution
 from sdjax.evaluate.bootstrap import mean_intervals
 from sdjax.evaluate.pass_at_k import powers_of_two
-from sdjax.forecast import dynamics as forecast_law
-from sdjax.forecast.dynamics import AnswerLaw, Distilling
+from sdjax.forecast import dynamics
+from sdjax.forecast.dynamics import AnswerDistribution, Distilling
 from sdjax.tasks.base import Question, Verdict
 
 
@@ -72,17 +73,17 @@ def collect(
   )
 
 
-def laws(
-  answers: AnswerLaw, config: config_lib.Config
-) -> dict[str, np.ndarray]:
-  """The law over a question's answers that each method leads to.
+def distributions(
+  answers: AnswerDistribution, config: config_lib.Config
+) -> dict[str, Float64[np.ndarray, 'Y']]:
+  """The distribution over a question's answers that each method leads to.
 
   Args:
     answers: the base policy.
     config: a checked config of mode `forecast`.
 
   Returns:
-    Name to float64 [Y]; see `sdjax.forecast.run`.
+    Probabilities by the names of `sdjax.forecast.run`.
   """
   method = config.method
   assert isinstance(method, config_lib.SelfDistillation)
@@ -103,20 +104,22 @@ def laws(
   steps = config.train.num_steps
   return {
     'base': np.exp(answers.logp),
-    'rl': forecast_law.rl_law(answers, beta, anchor),
-    'sd_once': forecast_law.sd_law(answers, run),
-    'sd_fixed': forecast_law.iterated_sd_law(answers, run, steps),
-    'sd': forecast_law.iterated_sd_law(answers, run, steps, rate),
+    'rl': dynamics.rl_distribution(answers, beta, anchor),
+    'sd_once': dynamics.sd_distribution(answers, run),
+    'sd_fixed': dynamics.iterated_sd_distribution(answers, run, steps),
+    'sd': dynamics.iterated_sd_distribution(answers, run, steps, rate),
   }
 
 
-def describe_law(
-  law: np.ndarray, verdicts: Sequence[Verdict], num_samples: int
+def expect(
+  probability: Float64[np.ndarray, 'Y'],
+  verdicts: Sequence[Verdict],
+  num_samples: int,
 ) -> dict[str, float]:
-  """What a law of one question's answers lets expect.
+  """What a distribution over one question's answers lets expect.
 
   Args:
-    law: [Y], probabilities.
+    probability: of each answer.
     verdicts: of the Y answers, no two correct ones of one solution.
     num_samples: n, draws.
 
@@ -127,7 +130,7 @@ def describe_law(
   """
   correct = np.array([v.correct for v in verdicts])
   out = {
-    f'pass@{k}': law_lib.pass_at_k(law, correct, k)
+    f'pass@{k}': distribution.pass_at_k(probability, correct, k)
     for k in powers_of_two(num_samples)
   }
   curve = list(out.values())
@@ -141,9 +144,9 @@ def describe_law(
   return {
     **out,
     'pass_gain': curve[-1] - curve[0],
-    'effective_solutions': law_lib.effective_number(law, correct),
+    'effective_solutions': distribution.effective_number(probability, correct),
     **{
-      name: law_lib.expected_distinct(law, items, num_samples)
+      name: distribution.expected_distinct(probability, items, num_samples)
       for name, items in held.items()
     },
   }
@@ -163,8 +166,8 @@ def summarize(
 
   Returns:
     Means over questions, each with a 95% bootstrap interval over questions
-    as `NAME/low` and `NAME/high`: `LAW/METRIC` as in `laws` and
-    `describe_law`, and
+    as `NAME/low` and `NAME/high`: `DISTRIBUTION/METRIC` as in
+    `distributions` and `expect`, and
 
       mass          base probability of the answers found, 0..1
       solutions     different correct solutions found
@@ -176,15 +179,15 @@ def summarize(
   """
   rows = []
   for found, score in zip(answers, scores, strict=True):
-    restricted = forecast_law.restrict(**score)
+    restricted = dynamics.restrict(**score)
     row = {
       'mass': float(np.exp(score['logp']).sum()),
       'solutions': float(found.num_correct),
-      'self_pcmi': forecast_law.self_pcmi(restricted),
-      'favourite_gap': forecast_law.favourite_gap(restricted),
+      'self_pcmi': dynamics.self_pcmi(restricted),
+      'favourite_gap': dynamics.favourite_gap(restricted),
     }
-    for name, law in laws(restricted, config).items():
-      measured = describe_law(law, found.verdicts, config.eval.num_samples)
+    for name, chance in distributions(restricted, config).items():
+      measured = expect(chance, found.verdicts, config.eval.num_samples)
       row |= {f'{name}/{metric}': v for metric, v in measured.items()}
     rows.append(row)
   values_QM = np.array([list(row.values()) for row in rows])

@@ -5,14 +5,14 @@ from typing import Any
 
 from sdjax.report import plots
 
-LAWS = {
+METHODS = {
   'base': 'base',
   'rl': 'rl',
   'sd_once': 'sd, one step',
   'sd_fixed': 'sd, teacher fixed',
   'sd': 'sd',
 }
-"""Laws in the order they are shown, and what they are called."""
+"""Distributions in the order they are shown, and what they are called."""
 
 SAMPLED = {'distinct_solutions': 'distinct_paths'}
 """What an evaluation calls differently than a forecast."""
@@ -81,8 +81,8 @@ def table(flat: Mapping[str, float]) -> str:
       for metric in columns
     ]
     lines.append(f'| base, as sampled | {" | ".join(counted)} |')
-    for law, label in LAWS.items():
-      cells = [_cell(flat, f'{name}/{law}/{metric}') for metric in columns]
+    for method, label in METHODS.items():
+      cells = [_cell(flat, f'{name}/{method}/{metric}') for metric in columns]
       lines.append(f'| {label} | {" | ".join(cells)} |')
     lines += [
       '',
@@ -142,7 +142,7 @@ def agreement(
 
 
 def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
-  """Draws pass@k and the effective solutions of each law, a column a set.
+  """Draws pass@k and effective solutions of each method, a column a set.
 
   Args:
     flat: the content of `forecast.json`.
@@ -154,7 +154,7 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
   look = plots.THEMES[theme]
   colours = dict(
     zip(
-      LAWS,
+      METHODS,
       (look.faint, look.methods[2], look.methods[1], *look.methods[4::-4]),
       strict=True,
     )
@@ -164,13 +164,13 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
   for column, name in enumerate(names):
     curves, bars = axes[:, column]
     ks = ks_of(flat, name)
-    for law, label in LAWS.items():
+    for method, label in METHODS.items():
       curves.plot(
         ks,
-        [flat[f'{name}/{law}/pass@{k}'] for k in ks],
-        color=colours[law],
-        marker='' if law == 'base' else 'o',
-        linestyle=(0, (4, 3)) if law == 'base' else '-',
+        [flat[f'{name}/{method}/pass@{k}'] for k in ks],
+        color=colours[method],
+        marker='' if method == 'base' else 'o',
+        linestyle=(0, (4, 3)) if method == 'base' else '-',
         label=label,
       )
     curves.set_xscale('log', base=2)
@@ -181,10 +181,10 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
     curves.set_title(
       name.replace('_', ' '), fontsize=10.5, fontweight='bold', pad=8
     )
-    keys = [f'{name}/{law}/effective_solutions' for law in LAWS]
+    keys = [f'{name}/{method}/effective_solutions' for method in METHODS]
     values = [flat[key] for key in keys]
     bars.bar(
-      range(len(LAWS)),
+      range(len(METHODS)),
       values,
       0.62,
       color=list(colours.values()),
@@ -204,7 +204,7 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
     handles=handles,
     labels=labels,
     loc='outside upper center',
-    ncols=len(LAWS) if len(names) > 2 else 3,  # as many as there is room for
+    ncols=len(METHODS) if len(names) > 2 else 3,  # as many as there is room for
     frameon=False,
     fontsize=10,
     labelcolor=look.ink,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key stays finite
 
@@ -20,35 +21,37 @@ class Segment(NamedTuple):
   """Keys and values of one piece of context, and who sees them.
 
   Attributes:
-    k: [Q, S, M, H] when shared by a question's samples, or [Q, G, S, M, H].
+    k: without the axis G when a question's samples share them.
     v: as `k`.
-    mask: bool, broadcasts to [Q, G, T, S]; True = visible.
+    mask: True = visible.
   """
 
-  k: jax.Array
-  v: jax.Array
-  mask: jax.Array
+  k: Float[jax.Array, 'Q *G S M H']
+  v: Float[jax.Array, 'Q *G S M H']
+  mask: Bool[jax.Array, '#Q #G #T S']
 
 
 class Visible(NamedTuple):
   """Which keys of a piece of context a query may see, whatever the layer.
 
   Attributes:
-    mask: bool, broadcasts to [Q, G, T, S]; True = real and not later.
-    age: int32, broadcasts likewise: tokens from the key to the query.
+    mask: broadcasts to [Q, G, T, S]; True = real and not later.
+    age: broadcasts to it too: tokens from the key to the query.
   """
 
-  mask: jax.Array
-  age: jax.Array
+  mask: Bool[jax.Array, '...']
+  age: Int[jax.Array, '...']
 
-  def within(self, window: jax.Array) -> jax.Array:
+  def within(self, window: Int[jax.Array, '']) -> Bool[jax.Array, '...']:
     """Returns the mask of a layer that sees the last `window` tokens."""
     return self.mask & (self.age < window)
 
 
 def attend(
-  q_QGTNH: jax.Array, segments: Sequence[Segment], scale: float
-) -> jax.Array:
+  q_QGTNH: Float[jax.Array, 'Q G T N H'],
+  segments: Sequence[Segment],
+  scale: float,
+) -> Float[jax.Array, 'Q G T N H']:
   """Grouped-query attention over several segments as if they were one.
 
   Args:
@@ -57,7 +60,7 @@ def attend(
     scale: factor of the scores.
 
   Returns:
-    [Q, G, T, N, H] in the dtype of the queries; the softmax is float32.
+    In the dtype of the queries; the softmax is float32.
   """
   num_q, num_g, num_t, num_n, dim = q_QGTNH.shape
   num_m = segments[0].k.shape[-2]

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from sdjax.models import hf
 from sdjax.models.attention import Segment, attend
-from sdjax.models.families import CheckpointError, Fields
+from sdjax.models.config_fields import CheckpointError, Fields
 from sdjax.models.weights import Safetensors, is_buffer
 
 BertParams = dict[str, jax.Array]
@@ -178,18 +179,21 @@ def _read(
 
 
 def bert_hidden(
-  cfg: BertConfig, params: BertParams, ids_BT: jax.Array, length_B: jax.Array
-) -> jax.Array:
+  cfg: BertConfig,
+  params: BertParams,
+  ids_BT: Int[jax.Array, 'B T'],
+  length_B: Int[jax.Array, 'B'],
+) -> Float[jax.Array, 'B T D']:
   """Returns the state of each token in the last layer.
 
   Args:
     cfg: the encoder.
     params: its weights.
-    ids_BT: int32, right-padded, T at most `num_positions`.
-    length_B: int32, real tokens of each row, at least 1.
+    ids_BT: right-padded, T at most `num_positions`.
+    length_B: real tokens of each row, at least 1.
 
   Returns:
-    float32 [B, T, D]; where a row has ended, of no meaning.
+    Where a row has ended, of no meaning.
 
   Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
   """
@@ -232,15 +236,14 @@ def bert_hidden(
   return jax.lax.scan(layer, x_BTD, stacked)[0]
 
 
-def mean_vector(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
+def mean_vector(
+  hidden_BTD: Float[jax.Array, 'B T D'], length_B: Int[jax.Array, 'B']
+) -> Float[jax.Array, 'B D']:
   """Returns the mean state of each row's real tokens, of length 1.
 
   Args:
     hidden_BTD: of `bert_hidden`.
-    length_B: int32, real tokens of each row, at least 1.
-
-  Returns:
-    float32 [B, D].
+    length_B: real tokens of each row, at least 1.
 
   Source: Reimers and Gurevych 2019 (arXiv 1908.10084), mean pooling.
   """

@@ -7,6 +7,9 @@ belongs to the samples and grows by one column a decoded token.
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, Int
+
+from sdjax.types import Array
 
 
 @struct.dataclass
@@ -14,12 +17,12 @@ class KV:
   """Keys and values of a block of tokens.
 
   Attributes:
-    k: [L, Q, G, T, M, H], rotated already.
-    v: [L, Q, G, T, M, H].
+    k: rotated already; of one layer, or of all of them (L).
+    v: as `k`.
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: Float[Array, '*L Q G T M H']
+  v: Float[Array, '*L Q G T M H']
 
 
 @struct.dataclass
@@ -28,17 +31,16 @@ class Prefix:
 
   Attributes:
     kv: block with E in the place of G and C in the place of T.
-    length: int32 [Q, E], real tokens of each context.
-    index: int32 [Q, G], which of the E contexts a sample has, or None when
-      E is 1.
+    length: real tokens of each context.
+    index: which of the E contexts a sample has, or None when E is 1.
   """
 
   kv: KV
-  length: jax.Array
-  index: jax.Array | None = None
+  length: Int[Array, 'Q E']
+  index: Int[Array, 'Q G'] | None = None
 
-  def sample_length(self) -> jax.Array:
-    """Returns int32 [Q, G] (or [Q, 1]), the tokens before a completion."""
+  def sample_length(self) -> Int[Array, 'Q G']:
+    """Returns the tokens before a completion; G is 1 without an index."""
     if self.index is None:
       return self.length
     return jnp.take_along_axis(self.length, self.index, axis=1)
@@ -50,11 +52,11 @@ class Suffix:
 
   Attributes:
     kv: block of T columns.
-    filled: int32 scalar, columns that hold a token.
+    filled: columns that hold a token.
   """
 
   kv: KV
-  filled: jax.Array
+  filled: Int[Array, '']
 
 
 def empty_suffix(prefix: Prefix, num_samples: int, width: int) -> Suffix:

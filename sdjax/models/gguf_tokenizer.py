@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.models.advice import without_advice
-from sdjax.models.families import CheckpointError
-from sdjax.models.gguf import TOKENIZER, GgufFile, open_file
+from sdjax.models.config_fields import CheckpointError
+from sdjax.models.gguf import TOKENIZER
+from sdjax.models.gguf_file import GgufFile, open_file
 
 # The format's numbers of token types that are not plain text.
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5

@@ -18,10 +18,9 @@ import numpy as np
 import safetensors.numpy
 
 from sdjax.models import gguf, hub
+from sdjax.models.config_fields import CheckpointError, Fields
 from sdjax.models.families import (
-  CheckpointError,
   Family,
-  Fields,
   check_config,
   find_family,
   new_config,

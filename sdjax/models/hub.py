@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sdjax.models.families import CheckpointError
+from sdjax.models.config_fields import CheckpointError
 
 SMALL_FILES = (
   'config.json',

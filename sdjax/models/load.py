@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sdjax.models import hf
 from sdjax.models import tokenizer as tokenizer_lib
@@ -195,7 +196,7 @@ def _forward(apply_fn: ApplyFn) -> Any:
   return jax.jit(apply_fn)
 
 
-def logits(model: LanguageModel, ids: Any) -> jax.Array:
+def logits(model: LanguageModel, ids: Any) -> Float[jax.Array, '*B T V']:
   """The plain forward of a research script.
 
   Args:
@@ -203,7 +204,7 @@ def logits(model: LanguageModel, ids: Any) -> jax.Array:
     ids: int [T] or [B, T], token ids without padding.
 
   Returns:
-    float32 [T, V] or [B, T, V]: row t predicts token t + 1.
+    float32: row t predicts token t + 1.
   """
   ids = jax.numpy.asarray(ids, jax.numpy.int32)
   if ids.ndim == 1:

@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Key
 
 from sdjax.types import Params
 
 
 def init_adapter(
-  params: Params, rank: int, targets: str, key: jax.Array
+  params: Params, rank: int, targets: str, key: Key[jax.Array, '']
 ) -> Params:
   """Makes an adapter that changes nothing yet.
 

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from sdjax.types import Array
 
@@ -44,7 +45,7 @@ class Rope:
   truncate: bool = True
 
 
-def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+def frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, 'half']:
   """Radians a token, of every pair of a head's dimensions.
 
   Args:
@@ -52,7 +53,7 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     head_dim: H, even.
 
   Returns:
-    float32 [H/2], falling.
+    [H/2], falling.
 
   Source: arXiv 2104.09864 (rotary positions), arXiv 2309.00071 (YaRN), the
   release notes of Llama 3.1 (llama3).
@@ -87,17 +88,17 @@ def _dimension(rope: Rope, head_dim: int, turns: float) -> float:
 
 
 def rotate(
-  x: jax.Array,
-  position: jax.Array,
-  frequency: Array,
-  magnitude: Array = 1.0,
-) -> jax.Array:
+  x: Float[jax.Array, 'Q G T heads H'],
+  position: Int[jax.Array, 'Q G T'],
+  frequency: Float[Array, 'H//2'],
+  magnitude: Float[Array, ''] | float = 1.0,
+) -> Float[jax.Array, 'Q G T heads H']:
   """Rotates halves of each head by the token's position.
 
   Args:
-    x: [Q, G, T, heads, H].
-    position: int32 [Q, G, T], counts real tokens only.
-    frequency: float32 [H/2], radians a token.
+    x: queries or keys.
+    position: counts real tokens only.
+    frequency: radians a token.
     magnitude: factor of the result.
 
   Returns:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Float, Int, Key
 
 from sdjax.models.attention import MASKED, Segment, Visible, attend
 from sdjax.models.cache import KV, Prefix, Suffix
@@ -128,7 +129,9 @@ class RMSNorm(nn.Module):
   cfg: TransformerConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[jax.Array, '*batch D']
+  ) -> Float[jax.Array, '*batch D']:
     """Normalises the last axis of `x` and keeps its dtype."""
     cfg = self.cfg
     init = nn.initializers.constant(1 - cfg.norm_offset)
@@ -153,8 +156,10 @@ class Dense(nn.Module):
   bias: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns [..., features]."""
+  def __call__(
+    self, x: Float[jax.Array, '*batch inputs']
+  ) -> Float[jax.Array, '*batch {self.features}']:
+    """Multiplies the last axis of `x` by the matrix."""
     cfg = self.cfg
     kernel = self.param(
       'kernel',
@@ -317,22 +322,22 @@ class Transformer(nn.Module):
 
   def hidden(
     self,
-    ids_QGT: jax.Array,
+    ids_QGT: Int[jax.Array, 'Q G T'],
     *,
     prefix: Prefix | None = None,
     suffix: Suffix | None = None,
-    pad_QG: jax.Array | None = None,
-  ) -> tuple[jax.Array, KV]:
+    pad_QG: Int[jax.Array, 'Q G'] | None = None,
+  ) -> tuple[Float[jax.Array, 'Q G T D'], KV]:
     """Runs a block of tokens behind a prefix and a partial completion.
 
     Args:
-      ids_QGT: int32, the block; causal within itself.
+      ids_QGT: the block; causal within itself.
       prefix: the contexts, or None when the block IS the context.
       suffix: the tokens between the prefix and the block, or None.
-      pad_QG: int32, columns of left padding of each row of the block.
+      pad_QG: columns of left padding of each row of the block.
 
     Returns:
-      Final hidden states [Q, G, T, D] in `cfg.dtype` (after the last norm;
+      Final hidden states in `cfg.dtype` (after the last norm;
       column t is what predicts token t + 1), and the block's keys and
       values. Padding columns hold finite values without meaning.
     """
@@ -373,14 +378,16 @@ class Transformer(nn.Module):
     )
     return self.norm(x), kv
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
+  def logits(
+    self, hidden: Float[jax.Array, '*batch D']
+  ) -> Float[jax.Array, '*batch V']:
     """Logits of every row of the embedding, those that only pad it included.
 
     Args:
-      hidden: [..., D], as `hidden` gives them.
+      hidden: as `hidden` gives them.
 
     Returns:
-      float32 [..., V], accumulated in float32 whatever `cfg.dtype` is.
+      float32, accumulated in float32 whatever `cfg.dtype` is.
     """
     if self.cfg.tie_embeddings:
       weight_DV = self.embedding.T
@@ -393,14 +400,16 @@ class Transformer(nn.Module):
     )
     return logits.reshape(*hidden.shape[:-1], -1)
 
-  def head(self, hidden: jax.Array) -> jax.Array:
+  def head(
+    self, hidden: Float[jax.Array, '*batch D']
+  ) -> Float[jax.Array, '*batch V']:
     """Logits of the next token, for sampling and for every loss.
 
     Args:
-      hidden: [..., D], as `hidden` gives them.
+      hidden: as `hidden` gives them.
 
     Returns:
-      float32 [..., V]; ids that are no token have a logit of -1e30.
+      float32; ids that are no token have a logit of -1e30.
     """
     logits = self.logits(hidden)
     if not 0 < self.cfg.num_tokens < self.cfg.vocab_size:
@@ -408,12 +417,14 @@ class Transformer(nn.Module):
     is_token = jnp.arange(self.cfg.vocab_size) < self.cfg.num_tokens
     return jnp.where(is_token, logits, MASKED)
 
-  def __call__(self, ids_BT: jax.Array) -> jax.Array:
-    """The plain forward of a research script: float32 logits [B, T, V]."""
+  def __call__(
+    self, ids_BT: Int[jax.Array, 'B T']
+  ) -> Float[jax.Array, 'B T V']:
+    """The plain forward of a research script: float32 logits."""
     return self.logits(self.hidden(ids_BT[:, None])[0][:, 0])
 
 
-def init_params(cfg: TransformerConfig, key: jax.Array) -> Any:
+def init_params(cfg: TransformerConfig, key: Key[jax.Array, '']) -> Any:
   """Draws weights for a model that is to be trained from nothing.
 
   Args:

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import safetensors
 
-from sdjax.models.families import CheckpointError, Family
+from sdjax.models.config_fields import CheckpointError
+from sdjax.models.families import Family
 from sdjax.models.transformer import TransformerConfig, init_params
 from sdjax.types import Params
 
