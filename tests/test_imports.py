@@ -14,9 +14,9 @@ PACKAGE = Path(sdjax.types.__file__).parent
 
 FLOORS = [
   {'options'},
-  {'types', 'rng'},
+  {'types', 'rng', 'tasks'},
   {'config'},
-  {'objectives', 'models', 'tasks'},
+  {'objectives', 'models'},
   {'steps', 'data', 'feedback', 'evaluate', 'report'},
   {'methods'},
   {'training', 'forecast'},

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdjax.config.check_method import (
-  check_template,
   is_changed,
   refuse,
   validate_method,
@@ -26,7 +25,7 @@ from sdjax.config.schema import (
   Rollout,
   SelfDistillation,
 )
-from sdjax.options import nearest
+from sdjax.options import is_section, nearest
 
 
 def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
@@ -34,7 +33,7 @@ def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
   yield path, config
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
+    if is_section(value):
       yield from sections(value, f'{path}{field.name}.')
 
 
@@ -51,7 +50,6 @@ def validate(config: Config) -> None:
     for kind in type(section).__mro__:  # a user's section may extend ours
       _validate_section(path, section, kind)
   _validate_presence(config)
-  check_template('task.template', config.task.template, ['{question}'])
   if config.rollout:
     _validate_rollout(config, config.rollout)
   if config.train.keep_best:

@@ -185,9 +185,6 @@ SHARES: dict[type, tuple[str, ...]] = {
     'finished_drop',
     'reward_drop',
   ),
-  Pretraining: tuple(
-    f.name for f in dataclasses.fields(Pretraining) if f.name.endswith('_share')
-  ),
 }
 """Options in 0..1."""
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sdjax.config.schema import ConceptGraph
 from sdjax.tasks.concept_graph.graph import SHAPE, SPLITS, Graph, graph_at
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.store import GENERATOR_VERSION
 
 
