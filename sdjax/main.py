@@ -9,6 +9,7 @@ once. Any other failure is a traceback and 1.
 """
 
 import os
+import re
 import sys
 import traceback
 from typing import NoReturn
@@ -31,6 +32,8 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=False,
   accept_new_attributes=True,
 )
+# The library takes no text where the config file has a section.
+_TASK = re.compile(r'--?config\.task=')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 
 MISTAKES = (
@@ -99,13 +102,22 @@ def parse(argv: list[str]) -> list[str]:
     What is no flag, the program first.
   """
   try:
-    rest = flags.FLAGS(argv)
+    tasks = [arg for arg in argv if _TASK.match(arg)]
+    rest = flags.FLAGS([arg for arg in argv if arg not in tasks])
     if _CONFIG.value is None:
       raise config_lib.ConfigError(
         '--config is missing: name a file, e.g. configs/concept_graph.py:sd.'
       )
     if not isinstance(_CONFIG.value, ConfigDict):
       raise TypeError('get_config() gives no ConfigDict')
+    for arg in tasks:
+      if any(re.match(r'--?config\.task\.', other) for other in argv):
+        raise config_lib.ConfigError(
+          f'{arg} and --config.task.OPTION exclude each other: a task in words '
+          'has its options in brackets.'
+        )
+      with _CONFIG.value.ignore_type():
+        _CONFIG.value.task = arg.partition('=')[2]
     return rest
   # A config file is a program, and fails as programs do.
   except Exception as error:

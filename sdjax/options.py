@@ -55,9 +55,12 @@ class Option:
   Attributes:
     name: of the choice, in text.
     choices: of the family, by name.
+    section: whether a config holds it as a section of plain options, not as
+      text.
   """
 
   name: ClassVar[str] = ''
+  section: ClassVar[bool] = False
   choices: ClassVar[dict[str, type[Any]]] = {}
 
   def __init_subclass__(cls, name: str = '', **rest: Any):
@@ -65,7 +68,7 @@ class Option:
     super().__init_subclass__(**rest)
     if Option in cls.__bases__:
       cls.choices = {}
-    cls.name = name
+    cls.name = name or vars(cls).get('name', '')
     if name:
       if name in cls.choices:
         raise ValueError(f'{name!r} is already {cls.choices[name].__name__}.')
@@ -159,6 +162,13 @@ def refuse(value: Any, names: Iterable[str], why: str) -> None:
     got = getattr(value, name)
     if got != plain[name]:
       raise ConfigError(f'{name}={got!r} does nothing {why}')
+
+
+def is_section(value: Any) -> bool:
+  """Whether a config holds a value as a section of plain options."""
+  return dataclasses.is_dataclass(value) and (
+    not isinstance(value, Option) or value.section
+  )
 
 
 def checked(check: pydantic.TypeAdapter[Any], value: Any, what: str) -> Any:

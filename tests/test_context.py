@@ -16,11 +16,11 @@ from sdjax.data.context import (
   render,
 )
 from sdjax.models.tokenizer import word_tokenizer
+from sdjax.tasks.concept_graph.corpus import compact_words
 from sdjax.tasks.concept_graph.rendering import (
   STUDENT_TEMPLATES,
   TEACHER_TEMPLATES,
 )
-from sdjax.tasks.concept_graph.vocabulary import compact_words
 
 # Ids: <pad> 0, <eos> 1, <unk> 2, then these from 3 on.
 WORDS = ('a', 'b', 'c', 'd', ':', '=', ',', '?', '{question}', '{x}')

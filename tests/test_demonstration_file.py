@@ -31,7 +31,7 @@ class Sums:
   def verify(self, question, answer):
     self.judged.append((question.question_id, answer))
     right = answer.split()[-1] == str(question.payload)
-    return Verdict(right, float(right), '' if right else 'wrong_sum')
+    return Verdict(right, reason='' if right else 'wrong_sum')
 
 
 @pytest.fixture

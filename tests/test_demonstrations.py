@@ -30,7 +30,7 @@ def graded(rows, concepts=None):
       Verdict(
         correct=a.startswith('+'),
         reward=float(a.startswith('+')),
-        concepts=tuple((concepts or {}).get(a, ())),
+        strategy=tuple((concepts or {}).get(a, ())),
       )
       for a in row
     ]

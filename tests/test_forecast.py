@@ -280,7 +280,7 @@ def test_scores_are_those_of_the_table():
 def test_what_is_found_is_sorted_out():
   """Two spellings of one solution, another solution, two wrong answers."""
   right = [Verdict(True, 1.0, solution=s) for s in 'ab']
-  wrong = Verdict(False, 0.0, 'wrong_end')
+  wrong = Verdict(False, reason='wrong_end')
   kinds = {
     (1,): right[0],
     (1, 1): right[0],

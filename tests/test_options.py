@@ -27,7 +27,7 @@ from sdjax.feedback.grading import grade
 from sdjax.models.tokenizer import word_tokenizer
 from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.steps.update import update_step
-from sdjax.tasks.base import Question, Verdict
+from sdjax.tasks.base import Question, Task, Verdict
 from sdjax.types import Prompts, Rollout, TrainState
 
 TOKENIZER = word_tokenizer(['a', 'b', 'c', 'd', '=', 'no', '?'])
@@ -42,7 +42,7 @@ def table(seed=0):
   return bags(SIZE, seed)[1]
 
 
-class Letters:
+class Letters(Task):
   """An answer is right if it begins with `a` or `b`; its concepts: letters."""
 
   name = 'letters'
@@ -68,7 +68,7 @@ class Letters:
       correct=right,
       reward=float(right),
       solution=words[0] if right else '',
-      concepts=tuple(sorted(set(words))),
+      strategy=tuple(sorted(set(words))),
       feedback='' if right else 'd',
     )
 
@@ -345,7 +345,7 @@ def step(config, prompts, rollout, micro_batches=1, width=0):
     config, apply_fn, task, TOKENIZER
   )
   host = jax.device_get(rollout)
-  graded = grade(task, TOKENIZER, task.questions(''), host)
+  graded = grade(task, TOKENIZER, task.questions('train'), host)
   evidence = method.gather(graded, 1).evidence
   if width and evidence.context_ids is not None:
     ids = np.pad(evidence.context_ids, ((0, 0), (0, 0), (width, 0)))
@@ -442,7 +442,7 @@ def test_which_questions_teach_anything(rule, options, want):
   task = Letters()
   method = methods.METHODS['mix'](config, apply_fn, task, TOKENIZER)
   host = jax.device_get(rollouts()[1])
-  graded = grade(task, TOKENIZER, task.questions(''), host)
+  graded = grade(task, TOKENIZER, task.questions('train'), host)
   np.testing.assert_array_equal(method.gather(graded, 1).useful, want)
 
 
@@ -457,7 +457,7 @@ def test_a_question_without_right_and_wrong_answers_teaches_rlcsd_nothing():
   task = Letters()
   method = methods.METHODS['mix'](config, apply_fn, task, TOKENIZER)
   host = jax.device_get(rollouts()[1])
-  graded = grade(task, TOKENIZER, task.questions(''), host)
+  graded = grade(task, TOKENIZER, task.questions('train'), host)
   useful = method.gather(graded, 1).useful
   np.testing.assert_array_equal(useful, [True, True, False, False])
 

@@ -80,7 +80,7 @@ def test_only_the_compact_rendering_has_documents(tmp_path):
 
 
 def test_the_careful_author_is_right_and_even_handed():
-  careful = pretrain_lib.careful(c.Pretraining())
+  careful = c.Pretraining().careful()
   assert (careful.correct_share, careful.easy_share) == (1.0, 0.5)
   assert careful.copy_share == c.Pretraining().copy_share
 

@@ -18,7 +18,7 @@ def graded(groups, length=None, finished=None, reward=None):
         correct=bool(solution),
         reward=float(bool(solution)) if reward is None else reward[q][g],
         solution=solution,
-        concepts=tuple(concepts),
+        strategy=tuple(concepts),
       )
       for g, (solution, concepts) in enumerate(row)
     ]

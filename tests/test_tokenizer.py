@@ -15,7 +15,9 @@ from sdjax.models.tokenizer import (
   without_control_tokens,
   word_tokenizer,
 )
-from sdjax.tasks.concept_graph import compact_words, draw_graph, render_question
+from sdjax.tasks.concept_graph.corpus import compact_words
+from sdjax.tasks.concept_graph.graph import draw_graph
+from sdjax.tasks.concept_graph.rendering import render_question
 
 # Ids: <pad> 0, <eos> 1, <unk> 2, then these from 3 on.
 WORDS = ('a', 'b', 'c', 'd', ':', '=', ',', '?', '{question}', '{x}')

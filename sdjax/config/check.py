@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdjax.config.schema import Alarm, Config, ConfigError, Pretraining
-from sdjax.feedback.strategies import First, Uniform, check_template
+from sdjax.feedback.strategies import First, Uniform
 from sdjax.objectives.anchor import NoAnchor
 from sdjax.objectives.divergence import ReverseKL
-from sdjax.options import Option, nearest, refuse
+from sdjax.options import is_section, nearest, refuse
 from sdjax.steps import mix, rl, sd
 
 
@@ -21,7 +21,7 @@ def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
   yield path, config
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value) and not isinstance(value, Option):
+    if is_section(value):
       yield from sections(value, f'{path}{field.name}.')
 
 
@@ -36,7 +36,6 @@ def validate(config: Config) -> None:
       would do nothing.
   """
   _validate_presence(config)
-  check_template('task.template', config.task.template, ['{question}'])
   _validate_updates(config)
   if isinstance(config.method, Pretraining):
     return

@@ -16,7 +16,8 @@ import ml_collections
 
 from sdjax.config.check import sections, validate
 from sdjax.config.schema import METHODS, Config, ConfigError
-from sdjax.options import Option, nearest
+from sdjax.options import Option, is_section, nearest
+from sdjax.tasks.options import TaskOptions
 
 
 def replace(config: Any, **changes: Any) -> Any:
@@ -55,10 +56,10 @@ def to_dict(config: Any) -> dict[str, Any]:
   out = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if isinstance(value, Option):
-      out[field.name] = str(value)
-    elif dataclasses.is_dataclass(value):
+    if is_section(value):
       out[field.name] = to_dict(value)
+    elif isinstance(value, Option):
+      out[field.name] = str(value)
     elif value is not None:
       out[field.name] = value
   return out
@@ -155,7 +156,11 @@ def read_like(
   return json.loads(
     json.dumps(
       {
-        name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        name: to_dict(value)
+        if is_section(value)
+        else str(value)
+        if isinstance(value, Option)
+        else value
         for name, value in parsed.items()
       }
     )
@@ -176,7 +181,7 @@ def check(config: Config, mode: str) -> None:
     hints = typing.get_type_hints(type(section))
     for field in dataclasses.fields(section):
       value = getattr(section, field.name)
-      if not dataclasses.is_dataclass(value) and value is not None:
+      if not is_section(value) and value is not None:
         _parse(hints[field.name], value, path + field.name)
   if config.mode != mode:
     raise ConfigError(f'mode={config.mode!r}; this is for mode={mode!r}.')
@@ -188,7 +193,15 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
   origin = typing.get_origin(kind)
   if origin in (types.UnionType, typing.Union):
     kind = _member(typing.get_args(kind), value, path)
-  if isinstance(kind, type) and issubclass(kind, Option):
+  if isinstance(kind, type) and issubclass(kind, TaskOptions):
+    if isinstance(value, TaskOptions):
+      return value
+    if isinstance(value, str):
+      return kind.parse(value)
+    if kind is TaskOptions:
+      name = value.get('name') if isinstance(value, Mapping) else None
+      kind = TaskOptions.choices.get(str(name), type(Config().task))
+  elif isinstance(kind, type) and issubclass(kind, Option):
     return _parse_option(kind, value, path)
   if dataclasses.is_dataclass(kind):
     return _parse_section(kind, value, path)

@@ -26,7 +26,9 @@ from sdjax.options import (
 from sdjax.steps import mix, rl, sd
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.student import Loss
-from sdjax.tasks.concept_graph.section import ConceptGraph
+from sdjax.tasks.concept_graph.author import Pretraining
+from sdjax.tasks.concept_graph.options import ConceptGraph
+from sdjax.tasks.options import TaskOptions
 
 
 @dataclass(frozen=True)
@@ -237,60 +239,6 @@ class Alarm(Section):
       refuse(self, [x for x in names if x != 'action'], "when action='off'.")
 
 
-@dataclass(frozen=True)
-class Pretraining(Section):
-  """Supervised next-token training of a small model from nothing.
-
-  The documents are answers to the task's training graphs, written by an
-  imperfect author: half of them follow a demonstration in their context.
-
-  Attributes:
-    name: selects this method.
-    out: folder the Hugging Face checkpoint is written to.
-    num_layers: decoder layers.
-    width: D.
-    num_heads: N.
-    num_kv_heads: M.
-    head_dim: H.
-    ffn_width: F.
-    batch_size: documents a step.
-    max_context: width of a document's context in tokens.
-    careful_steps: steps at the start whose documents come from an author who
-      is always right and takes either route equally often. What an author
-      who is right half the time cannot teach (which chains end in the
-      target) is learned here; the imperfect author then sets the habits.
-    correct_share: share of documents without a demonstration that are right.
-    easy_share: share of right ones that take the easy route.
-    demonstration_share: share of documents with a correct demonstration.
-    demonstration_easy_share: share of demonstrations on the easy route.
-    copy_share: share of those documents that repeat the demonstration.
-    slip_share: share of those documents that are wrong.
-    cut_share: share of documents with a cut chain, which their author does
-      not walk.
-    varied_share: share of documents whose chain lengths are all random.
-  """
-
-  name: str = 'pretrain'
-  out: str = ''
-  num_layers: Size = 3
-  width: int = 64
-  num_heads: int = 4
-  num_kv_heads: int = 2
-  head_dim: int = 16
-  ffn_width: int = 192
-  batch_size: Size = 128
-  max_context: Size = 48
-  careful_steps: Count = 1750
-  correct_share: Share = 0.6
-  easy_share: Share = 0.95
-  demonstration_share: Share = 0.5
-  demonstration_easy_share: Share = 0.6
-  copy_share: Share = 0.98
-  slip_share: Share = 0.02
-  cut_share: Share = 0.4
-  varied_share: Share = 0.3
-
-
 SelfDistillation = sd.Options
 PolicyGradient = rl.Options
 Mix = mix.Options
@@ -333,7 +281,7 @@ class Config:
   seed: int = 0
   print: bool = False
   model: Model | None = Model()
-  task: ConceptGraph = ConceptGraph()
+  task: TaskOptions = ConceptGraph()
   data: Data = Data()
   reward: Reward = Reward()
   method: Method = sd.Options()

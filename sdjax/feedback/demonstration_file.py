@@ -9,7 +9,7 @@ import numpy as np
 from sdjax.evaluate.rollout_file import read_records, read_verdict
 from sdjax.models.tokenizer import strip_thinking
 from sdjax.options import ConfigError
-from sdjax.tasks.base import Question, Task
+from sdjax.tasks.base import Question, Task, as_verdict
 
 NUM_VERIFIED = 64
 """Answers that are judged anew where a file does not say its questions."""
@@ -168,7 +168,7 @@ def _verify(
   count = min(len(pairs), NUM_VERIFIED)
   for i in np.linspace(0, len(pairs) - 1, count).round().astype(int):
     line, question = pairs[i]
-    verdict = task.verify(question, line.answer)
+    verdict = as_verdict(task.verify(question, line.answer))
     if not verdict.correct:
       why = f' ({verdict.reason})' if verdict.reason else ''
       raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.models.tokenizer import decode_completion
-from sdjax.tasks.base import Question, Task, Verdict
+from sdjax.tasks.base import Question, Task, Verdict, as_verdict
 from sdjax.types import Rollout
 
 
@@ -77,7 +77,9 @@ def grade(
   """
   answers, verdicts = decode_answers(tokenizer, rollout), []
   for question, texts in zip(questions, answers, strict=True):
-    judged = {text: task.verify(question, text) for text in set(texts)}
+    judged = {
+      text: as_verdict(task.verify(question, text)) for text in set(texts)
+    }
     verdicts.append([judged[text] for text in texts])
   return Graded(
     questions=questions,
@@ -91,8 +93,7 @@ def grade(
 def strategies(graded: Graded) -> np.ndarray:
   """Numbers the strategies behind each question's correct answers.
 
-  Two correct answers take one strategy if they name the same concepts; where
-  an answer names none, its solution is its strategy.
+  Where the verifier names no strategy, the solution is the strategy.
 
   Args:
     graded: a batch of graded rollouts.
@@ -105,7 +106,7 @@ def strategies(graded: Graded) -> np.ndarray:
     numbers: dict[Any, int] = {}
     rows.append(
       [
-        numbers.setdefault(v.concepts or v.solution, len(numbers))
+        numbers.setdefault(v.strategies or v.solution, len(numbers))
         if v.correct
         else -1
         for v in row
@@ -135,7 +136,7 @@ def records(graded: Graded) -> Iterator[dict[str, Any]]:
         'correct': verdict.correct,
         'reason': verdict.reason,
         'reward': verdict.reward,
-        'concepts': list(verdict.concepts),
+        'concepts': list(verdict.strategies),
         'solution': verdict.solution,
       }
 

@@ -19,10 +19,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-FORM = "give 'path/to/file.py:name' or 'package.module:name'"
 LARGEST = 3.4028234e38  # float32
 
 
@@ -46,61 +44,11 @@ def load_function(function: str) -> Callable[..., Any]:
     RewardError: there is no such file, module or name, or it is not
       callable. What the module itself raises when imported is not caught.
   """
-  place, _, name = function.rpartition(':')
-  if not place or not name:
-    raise RewardError(f'reward function {function!r} has no colon; {FORM}.')
-  if place.endswith('.py') or '/' in place or os.sep in place:
-    module = _import_file(Path(place).expanduser(), function)
-  else:
-    try:
-      module = importlib.import_module(place)
-    except ModuleNotFoundError as error:
-      # One that the user's module itself asks for is the user's to see.
-      if error.name is None or not f'{place}.'.startswith(f'{error.name}.'):
-        raise
-      raise RewardError(
-        f'reward function {function!r}: there is no module {error.name!r} on '
-        f'the Python path; {FORM}.'
-      ) from None
-  if not hasattr(module, name):
-    there = sorted(
-      x for x, y in vars(module).items() if callable(y) and x[0] != '_'
-    )
-    raise RewardError(
-      f'reward function {function!r}: {place} defines no {name!r}; callable '
-      f'there: {", ".join(there) or "nothing"}.'
-    )
-  found = getattr(module, name)
-  if not callable(found):
-    raise RewardError(
-      f'reward function {function!r}: {name} is a {type(found).__name__} and '
-      'cannot be called; name a function (question, answer) -> float.'
-    )
-  return found
+  # Not above: a worker that has just been started can import nothing of ours.
+  from sdjax.tasks.user_code import load
 
-
-def _import_file(path: Path, function: str) -> Any:
-  if path.suffix != '.py':
-    raise RewardError(
-      f'reward function {function!r}: {str(path)!r} does not end in .py; '
-      f'{FORM}.'
-    )
-  if not path.is_file():
-    raise RewardError(
-      f'reward function {function!r}: there is no file {str(path)!r} (looked '
-      f'in {Path.cwd()}); {FORM}.'
-    )
-  # Last, so that a file beside it hides no library.
-  folder = str(path.resolve().parent)
-  if folder not in sys.path:
-    sys.path.append(folder)
-  # A name of its own: the user's file may be called as a library is.
-  name = f'reward_function_{path.stem}'
-  spec = importlib.util.spec_from_file_location(name, path)
-  assert spec is not None and spec.loader is not None  # it ends in .py
-  module = sys.modules[name] = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  signature = '(question, answer) -> float'
+  return load(function, 'reward function', signature, RewardError)
 
 
 def as_number(reward: Any) -> float:
@@ -142,11 +90,9 @@ def describe(error: BaseException) -> str:
 def _why_not_loaded(function: str, error: BaseException) -> str:
   if isinstance(error, RewardError):
     return str(error)
-  why = f'{type(error).__name__}: {error}'
-  frames = traceback.extract_tb(error.__traceback__)
-  if not isinstance(error, SyntaxError):  # which says itself where
-    why += f' ({frames[-1].filename}, line {frames[-1].lineno})'
-  return f'reward function {function!r} cannot be imported: {why}.'
+  from sdjax.tasks.user_code import failure
+
+  return f'reward function {function!r} cannot be imported: {failure(error)}.'
 
 
 def import_sdjax_lightly(folder: str) -> None:

@@ -7,6 +7,7 @@ through the very code path that any other checkpoint takes.
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import optax
 from sdjax import rng
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
-from sdjax.data.context import encode_context
+from sdjax.data.context import NO_LIMIT, encode_context
 from sdjax.data.json_files import write_json_atomic
-from sdjax.data.prompts import encode_prompts, pad_contexts
+from sdjax.data.prompts import pad_contexts
 from sdjax.models import hf
 from sdjax.models.load import LanguageModel
 from sdjax.models.sharding import (
@@ -37,15 +38,8 @@ from sdjax.models.transformer import (
 )
 from sdjax.steps.score import student_hidden, token_logp
 from sdjax.tasks import make_task
-from sdjax.tasks.base import Question
-from sdjax.tasks.concept_graph.documents import (
-  Document,
-  sample_document,
-  validate_shares,
-)
-from sdjax.tasks.concept_graph.graph import mended
-from sdjax.tasks.concept_graph.rendering import render_answer, render_question
-from sdjax.tasks.concept_graph.vocabulary import compact_words
+from sdjax.tasks.base import Task
+from sdjax.tasks.corpus import Document, Probe
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.evaluator import Evaluator, full_batches
 from sdjax.training.interrupt import Interrupted, Interrupts, interrupts
@@ -55,6 +49,9 @@ from sdjax.training.run_folder import Workdir, check_folder
 from sdjax.types import ApplyFn, Params, Prompts, TrainState, length_mask
 
 VOCABULARY_MULTIPLE = 8  # so that a mesh can split the embedding
+
+BRIEFLY = 'pass@1', 'pass@64', 'concepts_correct'
+"""Metrics that are shown while it trains."""
 
 
 def pretrain_step(
@@ -100,21 +97,10 @@ def pretrain_step(
   return state, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
 
-def careful(method: config_lib.Pretraining) -> config_lib.Pretraining:
-  """The author who is always right and has no favourite route."""
-  return dataclasses.replace(
-    method,
-    correct_share=1.0,
-    easy_share=0.5,
-    demonstration_easy_share=0.5,
-    slip_share=0.0,
-  )
-
-
 def encode(
-  documents: list[Document],
+  documents: Sequence[Document],
   tokenizer: Any,
-  templates: tuple[str, str],
+  task: Task,
   max_context: int,
   max_new_tokens: int,
 ) -> tuple[Prompts, np.ndarray, np.ndarray]:
@@ -123,7 +109,7 @@ def encode(
   Args:
     documents: Q of them.
     tokenizer: of the model.
-    templates: the student's, and the teacher's (with a demonstration).
+    task: whose templates they are put into.
     max_context: C.
     max_new_tokens: T.
 
@@ -134,7 +120,7 @@ def encode(
   contexts = [
     encode_context(
       tokenizer,
-      templates[d.demonstration is not None],
+      _template(task, d.demonstration),
       d.question,
       d.demonstration,
       max_context,
@@ -152,117 +138,66 @@ def encode(
   return prompts, ids_Q1T, length_Q1
 
 
-def target_routes(question: Question) -> list[str]:
-  """The answers along the targets' chains, the easy target's first."""
-  graph = question.payload
-  return [
-    render_answer(graph, chain, 'compact')
-    for chain in graph.chains
-    if graph.names[chain[-1]] == graph.target
-  ]
-
-
-def demonstration_use(
-  evaluator: Evaluator, params: Params, num_questions: int = 64
+def habits(
+  evaluator: Evaluator,
+  params: Params,
+  probes: Sequence[Probe],
+  num_questions: int = 64,
 ) -> dict[str, float]:
-  """Measures what a correct answer in the context does to the answers.
+  """Measures what the model does when it is asked in certain ways.
 
   Args:
-    evaluator: of the in-distribution questions.
+    evaluator: of the task that the probes are of.
     params: weights.
-    num_questions: questions, each with both targets' routes shown in turn.
+    probes: ways to ask.
+    num_questions: questions of each, or fewer if evaluations have fewer.
 
   Returns:
-    Shares of samples: `demonstration/correct`, and `/copied`, the same route
-    as shown, over all and for the `easy` and `other` target apart.
+    Shares of samples by name.
   """
   task, model = evaluator.task, evaluator.model
-  source = task.questions('in_distribution')
   options = evaluator.config.eval
   num_questions = min(num_questions, options.num_questions)
-  counts: dict[str, list[float]] = {'correct': []}
-  for route in (0, -1):
-    found: dict[str, list[float]] = {'correct': [], 'copied': []}
+  shares: dict[str, list[float]] = {}
+  for probe in probes:
+    source = task.questions(probe.split)
+    rows: list[dict[str, float]] = []
     for places in full_batches(num_questions, options.batch_questions):
       questions = [source[i] for i in places]
-      shown = [target_routes(q)[route] for q in questions]
+      asked = [probe.ask(question) for question in questions]
+      templates = [_template(task, shown) for _, shown in asked]
       contexts = [
-        encode_context(
-          model.tokenizer, task.teacher_template, q.text, text, 2**31
-        )[0]
-        for q, text in zip(questions, shown, strict=True)
+        encode_context(model.tokenizer, template, text, shown, NO_LIMIT)[0]
+        for template, (text, shown) in zip(templates, asked, strict=True)
       ]
+      # A demonstration is as long as an answer.
+      room = options.max_new_tokens * any(shown for _, shown in asked)
       prompts = pad_contexts(
         contexts,
-        [q.question_id for q in questions],
-        options.max_context + options.max_new_tokens,
+        [question.question_id for question in questions],
+        options.max_context + room,
       )
       graded, _ = evaluator.sample_prompts(
-        params, prompts, questions, 'demonstration'
+        params, prompts, questions, probe.stream
       )
-      found['correct'] += graded.correct.mean(axis=1).tolist()
-      found['copied'] += [
-        float(np.mean([a == text for a in answers]))
-        for text, answers in zip(shown, graded.answers, strict=True)
-      ]
-    name = {0: 'easy', -1: 'other'}[route]
-    counts['correct'] += found['correct'][:num_questions]
-    counts[f'copied_{name}'] = found['copied'][:num_questions]
-  return {f'demonstration/{k}': float(np.mean(v)) for k, v in counts.items()}
+      for question, answers, correct_G in zip(
+        questions, graded.answers, graded.correct, strict=True
+      ):
+        found = [
+          probe.found(question, answer, bool(correct))
+          for answer, correct in zip(answers, correct_G, strict=True)
+        ]
+        rows.append(
+          {k: float(np.mean([x[k] for x in found])) for k in found[0]}
+        )
+    for name in rows[0]:
+      shares.setdefault(name, []).extend(x[name] for x in rows[:num_questions])
+  return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
-def cut_use(
-  evaluator: Evaluator, params: Params, num_questions: int = 64
-) -> dict[str, float]:
-  """Measures whether a missing edge keeps the model from a route.
-
-  Args:
-    evaluator: of the `harder` questions, whose easy target is cut.
-    params: weights.
-    num_questions: questions, each asked with the cut and without it.
-
-  Returns:
-    Shares of samples that walk the easy target's chain, `cut/with` and
-    `cut/without`. A model that does not see the cut has the same in both.
-  """
-  task, model = evaluator.task, evaluator.model
-  source = task.questions('harder')
-  options = evaluator.config.eval
-  num_questions = min(num_questions, options.num_questions)
-  counts: dict[str, list[float]] = {'with': [], 'without': []}
-  for start in range(0, num_questions, options.batch_questions):
-    questions = [
-      source[i] for i in range(start, start + options.batch_questions)
-    ]
-    for name, found in counts.items():
-      graphs = [
-        q.payload if name == 'with' else mended(q.payload) for q in questions
-      ]
-      prompts = encode_prompts(
-        model.tokenizer,
-        [render_question(graph, 'compact') for graph in graphs],
-        [q.question_id for q in questions],
-        options.max_context,
-        task.student_template,
-      )
-      graded, _ = evaluator.sample_prompts(params, prompts, questions, 'cut')
-      for question, answers in zip(questions, graded.answers, strict=True):
-        easy = target_routes(question)[0]
-        found.append(float(np.mean([a == easy for a in answers])))
-  return {f'cut/{k}': float(np.mean(v)) for k, v in counts.items()}
-
-
-def habits(evaluator: Evaluator, params: Params) -> dict[str, float]:
-  """What the model does with a demonstration, and with a missing edge."""
-  return demonstration_use(evaluator, params) | cut_use(evaluator, params)
-
-
-def _in_brief(flat: dict[str, float]) -> str:
-  return ', '.join(
-    f'{k} {v:.3f}'
-    for k, v in flat.items()
-    if k.endswith(('pass@1', 'pass@64', 'concepts_correct'))
-    or k.startswith(('demonstration/', 'cut/'))
+def _template(task: Task, demonstration: str | None) -> str:
+  return (
+    task.student_template if demonstration is None else task.teacher_template
   )
 
 
@@ -286,14 +221,9 @@ def pretrain(config: config_lib.Config, path: str) -> None:
 def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
   method = config.method
   assert isinstance(method, config_lib.Pretraining)
-  if config.task.rendering != 'compact':
-    raise config_lib.ConfigError(
-      f'task.rendering={config.task.rendering!r}: documents exist for '
-      "'compact' only; chat models bring their own pretraining."
-    )
-  validate_shares(method)
   task = make_task(config.task)
-  tokenizer = word_tokenizer(compact_words(config.task))
+  corpus = task.corpus(method)
+  tokenizer = word_tokenizer(corpus.words)
   multiple = VOCABULARY_MULTIPLE
   cfg = TransformerConfig(
     vocab_size=-(-len(tokenizer) // multiple) * multiple,
@@ -334,7 +264,6 @@ def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
     donate_argnums=0,
   )
   evaluator = Evaluator(config, model, task, mesh)
-  templates = (task.student_template, task.teacher_template)
   # From here on the folder is this run's.
   workdir = Workdir(path, config)
   checkpoints = Checkpoints(
@@ -349,16 +278,12 @@ def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
   progress = Progress(total, label='pretrain')
 
   def batch(number: int):
-    author = careful(method) if number < method.careful_steps else method
     draw = np.random.default_rng([config.seed, number])
-    documents = [
-      sample_document(draw, config.task, author)
-      for _ in range(method.batch_size)
-    ]
+    documents = [corpus.draw(draw, number) for _ in range(method.batch_size)]
     arrays = encode(
       documents,
       tokenizer,
-      templates,
+      task,
       method.max_context,
       config.eval.max_new_tokens,
     )
@@ -383,10 +308,16 @@ def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
         flat, _ = evaluator(
           state.params, config.eval.during, tell=progress.evaluated
         )
-        flat |= habits(evaluator, state.params)
+        shares = habits(evaluator, state.params, corpus.probes)
+        flat |= shares
         evaluated = done
         workdir.metrics.write(done, {f'eval/{k}': v for k, v in flat.items()})
-        progress.note(f'step {done}: {_in_brief(flat)}')
+        told = ', '.join(
+          f'{name} {value:.3f}'
+          for name, value in flat.items()
+          if name in shares or name.endswith(BRIEFLY)
+        )
+        progress.note(f'step {done}: {told}')
       if done != saved and (
         done % config.train.checkpoint_every == 0 or done == total
       ):
@@ -410,7 +341,7 @@ def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
     flat, questions = evaluator(
       state.params, config.eval.sets, tell=progress.evaluated
     )
-    flat |= habits(evaluator, state.params)
+    flat |= habits(evaluator, state.params, corpus.probes)
     workdir.add_eval('final', flat, questions)
     progress.finish()
   except Interrupted as error:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sdjax.tasks.concept_graph.graph import SHAPE, SPLITS, Graph, graph_at
-from sdjax.tasks.concept_graph.section import ConceptGraph
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.store import GENERATOR_VERSION
 
 

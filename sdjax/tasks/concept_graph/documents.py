@@ -8,68 +8,19 @@ is cut is not walked while another of its kind is whole.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from sdjax.config.schema import Pretraining
-from sdjax.options import ConfigError
+from sdjax.tasks.concept_graph.author import Pretraining
 from sdjax.tasks.concept_graph.graph import (
   Graph,
   build_graph,
   draw_ends,
   training_lengths,
 )
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.rendering import render_answer, render_question
-from sdjax.tasks.concept_graph.section import ConceptGraph
-
-
-class Document(NamedTuple):
-  """One pretraining document, without templates.
-
-  Attributes:
-    question: the rendered question.
-    demonstration: a correct answer shown with it, or None.
-    answer: what the author wrote.
-  """
-
-  question: str
-  demonstration: str | None
-  answer: str
-
-
-_SHARES = (
-  'correct_share',
-  'easy_share',
-  'demonstration_share',
-  'demonstration_easy_share',
-  'copy_share',
-  'slip_share',
-  'cut_share',
-  'varied_share',
-)
-
-
-def validate_shares(pretraining: Pretraining) -> None:
-  """Checks the shares that shape the documents.
-
-  Args:
-    pretraining: the settings.
-
-  Raises:
-    ConfigError: a share is outside 0..1, or the shares of copies and slips
-      add up to more than 1.
-  """
-  for field in _SHARES:
-    share = getattr(pretraining, field)
-    if not 0 <= share <= 1:
-      raise ConfigError(f'method.{field} is {share}; allowed: 0..1')
-  if pretraining.copy_share + pretraining.slip_share > 1:
-    raise ConfigError(
-      f'method.copy_share = {pretraining.copy_share} and method.slip_share = '
-      f'{pretraining.slip_share} add up to more than 1; lower one of them'
-    )
-
+from sdjax.tasks.corpus import Document
 
 Chain = tuple[int, ...]
 

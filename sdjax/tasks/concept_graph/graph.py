@@ -11,12 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from sdjax.tasks.concept_graph.section import ConceptGraph
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES, START
 
 SPLITS = ('train', 'in_distribution', 'larger', 'larger_15', 'harder')
-
-PARTS = ('test', 'dev')
 
 HUB = 'hub'
 SHAPE = 'shape'

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.tasks.concept_graph.section import ConceptGraph
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES
 
 GENERATOR_VERSION = '1.0.0'

@@ -155,7 +155,7 @@ def _wrong(
         f'{", ".join(said)} comes back to a node that it has visited.'
       ),
     }[reason]
-  return Verdict(False, 0.0, reason, concepts=concepts, feedback=feedback)
+  return Verdict(False, strategy=concepts, feedback=feedback, reason=reason)
 
 
 def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
@@ -172,12 +172,13 @@ def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
     rendering: `text` or `compact`.
 
   Returns:
-    The verdict, reward 1 or 0. `reason` is the first of `no_box`,
-    `wrong_start`, `not_an_edge` (also: no node has that name), `wrong_end`
-    and `repeated_node` that applies. `solution` is the spelled node path,
-    the lexicographically first of several, as `0-2-3-1`. `concepts` are those
-    of its nodes; of a wrong answer, those of all nodes it names. `feedback`
-    says how far the answer was a path; it does not tell a right one.
+    The verdict. `reason` is the first of `no_box`, `wrong_start`,
+    `not_an_edge` (also: no node has that name), `wrong_end` and
+    `repeated_node` that applies. `solution` is the spelled node path, the
+    lexicographically first of several, as `0-2-3-1`. `strategy` holds the
+    concepts of its nodes; of a wrong answer, those of all nodes it names.
+    `feedback` says how far the answer was a path; it does not tell a right
+    one.
 
   Source: arXiv 2606.26091 App. B.4 (reward); that detours are wrong and the
     order of reasons are ours.
@@ -213,4 +214,4 @@ def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
     return _wrong(REPEATED_NODE, names, len(names), rendering, concepts)
   solution = '-'.join(map(str, path))
   concepts = _concepts(graph, path)
-  return Verdict(True, 1.0, solution=solution, concepts=concepts)
+  return Verdict(True, solution=solution, strategy=concepts)
