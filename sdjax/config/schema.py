@@ -287,6 +287,9 @@ class Train:
     credit_questions: questions of the first and of the last step whose tokens
       go to credit.jsonl, with what a teacher and what RL credit them with; 0:
       none.
+    compilation_cache: whether compiled code is kept for the next run on this
+      machine, in `$SDJAX_CACHE/compilations` or `~/.cache/sdjax/compilations`;
+      JAX_COMPILATION_CACHE_DIR comes first.
   """
 
   num_steps: int = 150
@@ -299,6 +302,7 @@ class Train:
   keep_best: str = ''
   logged_questions: int = 4
   credit_questions: int = 2
+  compilation_cache: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

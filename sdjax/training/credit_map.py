@@ -22,6 +22,8 @@ from sdjax.objectives.advantage import group_normalised
 from sdjax.steps import sd
 from sdjax.steps.teacher import mean_over_teachers, teacher_tokens
 from sdjax.steps.view import importance_base
+from sdjax.training.hooks import Hook, Run
+from sdjax.training.programs import batch_shapes, program
 from sdjax.training.trainer import Sampled, Trainer
 from sdjax.types import ApplyFn, Evidence, Gathered, Params, Prompts, Rollout
 
@@ -52,8 +54,8 @@ def token_credit(
   Returns:
     float32 [Q, G, T], nats, log q(token | demonstration) - log p(token), the
     mean over the rollout's demonstrations, 0 where there is none; the
-    teacher's law is its own, whatever a method mixes it with. And float32
-    [Q, G], GRPO's advantage.
+    teacher's distribution is its own, whatever a method mixes it with. And
+    float32 [Q, G], GRPO's advantage.
   """
   signal = sd.signal_step(
     apply_fn,
@@ -64,7 +66,7 @@ def token_credit(
     rollout,
     evidence,
     with_ref_kl=False,
-    # A truncating sampler's law is not the model's.
+    # A truncating sampler's distribution is not the model's.
     recompute=True,
     temperature=temperature,
     chunk=chunk,
@@ -122,8 +124,8 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
   return texts
 
 
-class CreditMap:
-  """Credits the rollouts of a trainer's steps; compiled at first use."""
+class CreditMap(Hook):
+  """Credits the rollouts of a run's first and last step."""
 
   def __init__(self, trainer: Trainer):
     """Takes from a trainer what is needed; nothing runs yet.
@@ -142,14 +144,39 @@ class CreditMap:
     sizes = demonstrations.context_buckets(config.rollout.num_samples)
     # One size, or the last step might compile anew.
     self._num_contexts = max(trainer.method.num_contexts or sizes)
-    self._credit = jax.jit(
+    self._credit = program(
+      'credit',
       functools.partial(
         token_credit,
         trainer.model.apply_fn,
         temperature=config.rollout.temperature,
         chunk=config.loss.chunk,
-      )
+      ),
     )
+
+  def on_start(self, run: Run) -> None:
+    """Goes back to what the run goes on from, and compiles what is left."""
+    due = self._due(run)
+    run.folder.rewind_credit([step for step in due if step <= run.step])
+    if not run.stopped and any(step > run.step for step in due):
+      rollout = self._trainer.config.rollout
+      assert rollout
+      for width in rollout.context_buckets:
+        _, _, batch = self._batch(self._trainer.blank(width), 1)
+        self._credit.compile(
+          *self._weights(), *batch_shapes(batch, self._trainer.mesh)
+        )
+
+  def on_rollouts(self, run: Run) -> None:
+    """Writes the records of a step that is due."""
+    if run.step in self._due(run):
+      assert run.batch
+      for record in self.records(run.batch, run.step):
+        run.folder.credit.append(record)
+
+  def _due(self, run: Run) -> set[int]:
+    asked = self._trainer.config.train.credit_questions
+    return {1, run.total} if asked else set()
 
   def records(self, batch: Sampled, step: int) -> Iterator[dict[str, Any]]:
     """Yields the lines of `credit.jsonl` for a step, before its update.
@@ -163,34 +190,16 @@ class CreditMap:
       where the teacher had nothing to be shown.
     """
     trainer, graded = self._trainer, batch.graded
-    number = trainer.config.train.credit_questions
-    data = trainer.mesh.shape['data']
-    # The mesh splits questions evenly.
-    rows = telling(graded.correct)[: -(-number // data) * data]
-    gathered = batch.gathered
-    if gathered.evidence.context_ids is None:
-      gathered = self._gather()(graded, step - 1)
-    evidence = self._evidence(gathered.evidence, graded, rows)
-    student = trainer.student()
+    rows, gathered, arrays = self._batch(batch, step)
+    mask_QGK = arrays[-1].context_mask
     log_ratio_QGT, advantage_QG = jax.device_get(
-      self._credit(
-        student,
-        trainer.teacher_weights() if trainer.teacher else student,
-        *shard_batch(
-          (
-            *jax.tree.map(
-              lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
-            ),
-            evidence,
-          ),
-          trainer.mesh,
-        ),
-      )
+      self._credit(*self._weights(), *shard_batch(arrays, trainer.mesh))
     )
+    number = trainer.config.train.credit_questions
     for row, q in enumerate(rows[:number]):
       for g, verdict in enumerate(graded.verdicts[q]):
         length = batch.host.length[q, g]
-        teachers = int(evidence.context_mask[row, g].sum())
+        teachers = int(mask_QGK[row, g].sum())
         log_ratio = log_ratio_QGT[row, g, :length].tolist()
         yield {
           'step': step,
@@ -206,14 +215,34 @@ class CreditMap:
           'demonstration': '\n'.join(gathered.shown[q][g][:teachers]),
         }
 
-  def warm_up(self, batch: Sampled) -> None:
-    """Compiles what `records` needs.
+  def _weights(self) -> tuple[Params, Params]:
+    """The student's, and the teacher's, which may be the same."""
+    student = self._trainer.student()
+    if not self._trainer.teacher:
+      return student, student
+    return student, self._trainer.teacher_weights()
 
-    Args:
-      batch: of the width of those to come; blank.
+  def _batch(
+    self, batch: Sampled, step: int
+  ) -> tuple[np.ndarray, Gathered, tuple[Prompts, Rollout, Evidence]]:
+    """Picks the questions to credit.
+
+    Returns:
+      Their places in the batch, what was gathered about all of it, and host
+      arrays of those questions alone.
     """
-    for _ in self.records(batch, 1):
-      pass
+    trainer, graded = self._trainer, batch.graded
+    number, data = trainer.config.train.credit_questions, trainer.mesh.shape
+    # The mesh splits questions evenly.
+    rows = telling(graded.correct)[: -(-number // data['data']) * data['data']]
+    gathered = batch.gathered
+    if gathered.evidence.context_ids is None:
+      gathered = self._gather()(graded, step - 1)
+    prompts, rollout = jax.tree.map(
+      lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
+    )
+    evidence = self._evidence(gathered.evidence, graded, rows)
+    return rows, gathered, (prompts, rollout, evidence)
 
   def _evidence(
     self, evidence: Evidence, graded: Graded, rows: np.ndarray
