@@ -110,7 +110,7 @@ def test_a_run_that_goes_back_to_before_all_of_it_begins_anew(tmp_path):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from sdjax.best import BestCheckpoint
+from sdjax.training.best import BestCheckpoint
 
 best = BestCheckpoint(sys.argv[1], 'harder/pass@1')
 state = {f'w{i}': jnp.arange(500_000, dtype=jnp.float32) for i in range(4)}

@@ -403,8 +403,8 @@ def test_a_run_is_not_made_shorter(unbroken):
 
 OPEN = """
 import json, sys
-from sdjax.config_dict import from_config_dict
-from sdjax.workdir import Workdir
+from sdjax.config.convert import from_config_dict
+from sdjax.training.run_folder import Workdir
 Workdir(sys.argv[2], from_config_dict(json.loads(sys.argv[1])))
 """
 
@@ -563,8 +563,8 @@ def test_no_two_leaves_of_the_state_share_a_buffer(cache):
 
 RUN = """
 import json, sys
-from sdjax.config_dict import from_config_dict
-from sdjax.train import train
+from sdjax.config.convert import from_config_dict
+from sdjax.training.loop import train
 train(from_config_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
