@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdjax.training import compilations
-from sdjax.training.programs import Program, ShapeError
+from sdjax.training.programs import Program, ShapeError, finish_compiling
 
 
 def test_a_program_takes_the_shapes_it_was_compiled_for():
@@ -25,7 +25,7 @@ def test_a_program_takes_the_shapes_it_was_compiled_for():
     shape = jax.ShapeDtypeStruct((size,), jnp.float32)
     found = program.compile({'x': shape})
     assert found == {'twice': jax.ShapeDtypeStruct((size,), jnp.float32)}
-  program.wait()
+  finish_compiling()
   assert len(calls) == counted.count == 2 and counted.seconds > 0
   for size in (3, 4):
     got = program({'x': np.arange(size, dtype=np.float32)})

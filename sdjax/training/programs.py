@@ -18,6 +18,21 @@ _COMPILERS = concurrent.futures.ThreadPoolExecutor(
   max_workers=min(4, os.cpu_count() or 1), thread_name_prefix='compile'
 )
 
+_begun: list[concurrent.futures.Future[Any]] = []
+
+
+def finish_compiling() -> None:
+  """Blocks until everything that was begun is compiled."""
+  while _begun:
+    concurrent.futures.wait(_begun[:1])
+    _begun.pop(0).result()
+
+
+def stop_compiling() -> None:
+  """Drops what no thread has taken up, for which the process would wait."""
+  while _begun:
+    _begun.pop().cancel()
+
 
 class ShapeError(ValueError):
   """A step was called with arguments of shapes it was not compiled for."""
@@ -59,12 +74,8 @@ class Program:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
       )
       self._compiled[key] = _COMPILERS.submit(lowered.compile)
+      _begun.append(self._compiled[key])
     return self._results[key]
-
-  def wait(self) -> None:
-    """Blocks until everything that `compile` began is compiled."""
-    for compiled in self._compiled.values():
-      compiled.result()
 
   def __call__(self, *args: Any) -> Any:
     """Runs the step.

@@ -21,6 +21,7 @@ from sdjax.training.hooks import Hook, HookError, Run
 from sdjax.training.interrupt import Interrupted, Interrupts
 from sdjax.training.log import Progress
 from sdjax.training.measure import measure
+from sdjax.training.programs import finish_compiling, stop_compiling
 from sdjax.training.recorders import Plots, ProgressLine, RolloutLog
 from sdjax.training.run_folder import Origin, Workdir, full_name, measured
 from sdjax.training.trainer import Trainer
@@ -141,8 +142,8 @@ class Session:
   def begin(self) -> None:
     """Measures the model, or goes back to the newest checkpoint; compiles."""
     trainer, folder, start = self.trainer, self.folder, self.saved
-    trainer.evaluator.compile(trainer.student())
     if start is None or not folder.has_eval('base'):
+      trainer.evaluator.compile(trainer.student())
       self.progress.note('evaluating the model before training')
       self._measure('base')
     with self._ended.held():
@@ -170,6 +171,9 @@ class Session:
     folder.drop_eval('final')
     folder.drop_eval('best')
     trainer.compile()
+    if self._config.train.eval_every:
+      trainer.evaluator.compile(trainer.student())
+    finish_compiling()
     origin_lib.record(folder.path)
     seen = self._compilations
     self.progress.note(f'{seen.count} compilations in {seen.seconds:.0f} s')
@@ -279,6 +283,7 @@ class Session:
     Returns:
       The error to end with.
     """
+    stop_compiling()
     self.progress.finish()
     if self.done is None:
       return error

@@ -397,7 +397,7 @@ class Trainer:
     return Sampled(prompts, rollout, host, graded, gathered, {})
 
   def compile(self) -> None:
-    """Compiles all that a step needs, for every shape it may meet.
+    """Begins to compile all that a step needs, for every shape it may meet.
 
     How many distinct demonstrations a question has is known only while
     training; without this, a rare number would compile in the middle.
@@ -415,8 +415,6 @@ class Trainer:
         signal = batch_shapes(shapes, self.mesh)
         self._update.compile(*self._updated(prompts, rollout, signal))
     self.rate(0)
-    for one in (self._rollout, self._signal, self._update):
-      one.wait()
 
 
 def with_contexts(evidence: Evidence, count: int) -> Evidence:
