@@ -2,7 +2,8 @@
 
 It goes back with the run: when a killed run resumes from an older checkpoint,
 the best one is what it was there. So a best checkpoint that another one has
-superseded is deleted only when the run can no longer go back to before.
+superseded is deleted only when the run can no longer go back to before, which
+Orbax's `BestN` would not wait for.
 """
 
 from collections.abc import Mapping

@@ -171,7 +171,7 @@ def _teacher(method: config_lib.SelfDistillation) -> str:
     pooled = {
       'loss': 'the losses averaged',
       'mixture': 'the teachers mixed token by token',
-      'sequence_mixture': 'the mixture of the laws of whole answers',
+      'sequence_mixture': 'the mixture of the distributions of whole answers',
     }
     words.append(
       f'shown {shown.count} correct answer(s) to the question, {source}, '
