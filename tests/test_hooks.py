@@ -118,7 +118,6 @@ def failing(moment, step):
   [
     ('on_start', 0, 0),
     ('on_rollouts', 1, 1),
-    ('on_step', 2, 2),
     ('on_evaluation', 2, 2),
     ('on_checkpoint', 3, 3),
   ],
