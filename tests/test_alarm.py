@@ -9,7 +9,8 @@ from sdjax.config import presets
 from sdjax.config import schema as c
 from sdjax.config.convert import replace
 from sdjax.training.advice import ADVICE, advise
-from sdjax.training.alarm import Watch, judge
+from sdjax.training.alarm import judge
+from sdjax.training.watch import Watch
 
 
 def options(questions=16, **changes):

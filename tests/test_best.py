@@ -18,7 +18,7 @@ from sdjax.config.check import validate
 from sdjax.config.convert import replace, to_json
 from sdjax.data.json_files import read_json_lines
 from sdjax.report import ending
-from sdjax.training import evaluator
+from sdjax.training import evaluator, recorders
 from sdjax.training import loop as train_lib
 from sdjax.training import trainer as trainer_lib
 from sdjax.training.best import FOLDER, BestCheckpoint
@@ -148,7 +148,7 @@ def test_killed_while_saving_a_better_one_the_old_one_is_left(tmp_path):
 def on_one_device():
   """Sharding is tested elsewhere, and so are the plots."""
   with one_device(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train_lib, 'plot_run', lambda path: None)
+    patch.setattr(recorders, 'plot_run', lambda path: None)
     yield
 
 

@@ -12,12 +12,13 @@ from sdjax.config.check import validate
 from sdjax.config.convert import replace
 from sdjax.data.context import encode_context
 from sdjax.data.json_files import read_json_lines
-from sdjax.training import credit_map
+from sdjax.training import credit_map, log
 from sdjax.training import loop as train_lib
 from sdjax.training.run_folder import Workdir
+from sdjax.training.trainer import Trainer
 from sdjax.types import Evidence, Prompts, Rollout
 
-LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+PROBS = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
 
 PROMPTS = Prompts(
@@ -26,7 +27,7 @@ PROMPTS = Prompts(
 ROLLOUT = Rollout(
   ids=jnp.array([[[2, 0], [0, 0], [1, 1]]]),
   length=jnp.array([[2, 2, 1]]),
-  # Of a truncated law: it must not be what the teacher is compared with.
+  # Of a truncated distribution, which the teacher must not be compared with.
   behavior_logp=jnp.zeros((1, 3, 2)),
   entropy=jnp.zeros((1, 3, 2)),
   finished=jnp.ones((1, 3), bool),
@@ -42,7 +43,7 @@ EVIDENCE = Evidence(
 
 
 def test_token_credit_by_hand():
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(PROBS)
   log_ratio, advantage = credit_map.token_credit(
     apply_fn, params, chain(TEACHER)[1], PROMPTS, ROLLOUT, EVIDENCE
   )
@@ -152,7 +153,7 @@ def test_a_run_of_any_method_writes_what_a_direct_computation_says(
     for r in read_json_lines(tmp_path / 'rollouts.jsonl')
   }
   lm = sdjax.load('builtin:concept_graph_base')
-  task = train_lib.Trainer(small(method, cache)).task
+  task = Trainer(small(method, cache)).task
   taught = 0
   for record in records:
     logged = rollouts[record['step'], record['question_id'], record['sample']]
@@ -207,7 +208,7 @@ def test_a_run_broken_and_prolonged_writes_the_same(
       raise Killed
 
   with monkeypatch.context() as patch:
-    patch.setattr(train_lib.Progress, 'update', kill)
+    patch.setattr(log.Progress, 'update', kill)
     with pytest.raises(Killed):
       train_lib.train(config, str(parts))
   # The last step is logged, but its checkpoint was never written.

@@ -28,9 +28,8 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MAY_COMPILE = {
   'training/trainer.py',
+  'training/programs.py',
   'training/initial_state.py',
-  'training/credit_map.py',
-  'training/evaluator.py',
   'training/pretrain.py',
   'bench.py',
   'forecast/run.py',

@@ -32,6 +32,7 @@ from sdjax.tasks import make_task
 from sdjax.training import loop as train_lib
 from sdjax.training import trainer as trainer_lib
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.log import Progress
 from sdjax.training.run_folder import Workdir, WorkdirError
 from sdjax.types import TrainState
 
@@ -187,7 +188,7 @@ def test_ended_by_signals_a_run_goes_on_exactly(
   """In evaluations before, in the midst of and after training, and in steps."""
   config, folder = unbroken
   last, over = [0], set()
-  plain = train_lib.Progress.update
+  plain = Progress.update
 
   def update(self, step, *rest, **more):
     last[0] = step
@@ -204,8 +205,8 @@ def test_ended_by_signals_a_run_goes_on_exactly(
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(0.01)
 
-  monkeypatch.setattr(train_lib.Progress, 'update', update)
-  monkeypatch.setattr(train_lib.Progress, 'evaluated', evaluated)
+  monkeypatch.setattr(Progress, 'update', update)
+  monkeypatch.setattr(Progress, 'evaluated', evaluated)
   said = []
   while True:
     try:
@@ -402,8 +403,8 @@ def test_a_run_is_not_made_shorter(unbroken):
 
 OPEN = """
 import json, sys
-from sdjax.config_dict import from_config_dict
-from sdjax.workdir import Workdir
+from sdjax.config.convert import from_config_dict
+from sdjax.training.run_folder import Workdir
 Workdir(sys.argv[2], from_config_dict(json.loads(sys.argv[1])))
 """
 
@@ -562,8 +563,8 @@ def test_no_two_leaves_of_the_state_share_a_buffer(cache):
 
 RUN = """
 import json, sys
-from sdjax.config_dict import from_config_dict
-from sdjax.train import train
+from sdjax.config.convert import from_config_dict
+from sdjax.training.loop import train
 train(from_config_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 

@@ -12,13 +12,13 @@ from sdjax.config import schema as c
 from sdjax.config.convert import replace, to_json
 from sdjax.models.load import fingerprint
 from sdjax.models.sharding import make_mesh, state_sharding
-from sdjax.training.loop import full_name
 from sdjax.training.run_folder import (
   FREE_TO_CHANGE,
   Origin,
   Workdir,
   WorkdirError,
   check_folder,
+  full_name,
   measured,
 )
 
@@ -61,6 +61,7 @@ def test_a_check_touches_nothing(tmp_path):
     {'train__micro_batches': 2},
     {'train__eval_every': 3},
     {'train__checkpoint_every': 3, 'train__keep_checkpoints': 1},
+    {'train__compilation_cache': False},
     {'mesh__data': 4},
     {'eval__max_context': 60, 'eval__num_samples': 2},
     {'alarm__action': 'off'},
@@ -166,7 +167,8 @@ def test_methods_have_full_names():
 
   assert full_name(np.linalg.norm) == 'numpy.linalg.norm'
   assert (
-    full_name(functools.partial(full_name)) == 'sdjax.training.loop.full_name'
+    full_name(functools.partial(full_name))
+    == 'sdjax.training.run_folder.full_name'
   )
   assert full_name(Callable()).endswith('full_names.<locals>.Callable')
 

@@ -146,6 +146,9 @@ class Train(Section):
     credit_questions: questions of the first and of the last step whose tokens
       go to credit.jsonl, with what a teacher and what RL credit them with; 0:
       none.
+    compilation_cache: whether compiled code is kept for the next run on this
+      machine, in `$SDJAX_CACHE/compilations` or `~/.cache/sdjax/compilations`;
+      JAX_COMPILATION_CACHE_DIR comes first.
   """
 
   num_steps: Size = 150
@@ -158,6 +161,7 @@ class Train(Section):
   keep_best: str = ''
   logged_questions: Count = 4
   credit_questions: Count = 2
+  compilation_cache: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ history of any run can be judged afterwards.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sdjax.config.schema import Alarm, Config
@@ -116,48 +116,8 @@ def judge(history: Sequence[Record], config: Config) -> list[Alert]:
   ]
 
 
-class Watch:
-  """Follows a run and passes on each kind of alarm once a set.
-
-  Attributes:
-    alerts: the first alarm of each kind and set, in order.
-  """
-
-  def __init__(self, config: Config, tell: Callable[[Alert], None]):
-    """Begins with an empty history.
-
-    Args:
-      config: of the run; `alarm.action` `off` makes it do nothing.
-      tell: called with each new alarm.
-    """
-    self._config, self._tell = config, tell
-    self._history: list[Record] = []
-    self._seen: set[tuple[str, str]] = set()
-    self.alerts: list[Alert] = []
-
-  def add(self, record: Record) -> None:
-    """Adds a record to the history and judges it.
-
-    Args:
-      record: later than all before it.
-    """
-    if self._config.alarm.action == 'off':
-      return
-    # The others would fill the memory in a long run.
-    self._history.append({k: v for k, v in record.items() if _is_read(k)})
-    for alert in judge(self._history, self._config):
-      if (alert.kind, alert.where) not in self._seen:
-        self._seen.add((alert.kind, alert.where))
-        self.alerts.append(alert)
-        self._tell(alert)
-
-  @property
-  def stops(self) -> bool:
-    """Whether the run is to end."""
-    return self._config.alarm.action == 'stop' and bool(self.alerts)
-
-
-def _is_read(name: str) -> bool:
+def is_read(name: str) -> bool:
+  """Returns whether `judge` reads a metric."""
   read = 'step', ENTROPY, LENGTH, IDLE, FINISHED, REWARD, *GROUPS.values()
   return name in read or (
     name.startswith('eval/') and name.endswith((SUCCESS, *VARIETY))

@@ -2,19 +2,23 @@
 
 It goes back with the run: when a killed run resumes from an older checkpoint,
 the best one is what it was there. So a best checkpoint that another one has
-superseded is deleted only when the run can no longer go back to before.
+superseded is deleted only when the run can no longer go back to before, which
+Orbax's `BestN` would not wait for.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax.models.sharding import with_sharding
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.hooks import Hook, Run
+from sdjax.training.measure import measure
 
 FOLDER = 'checkpoints_best'
 
 
-class BestCheckpoint:
+class BestCheckpoint(Hook):
   """Saves the state whenever an evaluation is better than all before it."""
 
   def __init__(
@@ -40,6 +44,39 @@ class BestCheckpoint:
     self._best: float | None = None
     self._measured = dict(measured or {})
     self._comparable = True
+
+  def on_start(self, run: Run) -> None:
+    """Goes back to what was best at the step the run goes on from."""
+    self.rewind(run.step)
+
+  def on_evaluation(self, run: Run) -> None:
+    """Keeps the state if it is the best."""
+    self.offer(run.record, run.trainer.state)
+
+  def on_checkpoint(self, run: Run) -> None:
+    """Makes sure that what the log says was best is there to resume with."""
+    self.wait()
+    if run.saved is not None:
+      self.forget(run.saved)
+
+  def on_end(self, run: Run) -> None:
+    """Measures the best state, which the trainer then has."""
+    trainer, folder = run.trainer, run.folder
+    self.offer(run.record, trainer.state)
+    self.forget(run.step)
+    if folder.read_eval().get('best_step') != self.step:
+      folder.drop_eval('best')
+    if self.step is not None and not folder.has_eval('best'):
+      run.progress.note(f'evaluating the best model, of step {self.step}')
+      trainer.state = self.restore(with_sharding(trainer.state, trainer.mesh))
+      measure(
+        folder,
+        trainer.evaluator,
+        trainer.student(),
+        'best',
+        run.progress,
+        self.step,
+      )
 
   @property
   def step(self) -> int | None:

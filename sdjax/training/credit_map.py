@@ -26,6 +26,8 @@ from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import student_hidden, token_logp
 from sdjax.steps.student import Shared
 from sdjax.steps.teacher import Target, teacher_tokens
+from sdjax.training.hooks import Hook, Run
+from sdjax.training.programs import batch_shapes, program
 from sdjax.training.trainer import Sampled, Trainer
 from sdjax.types import (
   ApplyFn,
@@ -137,8 +139,8 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
   return texts
 
 
-class CreditMap:
-  """Credits the rollouts of a trainer's steps; compiled at first use."""
+class CreditMap(Hook):
+  """Credits the rollouts of a run's first and last step."""
 
   def __init__(self, trainer: Trainer):
     """Takes from a trainer what is needed; nothing runs yet.
@@ -157,14 +159,39 @@ class CreditMap:
     sizes = demonstrations.context_buckets(config.rollout.num_samples)
     # One size, or the last step might compile anew.
     self._num_contexts = max(trainer.method.num_contexts or sizes)
-    self._credit = jax.jit(
+    self._credit = program(
+      'credit',
       functools.partial(
         token_credit,
         trainer.model.apply_fn,
         temperature=config.rollout.temperature,
         chunk=config.loss.chunk,
-      )
+      ),
     )
+
+  def on_start(self, run: Run) -> None:
+    """Goes back to what the run goes on from, and compiles what is left."""
+    due = self._due(run)
+    run.folder.rewind_credit([step for step in due if step <= run.step])
+    if not run.stopped and any(step > run.step for step in due):
+      rollout = self._trainer.config.rollout
+      assert rollout
+      for width in rollout.context_buckets:
+        _, _, batch = self._batch(self._trainer.blank(width), 1)
+        self._credit.compile(
+          *self._weights(), *batch_shapes(batch, self._trainer.mesh)
+        )
+
+  def on_rollouts(self, run: Run) -> None:
+    """Writes the records of a step that is due."""
+    if run.step in self._due(run):
+      assert run.batch
+      for record in self.records(run.batch, run.step):
+        run.folder.credit.append(record)
+
+  def _due(self, run: Run) -> set[int]:
+    asked = self._trainer.config.train.credit_questions
+    return {1, run.total} if asked else set()
 
   def records(self, batch: Sampled, step: int) -> Iterator[dict[str, Any]]:
     """Yields the lines of `credit.jsonl` for a step, before its update.
@@ -178,37 +205,16 @@ class CreditMap:
       where the teacher had nothing to be shown.
     """
     trainer, graded = self._trainer, batch.graded
-    number = trainer.config.train.credit_questions
-    data = trainer.mesh.shape['data']
-    # The mesh splits questions evenly.
-    rows = telling(graded.correct)[: -(-number // data) * data]
-    gathered = batch.gathered
-    contexts = teacher_contexts(gathered.evidence)
-    if contexts is None:
-      gathered = self._gather()(graded, step - 1)
-      contexts = gathered.evidence
-    evidence = self._evidence(contexts, rows)
-    student = trainer.student()
+    rows, gathered, arrays = self._batch(batch, step)
+    mask_QGK = arrays[2].context_mask
     log_ratio_QGT, advantage_QG = jax.device_get(
-      self._credit(
-        student,
-        trainer.teacher_weights() if trainer.teacher else student,
-        *shard_batch(
-          (
-            *jax.tree.map(
-              lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
-            ),
-            evidence,
-            Rewards(reward=graded.reward[rows].astype(np.float32)),
-          ),
-          trainer.mesh,
-        ),
-      )
+      self._credit(*self._weights(), *shard_batch(arrays, trainer.mesh))
     )
+    number = trainer.config.train.credit_questions
     for row, q in enumerate(rows[:number]):
       for g, verdict in enumerate(graded.verdicts[q]):
         length = batch.host.length[q, g]
-        teachers = int(evidence.context_mask[row, g].sum())
+        teachers = int(mask_QGK[row, g].sum())
         log_ratio = log_ratio_QGT[row, g, :length].tolist()
         yield {
           'step': step,
@@ -224,14 +230,37 @@ class CreditMap:
           'demonstration': '\n'.join(gathered.shown[q][g][:teachers]),
         }
 
-  def warm_up(self, batch: Sampled) -> None:
-    """Compiles what `records` needs.
+  def _weights(self) -> tuple[Params, Params]:
+    """The student's, and the teacher's, which may be the same."""
+    student = self._trainer.student()
+    if not self._trainer.teacher:
+      return student, student
+    return student, self._trainer.teacher_weights()
 
-    Args:
-      batch: of the width of those to come; blank.
+  def _batch(
+    self, batch: Sampled, step: int
+  ) -> tuple[np.ndarray, Gathered, tuple[Any, ...]]:
+    """Picks the questions to credit.
+
+    Returns:
+      Their places in the batch, what was gathered about all of it, and of
+      those questions alone prompts, rollout, contexts and rewards.
     """
-    for _ in self.records(batch, 1):
-      pass
+    trainer, graded = self._trainer, batch.graded
+    number, data = trainer.config.train.credit_questions, trainer.mesh.shape
+    # The mesh splits questions evenly.
+    rows = telling(graded.correct)[: -(-number // data['data']) * data['data']]
+    gathered = batch.gathered
+    contexts = teacher_contexts(gathered.evidence)
+    if contexts is None:
+      gathered = self._gather()(graded, step - 1)
+      contexts = gathered.evidence
+    prompts, rollout = jax.tree.map(
+      lambda x: np.asarray(x)[rows], (batch.prompts, batch.host)
+    )
+    rewards = Rewards(reward=graded.reward[rows].astype(np.float32))
+    arrays = (prompts, rollout, self._evidence(contexts, rows), rewards)
+    return rows, gathered, arrays
 
   def _evidence(self, evidence: sd.Evidence, rows: np.ndarray) -> sd.Evidence:
     """Contexts of some questions, without the wrong ones."""

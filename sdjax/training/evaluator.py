@@ -20,6 +20,7 @@ from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.tasks.base import Question, Task
 from sdjax.training.lengths import evaluation_questions
+from sdjax.training.programs import program
 from sdjax.types import Params, Prompts, Rollout
 
 
@@ -159,7 +160,8 @@ class Evaluator:
         config, task, name, model.tokenizer
       )
       self.notes += notes
-    self._sample: Any = jax.jit(
+    self._sample = program(
+      'evaluation',
       functools.partial(
         rollout_step,
         model.apply_fn,
@@ -167,7 +169,7 @@ class Evaluator:
         max_new_tokens=options.max_new_tokens,
         eos_ids=model.eos_ids,
         sampling=Sampling(temperature=options.temperature, top_p=options.top_p),
-      )
+      ),
     )
 
   def batches(self, name: str) -> Iterator[tuple[Prompts, list[Question]]]:
@@ -300,8 +302,8 @@ class Evaluator:
       self._sample(params, shard_batch(prompts, self.mesh), key)
     )
 
-  def warm_up(self, params: Params) -> None:
-    """Compiles what samples, so that the first evaluation need not.
+  def compile(self, params: Params) -> None:
+    """Compiles what samples, in another thread; the first sampling waits.
 
     Args:
       params: weights, or others of their shapes.
@@ -313,8 +315,7 @@ class Evaluator:
       question_id=np.zeros(options.batch_questions, np.int32),
     )
     key = rng.stream(self.config.seed, 'warm_up')
-    prompts = shard_batch(blank, self.mesh)
-    self._sample.lower(params, prompts, key).compile()
+    self._sample.compile(params, shard_batch(blank, self.mesh), key)
 
   def __call__(
     self,

@@ -67,6 +67,9 @@ class Progress:
   On a terminal one line is rewritten; elsewhere (a log file) a plain line
   appears every so often. Rates are over the last `window` steps and leave
   out the first one, which is slower, as soon as there is a second.
+
+  (Not tqdm: it has no way to leave time out of its estimate, and rewrites its
+  line in a log file too.)
   """
 
   def __init__(

@@ -1,7 +1,7 @@
 """Training a model on its own rollouts: the pipeline, host side.
 
 The loop reads as the data flows; everything it calls on a device is a pure
-function from `sdjax.steps`.
+function from `sdjax.steps`, and what else it does hangs on hooks.
 
 Steps are counted from 1 in all logs. Step n of `rollouts.jsonl`, of
 `credit.jsonl` and of `train/` in `metrics.jsonl` are the same rollouts, sampled
@@ -10,64 +10,37 @@ model before training is at 0.
 """
 
 import contextlib
-import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sdjax.config import convert as config_dict
 from sdjax.config import schema as config_lib
 from sdjax.data.context import check_thinking
-from sdjax.data.json_files import read_json_lines, write_json_lines_atomic
-from sdjax.data.prompts import PromptIterator
-from sdjax.feedback import grading
-from sdjax.feedback.grading import Graded
 from sdjax.methods import Method
 from sdjax.models.load import fingerprint, load_from_config
 from sdjax.models.lora import adapt
-from sdjax.models.sharding import make_mesh, with_sharding
+from sdjax.models.sharding import make_mesh
 from sdjax.report import ending
-from sdjax.report import origin as origin_lib
-from sdjax.report.plots import plot_run
 from sdjax.tasks import make_task
-from sdjax.training.alarm import Alert, Watch
+from sdjax.tasks.base import Task
 from sdjax.training.best import FOLDER as BEST_FOLDER
-from sdjax.training.best import BestCheckpoint
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.compilations import Compilations
-from sdjax.training.credit_map import CreditMap
+from sdjax.training.compilations import keep_compilations
 from sdjax.training.evaluator import Evaluator, check_keep_best
-from sdjax.training.interrupt import Interrupted, Interrupts, interrupts
+from sdjax.training.hooks import Hook
+from sdjax.training.interrupt import Interrupted, interrupts
 from sdjax.training.log import Progress
-from sdjax.training.run_folder import Origin, Workdir, check_folder, measured
-from sdjax.training.trainer import Sampled, Trainer
-from sdjax.types import Gathered, Params
-
-
-def records(
-  graded: Graded, gathered: Gathered, step: int, num_questions: int
-) -> Iterator[dict[str, Any]]:
-  """Yields the lines of `rollouts.jsonl` for one step.
-
-  Args:
-    graded: the graded rollouts.
-    gathered: their demonstrations.
-    step: in which they were sampled, counted from 1, as `metrics.jsonl` does.
-    num_questions: how many questions of the batch to log.
-
-  Yields:
-    One record a rollout.
-  """
-  shown = [cell for row in gathered.shown[:num_questions] for cell in row]
-  for record, cell in zip(grading.records(graded), shown, strict=False):
-    yield {'step': step, **record, 'demonstrations': list(cell)}
+from sdjax.training.measure import measure
+from sdjax.training.run_folder import Origin, Workdir, check_folder
+from sdjax.training.session import Session
 
 
 def train(
   config: config_lib.Config,
   path: str,
   method: Callable[..., Method] | None = None,
+  task: Task | None = None,
+  hooks: Sequence[Hook] = (),
 ) -> None:
   """Runs, or goes on with, the run of a folder.
 
@@ -81,285 +54,35 @@ def train(
     path: the run's folder.
     method: as `METHODS` has them; None: the one that the config names. A run
       goes on with the one it began with.
+    task: questions and a verifier; None: the one that `config.task` selects.
+    hooks: called at the moments of the run, after its own.
 
   Raises:
     ConfigError, ValueError: a mistake in the config, or in what it names.
     WorkdirError: the folder is of another run.
     Interrupted: (a `KeyboardInterrupt`) a signal ended it; it says what is
       saved.
+    HookError: a hook raised; what the run did until then is saved.
   """
   config_dict.check(config, 'train')
   check_keep_best(config)
   check_folder(path, config)
-  with interrupts() as ended, contextlib.ExitStack() as stack:
-    _train(config, path, method, ended, stack)
+  keep_compilations(config.train.compilation_cache)
+  with interrupts() as ended:
+    run = Session(config, path, method, task, hooks, ended)
+    with contextlib.closing(run):
+      try:
+        run.begin()
+        while True:
+          run.evaluate_if_due()
+          run.save_if_due()
+          if run.is_over:
+            break
+          run.step()
+        run.finish()
+      except Interrupted as error:
+        raise run.interrupted(error) from None
   print(ending.result(Path(path), config.alarm.action != 'off'))
-
-
-def _train(
-  config: config_lib.Config,
-  path: str,
-  method: Callable[..., Method] | None,
-  ended: Interrupts,
-  stack: contextlib.ExitStack,
-) -> None:
-  assert config.rollout
-  compilations = Compilations()
-  trainer = Trainer(config, method)
-  questions = PromptIterator(
-    trainer.questions, config.rollout.num_questions, config.seed, trainer.fits
-  )
-  origin = Origin(trainer.fingerprint, full_name(method) if method else '')
-  workdir = Workdir(path, config, origin)
-  stack.callback(workdir.close)
-  checkpoints = Checkpoints(
-    workdir.path / 'checkpoints', config.train.keep_checkpoints
-  )
-  stack.callback(checkpoints.close)
-  best = None
-  if config.train.keep_best:
-    best = BestCheckpoint(
-      workdir.path,
-      config.train.keep_best,
-      measured(config_dict.to_json(config)),
-    )
-    stack.callback(best.close)
-  total = config.train.num_steps
-  progress = Progress(total)
-  for note in trainer.notes:
-    progress.note(note)
-  credit = CreditMap(trainer)
-  # The step whose state the trainer has, and the newest that is saved.
-  done = saved = checkpoints.latest_step()
-
-  def keep_credit(step: int, batch: Sampled) -> None:
-    for record in credit.records(batch, step):
-      workdir.credit.append(record)
-
-  def save(step: int) -> None:
-    nonlocal saved
-    if best:
-      best.wait()  # What the log says was best must be there to resume with.
-    older = checkpoints.latest_step()
-    extra = {'data': questions.get_state(), 'log': workdir.position()}
-    checkpoints.save(step, trainer.state, extra)
-    saved = step
-    if best and older is not None:
-      best.forget(older)
-
-  try:
-    start = saved
-    if start is None or not workdir.has_eval('base'):
-      progress.note('evaluating the model before training')
-      measure(workdir, trainer.evaluator, trainer.student(), 'base', progress)
-    with ended.held():
-      if start is None:
-        workdir.rewind(None)
-        start = done = 0
-        save(start)
-      else:
-        trainer.state, extra = checkpoints.restore(
-          start, with_sharding(trainer.state, trainer.mesh)
-        )
-        questions.set_state(extra['data'])
-        workdir.rewind(extra['log'])
-        progress.note(f'resuming after step {start} of {total}')
-      credited = {1, total} if config.train.credit_questions else set()
-      workdir.rewind_credit([step for step in credited if step <= start])
-      if best:
-        best.rewind(start)
-    watch = follow(config, workdir, progress)
-    every = config.train.eval_every
-    evaluated = max(
-      record['step']
-      for record in workdir.history()
-      if record['step'] == 0 or any(k.startswith('eval/') for k in record)
-    )
-    end = start if watch.stops else total
-    if start < end:
-      # What a shorter run ended with.
-      workdir.drop_eval('final')
-      workdir.drop_eval('best')
-      trainer.warm_up(
-        credit.warm_up if any(step > start for step in credited) else None
-      )
-      if every:
-        trainer.evaluator.warm_up(trainer.student())
-      origin_lib.record(workdir.path)
-      progress.note(
-        f'{compilations.count} compilations in {compilations.seconds:.0f} s'
-      )
-    done = start
-    while True:
-      # One that a signal kept from coming about is made up for.
-      if every and done % every == 0 and evaluated < done < total:
-        flat, _ = trainer.evaluator(
-          trainer.student(), config.eval.during, tell=progress.evaluated
-        )
-        with ended.held():
-          evaluated = done
-          record = workdir.metrics.write(
-            done, {f'eval/{k}': v for k, v in flat.items()}
-          )
-          watch.add(record)
-          if best:
-            best.offer(record, trainer.state)
-      due = done % config.train.checkpoint_every == 0
-      if done != saved and (due or done == total or watch.stops):
-        with ended.held():
-          save(done)
-      if done >= end or watch.stops:
-        break
-      with ended.held():
-        began, compiled = time.monotonic(), compilations.seconds
-        metrics, graded, gathered = trainer.step(
-          next(questions),
-          done,
-          lambda: next(questions),
-          functools.partial(keep_credit, done + 1)
-          if done + 1 in credited
-          else None,
-        )
-        done += 1
-        for record in records(
-          graded, gathered, done, config.train.logged_questions
-        ):
-          workdir.rollouts.append(record)
-        record = workdir.metrics.write(
-          done,
-          {f'train/{name}': value for name, value in metrics.items()}
-          | {
-            'time/step': time.monotonic() - began,
-            'time/compilations': compilations.count,
-          },
-        )
-        progress.leave_out(compilations.seconds - compiled)
-        progress.update(
-          done,
-          int(metrics['length'] * graded.correct.size),
-          reward=metrics['reward'],
-          loss=metrics['loss'],
-        )
-        watch.add(record)
-    progress.finish()
-    checkpoints.wait()
-    if watch.stops and done < total:
-      progress.note(
-        f'{path} is stopped at step {done} of {total} by its alarm of step '
-        f'{watch.alerts[0].step}: {watch.alerts[0].cause} '
-        "alarm.action='warn', or another threshold, lets it go on."
-      )
-    elif start == done and workdir.has_eval('final'):
-      progress.note(f'{path} is complete: {total} steps')
-    if start < done or not workdir.has_eval('final'):
-      progress.note('evaluating the trained model')
-      measure(workdir, trainer.evaluator, trainer.student(), 'final', progress)
-    watch.add(workdir.final_record(done))
-    if best:
-      best.offer(workdir.final_record(done), trainer.state)
-      best.forget(done)
-      if workdir.read_eval().get('best_step') != best.step:
-        workdir.drop_eval('best')
-      if best.step is not None and not workdir.has_eval('best'):
-        progress.note(f'evaluating the best model, of step {best.step}')
-        trainer.state = best.restore(with_sharding(trainer.state, trainer.mesh))
-        measure(
-          workdir,
-          trainer.evaluator,
-          trainer.student(),
-          'best',
-          progress,
-          best.step,
-        )
-    progress.finish()
-    plot_run(workdir.path)
-  except Interrupted as error:
-    progress.finish()
-    if done is None:
-      raise
-    # In the middle of a step nothing is fit to be saved.
-    if done != saved and not error.at_once:
-      save(done)
-    checkpoints.wait()
-    raise Interrupted(
-      error.signal,
-      f'{path} is saved at step {saved} of {total}; the same command goes on '
-      'from there.',
-    ) from None
-
-
-def follow(
-  config: config_lib.Config, workdir: Workdir, progress: Progress
-) -> Watch:
-  """Judges the history of a run, and goes on to judge what is added.
-
-  Args:
-    config: of the run.
-    workdir: its folder, gone back to where the run resumes; alarms that its
-      log does not have yet are added to it.
-    progress: shows them.
-
-  Returns:
-    The watch, which knows the history.
-  """
-  told = {
-    (line['kind'], line['where'])
-    for line in read_json_lines(workdir.alarms.path)
-  }
-
-  def tell(alert: Alert) -> None:
-    if (alert.kind, alert.where) not in told:
-      progress.note(f'ALARM at step {alert.step}: {alert.text}')
-      workdir.alarms.append(alert.record())
-
-  watch = Watch(config, tell)
-  for record in workdir.history():
-    watch.add(record)
-  return watch
-
-
-def full_name(function: Callable[..., Any]) -> str:
-  """Returns the module and the name of a function, or of what is called."""
-  inner = getattr(function, 'func', function)  # of a functools.partial
-  name = getattr(inner, '__qualname__', type(inner).__qualname__)
-  return f'{inner.__module__}.{name}'
-
-
-def measure(
-  workdir: Workdir,
-  evaluator: Evaluator,
-  params: Params,
-  when: str,
-  progress: Progress,
-  step: int | None = None,
-) -> None:
-  """Measures weights, and leaves the numbers in the folder.
-
-  Args:
-    workdir: of the run; with `eval.save_samples` the answers go to
-      `samples_WHEN.jsonl`.
-    evaluator: of the run.
-    params: the weights, an adapter applied.
-    when: `base`, `final` or `best`; the latter also by the sets that are
-      measured during training, by one of which it was chosen: there it looks
-      better than it is, on the others not.
-    progress: shows how far it is.
-    step: of the best.
-  """
-  options = evaluator.config.eval
-  sets = options.sets
-  if when == 'best':
-    sets = tuple(dict.fromkeys(sets + options.during))
-  lines: list[dict[str, Any]] | None = [] if options.save_samples else None
-
-  def keep(name: str, graded: Graded) -> None:
-    if lines is not None:
-      lines.extend({'set': name, **line} for line in grading.records(graded))
-
-  flat, questions = evaluator(params, sets, keep, progress.evaluated)
-  if lines is not None:
-    write_json_lines_atomic(workdir.path / f'samples_{when}.jsonl', lines)
-  workdir.add_eval(when, flat, questions, step)
 
 
 def evaluate(config: config_lib.Config, path: str) -> None:
@@ -380,6 +103,7 @@ def evaluate(config: config_lib.Config, path: str) -> None:
   """
   config_dict.check(config, 'eval')
   check_folder(path, config)
+  keep_compilations(config.train.compilation_cache)
   assert config.model
   mesh, lora = make_mesh(config.mesh), config.model.lora
   model = load_from_config(config.model, mesh)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import weakref
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ FREE_TO_CHANGE = (
   'train.eval_every',
   'train.checkpoint_every',
   'train.keep_checkpoints',
+  'train.compilation_cache',
   'mesh.',
   'eval.',
   'alarm.',
@@ -62,6 +63,13 @@ class WorkdirError(ValueError):
 
 
 ORIGIN = 'origin.json'
+
+
+def full_name(function: Callable[..., Any]) -> str:
+  """Returns the module and the name of a function, or of what is called."""
+  inner = getattr(function, 'func', function)  # of a functools.partial
+  name = getattr(inner, '__qualname__', type(inner).__qualname__)
+  return f'{inner.__module__}.{name}'
 
 
 @dataclasses.dataclass(frozen=True)

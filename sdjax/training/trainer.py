@@ -24,11 +24,12 @@ from sdjax.steps.rollout import rollout_step
 from sdjax.steps.update import Options as UpdateOptions
 from sdjax.steps.update import update_step
 from sdjax.tasks import make_task
-from sdjax.tasks.base import Question
+from sdjax.tasks.base import Question, Task
 from sdjax.training.evaluator import Evaluator
 from sdjax.training.initial_state import adapter, copy, initial_state
 from sdjax.training.lengths import training_questions
 from sdjax.training.optim import learning_rate, make_optimizer
+from sdjax.training.programs import batch_shapes, program
 from sdjax.types import Gathered, Params, Prompts, Rollout
 
 
@@ -73,19 +74,21 @@ class Trainer:
     self,
     config: config_lib.Config,
     method: Callable[..., Method] | None = None,
+    task: Task | None = None,
   ):
     """Loads model and task, builds the steps; nothing runs yet.
 
     Args:
       config: a checked config of mode `train` or `eval`.
       method: as `METHODS` has them; None: the one that the config names.
+      task: questions and a verifier; None: the one that the config selects.
     """
     assert config.model and config.rollout and config.loss
     self.config = config
     self.mesh = make_mesh(config.mesh)
     self.model: LanguageModel = load_from_config(config.model, self.mesh)
     check_thinking(self.model.tokenizer, config.model.thinking)
-    self.task = make_task(config.task)
+    self.task = task or make_task(config.task)
     make_method = method or METHODS[config.method.name]
     self.method = make_method(
       config, self.model.apply_fn, self.task, self.model.tokenizer
@@ -119,9 +122,9 @@ class Trainer:
     self._weights = functools.partial(
       _weights, scale=config.model.lora.alpha / max(config.model.lora.rank, 1)
     )
-    self._compile()
+    self._build()
 
-  def _compile(self) -> None:
+  def _build(self) -> None:
     """Builds the steps as functions of the frozen weights and of the rest."""
     config, method, weights = self.config, self.method, self._weights
     assert config.rollout and config.loss
@@ -182,10 +185,11 @@ class Trainer:
 
     places = jax.tree.map(lambda x: x.sharding, self.state)
     # As of what is moved to the devices again after `resample`.
-    self._rollout = jax.jit(rollout, out_shardings=batch_sharding(self.mesh))
-    self._signal = jax.jit(signal)
-    self._update = jax.jit(
-      update, donate_argnums=1, out_shardings=(places, None)
+    place = batch_sharding(self.mesh)
+    self._rollout = program('rollout', rollout, out_shardings=place)
+    self._signal = program('signal', signal, out_shardings=place)
+    self._update = program(
+      'update', update, donate_argnums=1, out_shardings=(places, None)
     )
 
   def student(self) -> Params:
@@ -209,33 +213,15 @@ class Trainer:
     )
     return shard_batch(prompts, self.mesh)
 
-  def signal(self, prompts: Prompts, rollout: Rollout, evidence: Any) -> Any:
-    """Runs the signal step with whichever teacher the method has."""
-    evidence = shard_batch(evidence, self.mesh)
-    return self._signal(
-      self.base,
-      self.state.params,
-      self._teacher_params,
-      self._reference,
-      prompts,
-      rollout,
-      evidence,
-    )
+  def _signalled(self, *batch: Any) -> tuple[Any, ...]:
+    """What the signal step is called with, of prompts, rollout, evidence."""
+    params, teacher = self.state.params, self._teacher_params
+    return self.base, params, teacher, self._reference, *batch
 
-  def _updated(
-    self, prompts: Prompts, rollout: Rollout, signal: Any
-  ) -> tuple[Any, ...]:
+  def _updated(self, *batch: Any) -> tuple[Any, ...]:
     """What the update step is called with; it takes the state away."""
     frozen = self.reference if self._teacher_is('initial') else None
-    return (
-      self.base,
-      self.state,
-      frozen,
-      self._reference,
-      prompts,
-      rollout,
-      signal,
-    )
+    return self.base, self.state, frozen, self._reference, *batch
 
   @property
   def _teacher_params(self) -> Params | None:
@@ -314,43 +300,47 @@ class Trainer:
     )
     return batch, drawn
 
-  def step(
+  def sample(
     self,
     questions: Sequence[Question],
     number: int,
     more: Callable[[], Sequence[Question]] | None = None,
-    inspect: Callable[[Sampled], None] | None = None,
-  ) -> tuple[dict[str, Any], Graded, Gathered]:
-    """Samples, grades, gathers, scores and updates once.
+  ) -> tuple[Sampled, dict[str, float]]:
+    """Samples, grades and gathers a step's batch.
 
     Args:
       questions: Q training questions.
       number: steps made so far.
       more: gives further questions, where the config resamples.
-      inspect: shown the step's batch while the weights are still those that
-        sampled it.
 
     Returns:
-      Metrics, the graded rollouts and what was gathered about them. Among
-      the metrics are the shares of questions whose rollouts are
-      `all_wrong_groups`, `all_right_groups`, or `idle_groups`, from which
-      the method learns nothing.
+      The batch, and what is to be logged of how it was found.
     """
     assert self.config.rollout
-    metrics = {}
-    if self.config.rollout.resample:
-      assert more, 'resampling needs somewhere to take questions from'
-      batch, drawn = self._sample_useful(questions, number, more)
-      metrics['drawn_questions'] = drawn
-    else:
-      batch = self._sample(questions, number)
-    if inspect:
-      inspect(batch)
+    if not self.config.rollout.resample:
+      return self._sample(questions, number), {}
+    assert more, 'resampling needs somewhere to take questions from'
+    batch, drawn = self._sample_useful(questions, number, more)
+    return batch, {'drawn_questions': drawn}
+
+  def update(self, batch: Sampled, number: int) -> dict[str, Any]:
+    """Scores a batch, and updates the state.
+
+    Args:
+      batch: sampled by the weights of the state.
+      number: steps made so far.
+
+    Returns:
+      Metrics. Among them are the shares of questions whose rollouts are
+      `all_wrong_groups`, `all_right_groups`, or `idle_groups`, from which the
+      method learns nothing.
+    """
     prompts, rollout, host, graded, gathered, counts = batch
-    signal = self.signal(prompts, rollout, gathered.evidence)
+    evidence = shard_batch(gathered.evidence, self.mesh)
+    signal = self._signal(*self._signalled(prompts, rollout, evidence))
     self.state, update = self._update(*self._updated(prompts, rollout, signal))
     right_Q = graded.correct.mean(axis=1)
-    metrics |= {
+    return {
       'reward': graded.reward.mean(),
       'correct': graded.correct.mean(),
       'all_wrong_groups': (right_Q == 0).mean(),
@@ -365,24 +355,22 @@ class Trainer:
       **counts,
       **jax.device_get(update),
     }
-    return metrics, graded, gathered
 
-  def warm_up(self, inspect: Callable[[Sampled], None] | None = None) -> None:
-    """Compiles all that a step needs, for every shape it may meet.
-
-    How many distinct demonstrations a question has is known only while
-    training; without this, a rare number would compile in the middle.
+  def blank(self, width: int) -> Sampled:
+    """Makes a batch of a width of contexts, of the shapes of a real one.
 
     Args:
-      inspect: as for `step`; shown a blank batch of every width.
+      width: C.
+
+    Returns:
+      The batch: empty answers, which are wrong everywhere, so that nothing is
+      drawn from them; no rollout was sampled, it stands there as its shapes.
     """
     assert self.config.rollout
-    self.rate(0)
     num_q = self.config.rollout.num_questions
     num_g = self.config.rollout.num_samples
     fit = self.fits or (lambda _: True)
     questions = list(itertools.islice(filter(fit, self.questions), num_q))
-    # An empty answer is wrong everywhere: nothing is drawn from it.
     graded = Graded(
       questions=questions,
       answers=[[''] * num_g] * num_q,
@@ -390,24 +378,38 @@ class Trainer:
       length=np.ones((num_q, num_g), int),
       finished=np.ones((num_q, num_g), bool),
     )
-    gathered = self.method.gather(graded, 0)
-    evidence = gathered.evidence
-    key = rng.stream(self.config.seed, 'warm_up')
-    for width in self.config.rollout.context_buckets:
-      blank = Prompts(
+    prompts = shard_batch(
+      Prompts(
         ids=np.zeros((num_q, width), np.int32),
         length=np.ones(num_q, np.int32),
         question_id=np.arange(num_q, dtype=np.int32),
-      )
-      prompts = shard_batch(blank, self.mesh)
-      rollout = self._rollout(self.base, self.state.params, prompts, key)
-      signal = None
+      ),
+      self.mesh,
+    )
+    key = rng.stream(self.config.seed, 'warm_up')
+    shapes = self._rollout.compile(self.base, self.state.params, prompts, key)
+    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    rollout = batch_shapes(shapes, self.mesh)
+    gathered = self.method.gather(graded, 0)
+    return Sampled(prompts, rollout, host, graded, gathered, {})
+
+  def compile(self) -> None:
+    """Begins to compile all that a step needs, for every shape it may meet.
+
+    How many distinct demonstrations a question has is known only while
+    training; without this, a rare number would compile in the middle.
+    """
+    assert self.config.rollout
+    for width in self.config.rollout.context_buckets:
+      prompts, rollout, _, _, gathered, _ = self.blank(width)
       for count in self.method.num_contexts or (0,):
+        evidence = gathered.evidence
         if count:
           evidence = with_contexts(evidence, count)
-        signal = self.signal(prompts, rollout, evidence)
-      # Not run: it would make a step, and give the state away.
-      self._update.lower(*self._updated(prompts, rollout, signal)).compile()
-      if inspect:
-        host = jax.device_get(rollout)
-        inspect(Sampled(prompts, rollout, host, graded, gathered, {}))
+        evidence = batch_shapes(evidence, self.mesh)
+        shapes = self._signal.compile(
+          *self._signalled(prompts, rollout, evidence)
+        )
+        signal = batch_shapes(shapes, self.mesh)
+        self._update.compile(*self._updated(prompts, rollout, signal))
+    self.rate(0)
