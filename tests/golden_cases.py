@@ -12,7 +12,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from golden_problem import (
-  GIVEN,
   Arrays,
   Case,
   Found,
@@ -21,14 +20,14 @@ from golden_problem import (
   column,
   grpo,
   of_tokens,
+  rewarded,
 )
 from mixing_inputs import inputs_of
 
 from sdjax.feedback.strategies import Demonstrations
+from sdjax.objectives import mixing
 from sdjax.objectives.advantages import RLOO, DrGRPO
 from sdjax.objectives.divergence import JSD, ForwardKL, ReverseKL
-from sdjax.objectives.mixing import RLCSD as ContrastRule
-from sdjax.objectives.mixing import RLSD, SDPG, SRPO
 from sdjax.objectives.policy_loss import (
   CISPO,
   GSPO,
@@ -140,7 +139,7 @@ def policy_losses(problem: Problem, case: Case) -> Found:
       shared = Shared(kl=K3(options['beta']))
   else:
     each = grpo(problem, case)
-    # Theirs have no dual clip here, but for the first.
+    # Neither of the two has a dual clip there.
     how = {
       'gspo': GSPO(clip.low, clip.high),
       'cispo': CISPO(clip.low, clip.high),
@@ -152,7 +151,7 @@ def policy_losses(problem: Problem, case: Case) -> Found:
       drop_low=clip.low,
       drop_high=clip.high,
     )
-  told = rl.Options(advantage=GIVEN, policy_loss=how)
+  told = rewarded(how)
   signal = problem.signal(rl, told, shared, each)
   found = problem.run(rl, signal, told, shared, **mean_of(problem, case))
   shown = each if method.startswith('trl_') else of_tokens(problem, each)
@@ -163,9 +162,7 @@ def acpo(problem: Problem, case: Case) -> Found:
   """Clip widths of each token, from the spread of the ratios."""
   options = case['options']
   each = grpo(problem, case)
-  told = rl.Options(
-    advantage=GIVEN, policy_loss=AdaptiveClip(dual=options['clip_ratio_c'])
-  )
+  told = rewarded(AdaptiveClip(dual=options['clip_ratio_c']))
   signal = problem.signal(rl, told, advantage_B=each)
   width = adaptive_clip(
     problem.current_logp(),
@@ -197,7 +194,7 @@ def log_ratio_to_reference(
   advantage of -coefficient has that slope.
   """
   each = np.full(len(problem.data['ids']), -coefficient)
-  told = rl.Options(advantage=GIVEN, policy_loss=Reinforce())
+  told = rewarded(Reinforce())
   signal = problem.signal(rl, told, advantage_B=each)
   found = problem.run(rl, signal, told, **mean_of(problem, case))
   reference = coefficient * problem.data['ref_logp'] * problem.mask
@@ -239,7 +236,7 @@ def reference_kl(problem: Problem, case: Case) -> Found:
 
   def run(estimator):
     shared = Shared(kl=estimator(1.0))
-    told = rl.Options(advantage=GIVEN, policy_loss=Reinforce())
+    told = rewarded(Reinforce())
     signal = problem.signal(rl, told, shared)
     return problem.run(rl, signal, told, shared, **mean_of(problem, case))
 
@@ -258,17 +255,17 @@ def rlsd(problem: Problem, case: Case) -> Found:
   now = case['repo'] == RLCSD
   if now:
     rollout = replace(rollout, behavior_logp=problem.current_logp())
-  rule = RLSD(clip=options.get('epsilon_w', options.get('rlsd_epsilon_w')))
+  clip = options.get('epsilon_w', options.get('rlsd_epsilon_w'))
+  rule = mixing.RLSD(clip=clip)
   lam = case.get('scalars', {}).get('lam', options.get('lam'))  # decayed
-  rewarded = rl.Options(advantage=GIVEN, policy_loss=clip_of(options))
-  told = mix.Options(rule=rule, rl=rewarded)
+  told = mix.Options(rule=rule, rl=rewarded(clip_of(options)))
   if case['method'] == 'rlsd_ectr':
     wrong = problem.data['wrong_logp'][:, 0]
     contrast = column(problem.data['teacher_logp'] - wrong)
-    signal = problem.signal(rl, rewarded, advantage_B=each)
+    signal = problem.signal(rl, told.rl, advantage_B=each)
     mixed = rule(inputs_of(signal.advantage, contrast, lam))
     signal = replace(signal, advantage=mixed.advantage)
-    found = problem.run(rl, signal, rewarded, **mean_of(problem, case))
+    found = problem.run(rl, signal, told.rl, **mean_of(problem, case))
   else:
     signal = problem.signal(
       mix, told, advantage_B=each, rollout=rollout, weight=lam
@@ -288,14 +285,14 @@ def rlcsd(problem: Problem, case: Case) -> Found:
     raise Missing('a residual clip that is not the same on both sides')
   each = grpo(problem, case)
   told = mix.Options(
-    rule=ContrastRule(
+    rule=mixing.RLCSD(
       temperature=options['rlcsd_tau'],
       clip=largest,
       threshold=options['rlcsd_delta'],
       touched_weight=options['rlcsd_eta'],
     ),
     sd=sd.Options(demonstrations=Demonstrations(contrast=problem.num_wrong)),
-    rl=rl.Options(advantage=GIVEN, policy_loss=clip_of(options)),
+    rl=rewarded(clip_of(options)),
   )
   signal = problem.signal(
     mix,
@@ -357,9 +354,9 @@ def srpo(problem: Problem, case: Case) -> Found:
   options = case['options']
   each = grpo(problem, case)
   told = mix.Options(
-    rule=SRPO(entropy_exponent=options['srpo_beta']),
+    rule=mixing.SRPO(entropy_exponent=options['srpo_beta']),
     sd=distillation_of(options),
-    rl=rl.Options(advantage=GIVEN, policy_loss=clip_of(options)),
+    rl=rewarded(clip_of(options)),
   )
   signal = problem.signal(mix, told, advantage_B=each)
   found = problem.run(mix, signal, told, **mean_of(problem, case))
@@ -387,15 +384,14 @@ def sdpg(problem: Problem, case: Case) -> Found:
   options = case['options']
   each = grpo(problem, case)
   estimator, plain, constant = ANCHORS[options['kl_mode']]
-  shared = Shared(
-    kl=estimator(options['alpha']) if options['alpha'] else NoKL()
-  )
+  alpha = options['alpha']
+  shared = Shared(kl=estimator(alpha) if alpha else NoKL())
   told = mix.Options(
-    rule=SDPG(
+    rule=mixing.SDPG(
       positive_only=options.get('beta_distill_positive_advantage_only', False)
     ),
     sd=sd.Options(importance_clip=0.0),
-    rl=rl.Options(advantage=GIVEN, policy_loss=clip_of(options)),
+    rl=rewarded(clip_of(options)),
   )
   signal = problem.signal(
     mix,

@@ -2,8 +2,7 @@
 
 The model is a table of logits, so that a step gives the gradient in the logits
 themselves. Question b is row b of the batch, with one rollout; its advantage,
-which needs the group, is made first and handed to the step as its reward
-(`GIVEN`).
+which needs the group, is made first and handed to the step as its reward.
 """
 
 import functools
@@ -17,6 +16,7 @@ import numpy as np
 
 from sdjax.models.cache import KV
 from sdjax.objectives.advantages import GRPO, Advantage, DrGRPO, RewardItself
+from sdjax.objectives.policy_loss import PolicyLoss
 from sdjax.objectives.reduce import token_weights
 from sdjax.steps import mix, rl, sd, update
 from sdjax.steps.score import student_hidden, token_logp
@@ -27,8 +27,10 @@ Arrays = Mapping[str, Any]
 Case = Mapping[str, Any]
 Found = dict[str, Any]
 
-GIVEN = RewardItself()
-"""The advantage of a step whose reward is the advantage."""
+
+def rewarded(policy_loss: PolicyLoss) -> rl.Options:
+  """Options of a step whose reward is the advantage."""
+  return rl.Options(advantage=RewardItself(), policy_loss=policy_loss)
 
 
 def apply_fn(params, x, *, method, prefix=None, pad_QG=None):
