@@ -10,6 +10,7 @@ from sdjax.objectives.divergence import (
   Divergence,
   ForwardKL,
   ReverseKL,
+  SkewedKL,
   sampled_reverse_kl,
 )
 from sdjax.options import ConfigError
@@ -76,6 +77,49 @@ def test_a_clipped_jsd_is_seldom_below_zero():
   p, q = jax.nn.log_softmax(2 * rng.standard_normal((2, 200, 11)))
   got = JSD(clip=0.01)(p, q)
   assert (got > 0).all()
+
+
+def test_skewed_kl_by_hand():
+  # alpha = 1/2: m = (3/8, 3/8, 1/4); 1/4 ln 2/3 + 1/2 ln 4/3 + 1/4 ln 1.
+  want = 0.25 * np.log(2 / 3) + 0.5 * np.log(4 / 3)
+  got = SkewedKL(alpha=0.5)(STUDENT, TEACHER)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  # By default a tenth is the teacher's: .9 (.7 .2 .1) + .1 (.25 .25 .5).
+  m = np.array([0.655, 0.205, 0.14])
+  want = 0.25 * np.log(0.25 / m[0]) + 0.25 * np.log(0.25 / m[1])
+  want += 0.5 * np.log(0.5 / m[2])
+  np.testing.assert_allclose(SkewedKL()(OTHER, SKEWED), want, rtol=1e-5)
+
+
+def test_skewed_kl_goes_to_the_forward_kl_and_to_nothing():
+  forward = ForwardKL()(OTHER, SKEWED)
+  np.testing.assert_allclose(SkewedKL(1e-6)(OTHER, SKEWED), forward, rtol=1e-5)
+  np.testing.assert_allclose(SkewedKL(0.999)(OTHER, SKEWED), 0, atol=1e-5)
+
+
+def test_skewed_kl_is_bounded():
+  # Nothing in common: all the mixture has of the teacher is its share of it.
+  apart = jax.nn.log_softmax(jnp.array([[300.0, 0.0], [0.0, 300.0]]))
+  got = SkewedKL(0.2)(apart[0], apart[1])
+  np.testing.assert_allclose(got, -np.log(0.2), rtol=1e-6)
+
+
+def test_the_slope_of_skewed_kl_by_hand():
+  # alpha = 1/2, the student's parts of m: (2/3, 1/3, 1/2); q w = (1/6, 1/6,
+  # 1/8), together 11/24.
+  slope = jax.grad(lambda x: SkewedKL(0.5)(jax.nn.log_softmax(x), TEACHER))(
+    STUDENT
+  )
+  want = 11 / 24 * np.array([0.5, 0.25, 0.25]) - [1 / 6, 1 / 6, 1 / 8]
+  np.testing.assert_allclose(slope, want, atol=1e-6)
+
+
+@pytest.mark.parametrize('alpha', [0.0, 1.0])
+def test_a_skew_without_a_mixture_is_refused(alpha):
+  with pytest.raises(
+    ConfigError, match=f'alpha={alpha}.* must be (above|below)'
+  ):
+    SkewedKL(alpha)
 
 
 def test_sampled_form_by_hand():
