@@ -9,6 +9,7 @@ from sdjax.objectives.advantages import (
   GRPO,
   ROSA,
   Advantage,
+  MaxRL,
   PassAtK,
   different_share,
   disjoint_share,
@@ -85,6 +86,40 @@ def test_pass_at_k_is_the_mean_over_subsets():
     ]
     got = pass_at_k(jnp.array(correct)[None], k)[0]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_maxrl_by_hand():
+  # k = 1 of 4: (1 - 1/4) / (1/4) and (0 - 1/4) / (1/4).
+  rare = [[3, -1, -1, -1], *FLAT]
+  got = MaxRL()(Rewards(jnp.zeros((3, 4)), REWARD > 0))
+  np.testing.assert_allclose(got, rare, atol=1e-6)
+  # k = 2 of 3: (1 - 2/3) / (2/3) and -1, whatever the rewards are.
+  correct = jnp.array([[True, False, True]])
+  got = MaxRL()(Rewards(jnp.array([[-5.0, 7.0, 0.3]]), correct))
+  np.testing.assert_allclose(got, [[0.5, -1, 0.5]], atol=1e-6)
+
+
+def test_maxrl_is_the_slope_of_pass_at_1_and_half_of_pass_at_2():
+  """By enumeration, in groups of 3: the sum of pass@n / n over n < 3."""
+  import itertools
+
+  right = jnp.array([True, False])
+  groups = jnp.array(list(itertools.product(range(2), repeat=3)))
+  advantage = MaxRL()(Rewards(jnp.zeros(groups.shape), right[groups]))
+
+  def passes(logit):
+    failed = 1 - jax.nn.sigmoid(logit)
+    return 1 - failed + (1 - failed**2) / 2
+
+  def surrogate(logit):
+    logp = jax.nn.log_sigmoid(jnp.stack([logit, -logit]))[groups]
+    p = jax.lax.stop_gradient(jnp.exp(logp.sum(axis=1)))
+    return jnp.sum(p * (advantage * logp).mean(axis=1))
+
+  for logit in (-2.0, 0.5):
+    np.testing.assert_allclose(
+      jax.grad(surrogate)(logit), jax.grad(passes)(logit), rtol=1e-5
+    )
 
 
 def test_rosa_by_hand():
