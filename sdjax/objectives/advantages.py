@@ -210,6 +210,31 @@ class PassAtK(Advantage, name='pass_at_k'):
 
 
 @dataclass(frozen=True)
+class MaxRL(Advantage, name='maxrl'):
+  """(r - k/G) / (k/G), r being 1 for the k correct of G rollouts, else 0.
+
+  Where `GRPO` divides by the standard deviation, this divides by the mean:
+  the rarer a right answer, the more it counts, up to G - 1. In place of
+  pass@1 it raises the sum of pass@n / n over n below G. 0 in a group without
+  a correct rollout.
+
+  Source: MaxRL, arXiv 2602.02710.
+  """
+
+  plain: ClassVar[bool] = False
+
+  def __call__(self, rewards):
+    """Returns [Q, G], at least -1."""
+    correct_QG = jnp.asarray(rewards.correct, float)
+    share_Q1 = correct_QG.mean(axis=1, keepdims=True)
+    return centred(correct_QG) / jnp.where(share_Q1 > 0, share_Q1, 1)
+
+  def words(self) -> str:
+    """Says what it is, for a person."""
+    return '(r - m) / m, r 1 for a correct rollout, m their share'
+
+
+@dataclass(frozen=True)
 class ROSA(Advantage, name='rosa'):
   """What each rollout adds to the best reward of its set.
 

@@ -59,6 +59,15 @@ def kl_terms(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
   return jnp.exp(logp) * (logp - other_logp)
 
 
+def mixture(
+  student_logp: jax.Array, teacher_logp: jax.Array, share: float
+) -> jax.Array:
+  """Log of (1 - share) p + share q."""
+  return jnp.logaddexp(
+    student_logp + jnp.log1p(-share), teacher_logp + jnp.log(share)
+  )
+
+
 @dataclass(frozen=True)
 class ReverseKL(Divergence, name='reverse_kl'):
   """KL(student || teacher) = sum_v p_v (log p_v - log q_v).
@@ -122,9 +131,7 @@ class JSD(Divergence, name='jsd'):
   def __call__(self, student_logp, teacher_logp):
     """Returns nats [...], at least 0 unless clipped."""
     share = self.alpha
-    mixture_logp = jnp.logaddexp(
-      student_logp + jnp.log1p(-share), teacher_logp + jnp.log(share)
-    )
+    mixture_logp = mixture(student_logp, teacher_logp, share)
     terms = (1 - share) * kl_terms(student_logp, mixture_logp) + (
       share * kl_terms(teacher_logp, mixture_logp)
     )
@@ -138,6 +145,37 @@ class JSD(Divergence, name='jsd'):
       f'JSD(student, teacher; alpha={self.alpha:g}{scaled})'
       f'{_clip_words(self.clip)}'
     )
+
+
+@dataclass(frozen=True)
+class SkewedKL(Divergence, name='skewed_kl'):
+  """KL(q || m) = sum_v q_v (log q_v - log m_v), m = (1 - a) p + a q.
+
+  The forward KL, with some of the teacher mixed into the student's side. In
+  0..-log a, so a token that the student excludes costs no more than -q log a
+  and needs no clip. With w_v = (1 - a) p_v / m_v, the student's part of the
+  mixture at v, the gradient in the student's logits is
+  p_v sum_u q_u w_u - q_v w_v: that of the forward KL, p - q, with each
+  token's pull held back to w, which fades where p is far below q. It goes to
+  the forward KL as a goes to 0 and to 0 as a goes to 1.
+
+  Source: DistiLLM, arXiv 2402.03898.
+
+  Attributes:
+    alpha: a, the teacher's share of the mixture.
+  """
+
+  alpha: Annotated[float, Gt(0), Lt(1)] = 0.1
+
+  def __call__(self, student_logp, teacher_logp):
+    """Returns nats [...], at least 0 and at most -log alpha."""
+    mixture_logp = mixture(student_logp, teacher_logp, self.alpha)
+    return jnp.sum(kl_terms(teacher_logp, mixture_logp), axis=-1)
+
+  def words(self) -> str:
+    """Says what it is, for a person."""
+    a, rest = f'{self.alpha:g}', f'{1 - self.alpha:g}'
+    return f'KL(teacher || {rest} student + {a} teacher)'
 
 
 @dataclass(frozen=True)
