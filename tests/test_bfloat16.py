@@ -22,7 +22,7 @@ from test_options import (
 from sdjax import methods
 from sdjax.feedback.grading import grade
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps.view import counted_tokens
+from sdjax.steps.student import counted_tokens
 
 NARROW = [
   'sd',

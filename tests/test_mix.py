@@ -410,7 +410,7 @@ def test_sc_sdpo_weighs_questions_and_its_end_is_pure_sd():
 
 
 def test_an_unknown_rule_is_named():
-  with pytest.raises(ValueError, match="rule='grpo' is not one of"):
+  with pytest.raises(ValueError, match="rule='grpo': 'grpo' is not one of"):
     mix.Options(rule='grpo')  # pyright: ignore[reportArgumentType]
 
 

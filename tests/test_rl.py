@@ -246,7 +246,7 @@ def test_a_kl_in_the_reward_is_measured_and_not_added_to_the_loss():
 
 
 def test_a_kl_in_the_reward_needs_a_reference():
-  with pytest.raises(ValueError, match="kl='rewards' is not one of"):
+  with pytest.raises(ValueError, match="kl='rewards': 'rewards' is not one of"):
     Shared(kl='rewards')  # pyright: ignore[reportArgumentType]
   with pytest.raises(ValueError, match=r"'reward\(coef=0.5\)' needs ref_par"):
     rl.signal_step(

@@ -148,8 +148,8 @@ def test_kl_to_the_reference_by_hand():
   'options, message',
   [
     ({'support': 'sampled', 'divergence': JSD()}, "not\\s+'jsd'"),
-    ({'support': 'top'}, "support='top' is not one of"),
-    ({'divergence': 'kl'}, "divergence='kl' is not one of"),
+    ({'support': 'top'}, "support='top': 'top' is not one of"),
+    ({'divergence': 'kl'}, "divergence='kl': 'kl' is not one of"),
   ],
 )
 def test_bad_options_are_named(options, message):

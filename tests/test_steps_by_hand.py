@@ -279,7 +279,7 @@ def test_the_kl_is_added_with_its_weight(kl):
 
 
 def test_an_unknown_kl_is_named():
-  with pytest.raises(ValueError, match="kl='k4.*'k4' is not one of none, k1"):
+  with pytest.raises(ValueError, match="kl='k4.*: 'k4' is not one of none, k1"):
     Shared(kl='k4(coef=0.5)')  # pyright: ignore[reportArgumentType]
 
 
@@ -405,7 +405,7 @@ def test_questions_weigh_by_their_pass_rate():
     Shared(sampler_clip=1.5),
   )
   want = np.array([2, 0])[:, None, None] * [1.5, 0.5] * np.ones(IDS.shape)
-  np.testing.assert_allclose(signal.weight, want, rtol=1e-4)
+  np.testing.assert_allclose(np.asarray(signal.weight), want, rtol=1e-4)
 
 
 def test_policy_losses_are_weighted_and_dropped():
@@ -453,9 +453,10 @@ def test_clip_widths_are_of_counted_tokens():
     sample_mask=jnp.array([[True, True], [True, False]])
   )
   options = rl.Options(policy_loss=AdaptiveClip())
-  got = rl.refresh(
+  signal = rl.refresh(
     apply_fn, params, PROMPTS, rollout, signal, options, Shared()
-  ).clip_width
+  )
+  got = np.asarray(signal.clip_width)
   # Counted: .63 and .35; .22, with padding of .15; .15 and .5.
   alone, pair = 0.2 + 3e-4, 0.2 + 3 * 0.75
   want = [[[alone, pair], [pair, alone]], [[alone, alone]] * 2]
