@@ -194,6 +194,8 @@ def checked(check: pydantic.TypeAdapter[Any], value: Any, what: str) -> Any:
       told = f'{what} must {told.removeprefix("Input should ")}'
       for long, short in PLAIN:
         told = told.replace(long, short)
+    else:  # of a choice, which does not know the field that it is for
+      told = f'{what}: {told}'
     raise ConfigError(f'{told.rstrip(".")}.') from None
 
 

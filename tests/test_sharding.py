@@ -11,14 +11,15 @@ from jax.sharding import AxisType, PartitionSpec
 from models import assert_close, make_prompts, model
 
 from sdjax.config import schema as config
+from sdjax.feedback.strategies import Balanced, Demonstrations
 from sdjax.models import sharding
 from sdjax.models.sharding import ShardingError
 from sdjax.steps import rl, sd
 from sdjax.steps.rollout import rollout_step
-from sdjax.steps.update import update_step
+from sdjax.steps.update import Options, update_step
 from sdjax.training import trainer
 from sdjax.training.optim import make_optimizer
-from sdjax.types import Evidence, TrainState
+from sdjax.types import Rewards, TeacherContexts, TrainState
 
 SIZES = {'vocab_size': 24, 'tie_embeddings': False}
 Q, G, T, C = 8, 2, 5, 6
@@ -72,10 +73,10 @@ def test_rollout_is_the_same_on_any_mesh(mesh_name):
 def evidence(method):
   rng = np.random.default_rng(0)
   if method == 'rl':
-    return Evidence(reward=rng.random((Q, G)).astype(np.float32))
+    return Rewards(reward=rng.random((Q, G)).astype(np.float32))
   mask = rng.random((Q, G, 2)) < 0.7
   assert 0 < mask.sum() < mask.size
-  return Evidence(
+  return TeacherContexts(
     context_ids=rng.integers(0, 24, (Q, 2, C + 3)).astype(np.int32),
     context_length=rng.integers(1, C + 4, (Q, 2)).astype(np.int32),
     context_index=rng.integers(0, 2, (Q, G, 2)).astype(np.int32),
@@ -127,8 +128,7 @@ def updated(method, mesh_name, micro_batches):
       signal,
       loss_fn=functools.partial(step.loss, apply_fn),
       optimizer=optimizer(),
-      micro_batches=micro_batches,
-      ema_rate=0.25,
+      options=Options(micro_batches=micro_batches, ema_rate=0.25),
     )
 
   mesh, places = mesh_of(mesh_name), None
@@ -281,7 +281,7 @@ METHODS = {
   'sd': config.SelfDistillation(),
   'balanced_rl': config.Mix(
     sd=config.SelfDistillation(
-      demonstrations=config.Demonstrations(strategy='balanced')
+      demonstrations=Demonstrations(strategy=Balanced())
     )
   ),
 }
