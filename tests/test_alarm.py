@@ -306,10 +306,10 @@ def test_a_watch_tells_each_kind_once_a_set():
 
 def test_a_watch_stops_or_is_off_as_told():
   for action, stops in (('stop', True), ('off', False), ('warn', False)):
-    alarm = c.Alarm(action=action)  # one that is off has no window
-    config = dataclasses.replace(options(4), alarm=alarm)
+    alarm = {'action': action}  # one that is off has no window
+    config = dataclasses.replace(options(4), alarm=c.Alarm(**alarm))
     watch = Watch(config, lambda alert: None)
-    for step in range(alarm.window):
+    for step in range(config.alarm.window):
       assert not watch.stops and not watch.alerts
       watch.add(trained(step, 1.0, 0.0, 1.0))
     assert watch.stops == stops

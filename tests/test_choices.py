@@ -228,7 +228,7 @@ def strategies(folder) -> dict[str, Strategy]:
   }
 
 
-def shown(strategy: Strategy, feedback='never', right=RIGHT):
+def shown(strategy: Strategy, feedback: Any = 'never', right=RIGHT):
   """What each rollout is shown over many steps."""
   if not strategy.shows and feedback == 'never':
     feedback = 'always'  # or a teacher would be shown nothing
