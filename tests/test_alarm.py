@@ -306,8 +306,9 @@ def test_a_watch_tells_each_kind_once_a_set():
 
 def test_a_watch_stops_or_is_off_as_told():
   for action, stops in (('stop', True), ('off', False), ('warn', False)):
-    alarm = {'action': action}  # one that is off has no window
-    config = dataclasses.replace(options(4), alarm=c.Alarm(**alarm))
+    # One that is off has no window.
+    config = c.Config(rollout=c.Rollout(num_questions=4))
+    config = replace(config, alarm__action=action)
     watch = Watch(config, lambda alert: None)
     for step in range(config.alarm.window):
       assert not watch.stops and not watch.alerts
