@@ -26,8 +26,15 @@ from sdjax.config.convert import from_config_dict, replace, to_dict
 from sdjax.data.json_files import read_json_lines
 from sdjax.evaluate.score_file import score_file
 from sdjax.feedback.demonstration_file import read_lines
+from sdjax.feedback.strategies import Demonstrations, External
 from sdjax.models import load as language_model
 from sdjax.models.load import load_from_config
+from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.mixing import Losses
+from sdjax.objectives.policy_loss import Clip
+from sdjax.objectives.reference_kl import FullKL
+from sdjax.objectives.schedule import Trapezoid
+from sdjax.steps.teacher import Snapshot
 from sdjax.tasks import make_task
 from sdjax.training import loop as train_lib
 from sdjax.training import trainer as trainer_lib
@@ -48,8 +55,8 @@ SMALL = c.Config(
   ),
 )
 METHODS = {
-  'sd': c.SelfDistillation(demonstrations=c.Demonstrations(count=2)),
-  'rl': c.PolicyGradient(diversity_weight=0.5),
+  'sd': c.SelfDistillation(demonstrations=Demonstrations(count=2)),
+  'rl': c.PolicyGradient(diversity=Bonus(0.5)),
 }
 
 
@@ -299,10 +306,10 @@ def test_a_run_of_many_parts_goes_on_exactly(cache, tmp_path):
   config = dataclasses.replace(
     small('sd', cache),
     method=c.Mix(
-      rule='loss',
-      schedule=c.Schedule(rise=2),
-      sd=c.SelfDistillation(teacher='snapshot', snapshot_every=1),
-      rl=c.PolicyGradient(clip_high=0.28),
+      rule=Losses(),
+      schedule=Trapezoid(rise=2),
+      sd=c.SelfDistillation(teacher=Snapshot(1)),
+      rl=c.PolicyGradient(policy_loss=Clip(high=0.28)),
     ),
     reward=c.Reward(
       name='function', function=f'{tmp_path}/reward.py:short', workers=1
@@ -311,8 +318,7 @@ def test_a_run_of_many_parts_goes_on_exactly(cache, tmp_path):
   config = replace(
     config,
     rollout__resample=2,
-    loss__kl_coef=0.01,
-    loss__kl_estimator='full',
+    loss__kl=FullKL(0.01),
     train__mini_batches=2,
     train__num_steps=2,
     train__checkpoint_every=1,
@@ -521,7 +527,7 @@ def test_a_file_for_other_questions_is_refused_before_anything(cache, unbroken):
   """What the library writes names its questions, so no seed is mistaken."""
   config, folder = unbroken
   file = folder / 'rollouts.jsonl'
-  given = c.Demonstrations(strategy='external', file=str(file))
+  given = Demonstrations(External(str(file)))
   shown = replace(small('sd', cache), method__demonstrations=given)
   make = methods.METHODS['sd']
   model = load_from_config(config.model)

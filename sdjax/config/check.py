@@ -133,6 +133,12 @@ def _validate_method(config: Config) -> None:
         f'success_exponent={taught.success_exponent} leaves every question '
         'without weight when rollout.num_samples=1: its pass rate is 0 or 1.'
       )
+    contrast = taught.demonstrations.contrast
+    if contrast and not rewarded:
+      raise ConfigError(
+        f'method.demonstrations.contrast={contrast} does nothing but in method '
+        "'mix' with rule='rlcsd'."
+      )
     if taught.importance_clip not in (0, type(taught)().importance_clip):
       idle.append(f'importance_clip={taught.importance_clip}')
     always = taught.demonstrations.strategy.always_there
@@ -232,7 +238,7 @@ def _validate_keep_best(config: Config) -> None:
       f'evaluated during training, one of eval.during={during}'
       f'{nearest(name, during)}, e.g. {[*during, "SET"][0] + "/pass@1"!r}.'
     )
-  if train.eval_every >= train.num_steps:
+  if not 0 < train.eval_every < train.num_steps:
     raise ConfigError(
       f'train.keep_best={train.keep_best!r} does nothing when '
       f'train.eval_every={train.eval_every} and '

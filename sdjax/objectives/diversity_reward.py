@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Gt, Le
 
-from sdjax.options import Option
+from sdjax.options import ConfigError, Option
 
 
 class DiversityReward(Option):
@@ -65,6 +65,15 @@ class Bonus(DiversityReward, name='add'):
   weight: Annotated[float, Gt(0)] = 0.5
   by: Literal['concepts', 'solution'] = 'concepts'
   of: Literal['correct', 'all'] = 'correct'
+
+  def __post_init__(self):
+    """Refuses to reward all rollouts for what wrong ones lack."""
+    super().__post_init__()
+    if self.by == 'solution' and self.of == 'all':
+      raise ConfigError(
+        "add(of='all') does nothing with by='solution': a wrong rollout has no "
+        'solution. Remove one of the two.'
+      )
 
   def __call__(self, reward_QG, share_QG):
     """Returns the rewards with the bonus."""

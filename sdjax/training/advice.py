@@ -7,7 +7,7 @@ from sdjax.config import schema as config_lib
 from sdjax.config.schema import Config
 from sdjax.feedback.strategies import Balanced
 from sdjax.objectives.divergence import ForwardKL
-from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.diversity_reward import Bonus, Scale
 from sdjax.objectives.pooling import SequenceMixture
 from sdjax.options import Option
 from sdjax.steps.teacher import EMA, Current, Snapshot
@@ -168,9 +168,9 @@ def _now(path: str, name: str, value: Option) -> str:
 
 def _diversity_reward(config: Config) -> Iterator[str]:
   for path, method in _rewarding(config):
-    if method.diversity.by:
-      now = f'{path}diversity={str(method.diversity)!r}'
-      yield f'a higher weight than {now}'
+    if isinstance(method.diversity, Bonus | Scale):
+      now = method.diversity.weight
+      yield f'a higher weight of {path}diversity (now {now:g})'
     elif method.advantage.plain:
       yield _now(path, 'diversity', Bonus(0.5))
 
@@ -180,16 +180,14 @@ def _slower_teacher(config: Config) -> Iterator[str]:
     teacher = method.teacher
     if isinstance(teacher, EMA) and teacher.rate:
       slower = EMA(float(f'{teacher.rate / SLOWER:.2g}'))
+      now = f'{teacher.rate:g}'
     elif isinstance(teacher, Snapshot):
-      slower = Snapshot(teacher.every * SLOWER)
+      slower, now = Snapshot(teacher.every * SLOWER), f'{teacher.every}'
     elif isinstance(teacher, Current):
-      slower = EMA()
+      slower, now = EMA(), str(teacher)
     else:
       continue
-    yield (
-      f'a slower teacher: {_now(path, "teacher", slower)} (now '
-      f'{str(teacher)!r})'
-    )
+    yield f'a slower teacher: {_now(path, "teacher", slower)} (now {now})'
 
 
 def _overlong(config: Config) -> Iterator[str]:

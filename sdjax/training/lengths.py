@@ -60,11 +60,11 @@ def training_rooms(config: config_lib.Config, task: Task) -> list[Room]:
   path = 'method.sd' if isinstance(config.method, config_lib.Mix) else 'method'
   templates = teacher_templates(shown, task)
   kinds = []
-  if shown.strategy != 'none':
+  if shown.strategy.shows:
     kinds.append(Shown(''))
   if shown.feedback != 'never':
     kinds.append(Shown(feedback=''))
-  if shown.feedback == 'always' and shown.strategy != 'none':
+  if shown.feedback == 'always' and shown.strategy.shows:
     kinds.append(Shown('', ''))
   for kind in kinds:
     template = templates.of(kind)
