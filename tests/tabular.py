@@ -125,7 +125,7 @@ def problem(vocab, length, num_correct, seed=0):
   return logp_CNV, reward, base[correct] / base[correct].sum()
 
 
-def sequence_laws(vocab, length, num_correct):
+def sequence_distributions(vocab, length, num_correct):
   """logp0 [Y], logp_given [Y, C], rewards, demonstrations' probabilities."""
   logp_CNV, reward, demo_prob = problem(vocab, length, num_correct)
   logp = sequence_logp(logp_CNV, length)
@@ -134,7 +134,9 @@ def sequence_laws(vocab, length, num_correct):
 
 def sequence_optimum(vocab, length, num_correct, beta):
   """Props. 2 and 4, over whole answers."""
-  logp0, given, _, demo_prob = sequence_laws(vocab, length, num_correct)
+  logp0, given, _, demo_prob = sequence_distributions(
+    vocab, length, num_correct
+  )
   return theory.sdsd_optimum(logp0, theory.pcmi(given, logp0) @ demo_prob, beta)
 
 
