@@ -16,7 +16,7 @@ from sdjax.training import credit_map, log
 from sdjax.training import loop as train_lib
 from sdjax.training.run_folder import Workdir
 from sdjax.training.trainer import Trainer
-from sdjax.types import Evidence, Prompts, Rollout
+from sdjax.types import Prompts, Rewards, Rollout, TeacherContexts
 
 PROBS = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
@@ -33,8 +33,8 @@ ROLLOUT = Rollout(
   finished=jnp.ones((1, 3), bool),
 )
 # Contexts that end in 2 and in 0; the last rollout is shown neither.
-EVIDENCE = Evidence(
-  reward=jnp.array([[1.0, 0.0, 0.0]]),
+REWARDS = Rewards(reward=jnp.array([[1.0, 0.0, 0.0]]))
+EVIDENCE = TeacherContexts(
   context_ids=jnp.array([[[1, 2], [1, 0]]]),
   context_length=jnp.array([[2, 2]]),
   context_index=jnp.array([[[0, 0], [0, 1], [0, 0]]]),
@@ -45,7 +45,7 @@ EVIDENCE = Evidence(
 def test_token_credit_by_hand():
   apply_fn, params = chain(PROBS)
   log_ratio, advantage = credit_map.token_credit(
-    apply_fn, params, chain(TEACHER)[1], PROMPTS, ROLLOUT, EVIDENCE
+    apply_fn, params, chain(TEACHER)[1], PROMPTS, ROLLOUT, EVIDENCE, REWARDS
   )
   both = (np.log(0.6 / 0.1) + np.log(0.25 / 0.1)) / 2
   want = [

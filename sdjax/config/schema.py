@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from sdjax.feedback.reward_source import Reward
+from sdjax.feedback.strategies import Demonstrations as Demonstrations
 from sdjax.models.load import Model
 from sdjax.models.sharding import MeshSizes as Mesh
 from sdjax.options import (
