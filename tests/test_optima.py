@@ -15,7 +15,7 @@ from tabular import (
   THREE_TOKENS,
   normalise,
   problem,
-  sequence_laws,
+  sequence_distributions,
   sequence_logp,
   sequence_optimum,
   table_model,
@@ -105,7 +105,7 @@ def train(sizes, module, gather, options=None, **shared):
 
 
 def shown_to_the_teacher(sizes, num_demo=1, num_plain=0):
-  """Gathers a demonstration for each rollout, by fixed probabilities.
+  """Gathers a demonstration for each rollout, from a fixed distribution.
 
   Args:
     sizes: of the `problem`.
@@ -193,7 +193,7 @@ def test_sd_of_three_tokens_ends_at_the_token_level_form(num_demo, num_plain):
 def test_forward_kl_ends_at_the_mean_of_the_teachers():
   gather = shown_to_the_teacher(ONE_TOKEN)
   got = train(ONE_TOKEN, sd, gather, sd.Options(divergence=ForwardKL()))
-  logp0, given, _, demo_prob = sequence_laws(*ONE_TOKEN)
+  logp0, given, _, demo_prob = sequence_distributions(*ONE_TOKEN)
   mixture = theory.mixture_optimum(logp0, given, demo_prob)
   assert total_variation(got, mixture) < 0.02
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) > 0.2
@@ -203,7 +203,7 @@ def ends_of_rl(sizes, kl):
   """Where RL with a KL ends, and the optimum of whole answers (Prop. 1)."""
   options = rl.Options(advantage=DrGRPO())
   got = train(sizes, rl, rewarded(sizes), options, kl=kl)
-  logp0, _, reward, _ = sequence_laws(*sizes)
+  logp0, _, reward, _ = sequence_distributions(*sizes)
   return got, theory.kl_rl_optimum(logp0, reward, kl.coef)
 
 
@@ -229,7 +229,7 @@ def test_a_kl_in_the_loss_ends_elsewhere_for_several_tokens(kl):
 def test_grpo_ends_at_the_closed_form_of_its_gain_and_anchor():
   beta = 1.0
   got = train(ONE_TOKEN, rl, rewarded(ONE_TOKEN), kl=K3(beta))
-  logp0, _, reward, _ = sequence_laws(*ONE_TOKEN)
+  logp0, _, reward, _ = sequence_distributions(*ONE_TOKEN)
 
   def ends(gain, anchor='forward_kl'):
     return theory.kl_rl_optimum(logp0, gain * reward, beta, anchor)
