@@ -42,7 +42,7 @@ def nodes_of(answers_YT, vocab):
 
 
 def sequence_logp(logp_NV, length):
-  """Log-probability [.., V ** T] of every answer, given tokens' [.., N, V]."""
+  """Log-probability [.., V ** T] of every answer, of [.., N, V]."""
   vocab = logp_NV.shape[-1]
   listed = answers(vocab, length)
   return logp_NV[..., nodes_of(listed, vocab), listed].sum(-1)
@@ -108,7 +108,7 @@ def problem(vocab, length, num_correct, seed=0):
   base_NV = rng.normal(size=(nodes, vocab))
   listed = answers(vocab, length)
   correct = np.sort(rng.choice(len(listed), num_correct, replace=False))
-  given = []
+  tables = []
   for answer in listed[correct]:
     logits = base_NV.copy()
     own_path = nodes_of(answer[None], vocab)[0]
@@ -117,8 +117,8 @@ def problem(vocab, length, num_correct, seed=0):
     )
     logits[np.arange(nodes), answer[depth]] += 0.8
     logits[own_path, answer] += 4
-    given.append(logits)
-  logp_CNV = normalise([*given, base_NV])
+    tables.append(logits)
+  logp_CNV = normalise([*tables, base_NV])
   reward = np.zeros(len(listed))
   reward[correct] = 1
   base = np.exp(sequence_logp(logp_CNV[-1], length))
@@ -134,14 +134,13 @@ def sequence_distributions(vocab, length, num_correct):
 
 def sequence_optimum(vocab, length, num_correct, beta):
   """Props. 2 and 4, over whole answers."""
-  logp0, given, _, demo_prob = sequence_distributions(
-    vocab, length, num_correct
-  )
+  sizes = (vocab, length, num_correct)
+  logp0, given, _, demo_prob = sequence_distributions(*sizes)
   return theory.sdsd_optimum(logp0, theory.pcmi(given, logp0) @ demo_prob, beta)
 
 
 def token_optimum(vocab, length, num_correct, beta, **options):
-  """Prop. 5: the best after each prefix, multiplied along answers."""
+  """Prop. 5: the best policy after each prefix, multiplied along answers."""
   logp_CNV, _, demo_prob = problem(vocab, length, num_correct)
   given_NVC, logp0_NV = np.moveaxis(logp_CNV[:-1], 0, -1), logp_CNV[-1]
   best_NV = theory.sdsd_optimum(

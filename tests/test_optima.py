@@ -105,7 +105,7 @@ def train(sizes, module, gather, options=None, **shared):
 
 
 def shown_to_the_teacher(sizes, num_demo=1, num_plain=0):
-  """Gathers a demonstration for each rollout, by fixed probabilities.
+  """Gathers a demonstration for each rollout, from a fixed distribution.
 
   Args:
     sizes: of the `problem`.
