@@ -40,6 +40,10 @@ class Doubles(Task):
     return answer.split()[-1:] == [str(question.payload)]
 
 
+def doubles() -> Task:
+  return Doubles()
+
+
 def rollout(*rows):
   """One that says the rows of answers."""
   ids = [[TOKENIZER.encode(text) for text in row] for row in rows]
@@ -52,7 +56,7 @@ def rollout(*rows):
 
 
 def test_a_class_with_two_methods_is_a_task():
-  task = Doubles()
+  task = doubles()
   questions = task.questions('train')
   assert [q.text for q in questions] == ['0 + 0 =', '1 + 1 =', '2 + 2 =']
   assert [q.question_id for q in questions] == [0, 1, 2]
