@@ -114,7 +114,7 @@ def arithmetic_mixture(
   Source: ours.
   """
   some = mask.any(axis=-1, keepdims=True)
-  counted = mask | ~some
+  counted = jnp.logical_or(mask, ~some)
   if log_weight is None:
     log_weight = jnp.zeros(mask.shape, logp.dtype)
   log_weight = jnp.where(counted, log_weight, -jnp.inf)
