@@ -21,6 +21,7 @@ from sdjax.objectives.advantages import (
   RLOO,
   ROSA,
   DrGRPO,
+  MaxRL,
   PassAtK,
   RewardItself,
 )
@@ -31,6 +32,7 @@ from sdjax.objectives.divergence import (
   ForwardKL,
   ReverseKL,
   ScoreWeighted,
+  SkewedKL,
 )
 from sdjax.objectives.diversity_reward import (
   Bonus,
@@ -94,6 +96,8 @@ SD_VARIANTS: list[dict[str, Any]] = [
   {'divergence': ReverseKL(clip=0.05)},
   {'divergence': ForwardKL()},
   {'divergence': ForwardKL(clip=0.05)},
+  {'divergence': SkewedKL()},
+  {'divergence': SkewedKL(alpha=0.5)},
   {'divergence': JSD(alpha=0.3)},
   {'divergence': JSD(normalised=True)},
   {'divergence': JSD(clip=0.01)},
@@ -150,6 +154,7 @@ SD_VARIANTS: list[dict[str, Any]] = [
 ]
 
 RL_VARIANTS: list[dict[str, Any]] = [
+  {'advantage': MaxRL()},
   {'advantage': DrGRPO()},
   {'advantage': RLOO()},
   {'advantage': RewardItself()},

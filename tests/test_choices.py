@@ -191,7 +191,7 @@ def graded(right=RIGHT):
       correct=ok,
       reward=float(ok),
       solution=solution,
-      concepts=tuple(text.split()),
+      strategy=tuple(text.split()),
       feedback='' if ok else f'not {text}',
     )
     for text, ok, solution in zip(SAID, right, SOLUTION, strict=True)

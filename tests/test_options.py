@@ -96,7 +96,7 @@ class Letters:
       correct=right,
       reward=float(right),
       solution=words[0] if right else '',
-      concepts=tuple(sorted(set(words))),
+      strategy=tuple(sorted(set(words))),
       feedback='' if right else 'd',
     )
 
