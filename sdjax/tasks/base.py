@@ -196,7 +196,7 @@ class Task(abc.ABC):
         setattr(cls, method, complete(vars(cls)[method]))
 
   @abc.abstractmethod
-  def questions(self, split: str) -> Sequence[Any]:
+  def questions(self, split: str) -> Any:
     """Gives the questions of a split.
 
     Args:
