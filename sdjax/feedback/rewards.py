@@ -94,7 +94,7 @@ def _same(graded: Graded) -> np.ndarray:
 
 def _members(graded: Graded) -> np.ndarray:
   """Bool [Q, G, S]: which concepts of its group's each rollout names."""
-  groups = [[set(v.concepts) for v in row] for row in graded.verdicts]
+  groups = [[set(v.strategies) for v in row] for row in graded.verdicts]
   named = [sorted(set().union(*row)) for row in groups]
   # In steps of 16, so that another number of concepts compiles nothing.
   width = -(-max(1, *map(len, named)) // 16) * 16

@@ -138,8 +138,8 @@ def expect(
     'distinct_solutions': [
       (v.solution,) if v.correct else () for v in verdicts
     ],
-    'concepts_correct': [v.concepts if v.correct else () for v in verdicts],
-    'concepts': [v.concepts for v in verdicts],
+    'concepts_correct': [v.strategies if v.correct else () for v in verdicts],
+    'concepts': [v.strategies for v in verdicts],
   }
   return {
     **out,

@@ -93,11 +93,6 @@ class Verdict:
       return (self.strategy,) if self.strategy else ()
     return tuple(sorted(set(self.strategy)))
 
-  @property
-  def concepts(self) -> tuple[str, ...]:
-    """The strategies, by the name they have in files."""
-    return self.strategies
-
 
 def as_verdict(judged: Any) -> Verdict:
   """Reads what a verifier returned.

@@ -101,7 +101,7 @@ def sample_set(graded: Graded, stats: dict[str, Any]) -> list[Samples]:
       correct=[v.correct for v in verdicts],
       texts=graded.answers[q],
       solutions=[v.solution for v in verdicts],
-      strategies=[v.concepts for v in verdicts],
+      strategies=[v.strategies for v in verdicts],
       reasons=[v.reason for v in verdicts],
       lengths=stats['length'][q].tolist(),
       entropies=stats['entropy_sum'][q].tolist(),
