@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sdjax import config as config_lib
-from sdjax import rng
+from sdjax import interrupt, rng
 from sdjax.config_check import nearest
 from sdjax.data.prompts import encode_prompts
 from sdjax.eval.diversity import SampleSet, summarize
@@ -221,6 +221,7 @@ class Evaluator:
     """
     parts, total = [], self.config.eval.num_questions
     for prompts, questions in self.batches(name):
+      interrupt.check()
       parts.append(self.sample_prompts(params, prompts, questions, name))
       if tell:
         tell(name, min(len(parts) * len(questions), total), total)

@@ -105,6 +105,7 @@ def _train(
   assert config.rollout
   compilations = Compilations()
   trainer = Trainer(config, method)
+  ended.check()
   questions = PromptIterator(
     trainer.questions, config.rollout.num_questions, config.seed, trainer.fits
   )
@@ -182,8 +183,10 @@ def _train(
       trainer.warm_up(
         credit.warm_up if any(step > start for step in credited) else None
       )
+      ended.check()
       if every:
         trainer.evaluator.warm_up(trainer.student())
+      ended.check()
       origin_lib.record(workdir.path)
       progress.note(
         f'{compilations.count} compilations in {compilations.seconds:.0f} s'
