@@ -8,6 +8,7 @@ line says that the same command goes on from there. A second signal ends it at
 once. Any other failure is a traceback and 1.
 """
 
+import atexit
 import os
 import re
 import sys
@@ -162,6 +163,21 @@ def why(error: BaseException) -> str:
   return str(error)
 
 
+def leave(code: int) -> NoReturn:
+  """Ends the process where it stands, after what is registered with `atexit`.
+
+  A device may still be at what a signal cut short, and XLA's threads end in a
+  segmentation fault if Python takes its client down under them.
+
+  Args:
+    code: of the process.
+  """
+  atexit._run_exitfuncs()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
 def fail(error: BaseException, text: str) -> NoReturn:
   """Ends the process with one line and exit code 2.
 
@@ -197,7 +213,7 @@ def main(argv: list[str]) -> None:
       run(config, _WORKDIR.value)
   except Interrupted as error:
     print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
+    leave(error.exit_code)
   except MISTAKES as error:
     # What cannot be imported from this package is a mistake of its own.
     if isinstance(error, ImportError) and _ours(error):

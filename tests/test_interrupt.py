@@ -1,14 +1,17 @@
 """Signals: what is held is finished, and a second one does not wait."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from sdjax.training import interrupt
 from sdjax.training.interrupt import Interrupted, interrupts
 
 
@@ -55,12 +58,71 @@ def test_a_second_signal_does_not_wait():
   assert done == [1] and error.value.at_once
 
 
-def test_after_it_was_heard_saving_is_not_disturbed():
+def test_while_it_is_handled_saving_is_not_disturbed():
+  saved = []
   with interrupts() as ended:
-    with pytest.raises(Interrupted):
+    try:
       raised(signal.SIGTERM)
-    with ended.held():
-      pass
+    except Interrupted:
+      with ended.held():
+        saved.append(True)
+      ended.check()
+  assert saved == [True]
+
+
+@pytest.mark.parametrize('point', ['held', 'check'])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_one_that_was_lost_acts_at_the_next_point(point):
+  class Careless:
+    def __del__(self):
+      raised(signal.SIGTERM)
+
+  done = []
+  with pytest.raises(Interrupted) as error:
+    with interrupts() as ended:
+      Careless()
+      done.append(1)
+      if point == 'held':
+        with ended.held():
+          done.append(2)
+      else:
+        done.append(2)
+        interrupt.check()
+      done.append(3)
+  assert done == [1, 2] and error.value.exit_code == 143
+
+
+def test_one_in_a_callback_of_the_garbage_collector_waits(capfd):
+  def callback(phase, info):
+    if phase == 'start':
+      raised(signal.SIGTERM)
+
+  done = []
+  with pytest.raises(Interrupted), interrupts():
+    gc.callbacks.append(callback)
+    try:
+      gc.collect()
+    finally:
+      gc.callbacks.remove(callback)
+    done.append(1)
+    interrupt.check()
+    done.append(2)
+  assert done == [1] and not capfd.readouterr().err
+
+
+def test_another_thread_is_not_ended():
+  seen = []
+
+  def run():
+    interrupt.check()
+    seen.append(True)
+
+  with pytest.raises(Interrupted), interrupts() as ended, ended.held():
+    raised(signal.SIGTERM)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+  assert seen == [True]
 
 
 def test_an_error_is_not_hidden():
@@ -130,3 +192,29 @@ def test_a_second_signal_ends_a_busy_process_at_once():
   process.send_signal(signal.SIGINT)
   assert process.wait() == 130
   assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('delay', [0.0, 6.0, 8.0, 12.0])
+def test_a_process_ends_while_a_device_computes(delay, tmp_path):
+  main = [sys.executable, '-m', 'sdjax.main', f'--workdir={tmp_path / "run"}']
+  # As a user starts it: the tests' quick compilations end too soon.
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  process = subprocess.Popen(
+    [
+      *main,
+      f'--config={Path(__file__).parents[1] / "configs/concept_graph.py"}:sd',
+      '--config.eval.num_questions=128',
+    ],
+    stderr=subprocess.STDOUT,
+    stdout=subprocess.PIPE,
+    text=True,
+    env=env,
+  )
+  assert process.stdout
+  assert 'evaluating the model before training' in process.stdout.readline()
+  time.sleep(delay)
+  process.send_signal(signal.SIGTERM)
+  rest = process.stdout.read()
+  assert process.wait() == 143, rest
+  assert rest.endswith('SIGTERM: ended; the same command starts again.\n')

@@ -19,6 +19,7 @@ from sdjax.options import nearest
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.tasks.base import Question, Task
+from sdjax.training import interrupt
 from sdjax.training.lengths import evaluation_questions
 from sdjax.training.programs import program
 from sdjax.types import Params, Prompts, Rollout
@@ -217,6 +218,7 @@ class Evaluator:
     """
     parts, total = [], self.config.eval.num_questions
     for prompts, questions in self.batches(name):
+      interrupt.check()
       parts.append(self.sample_prompts(params, prompts, questions, name))
       if tell:
         tell(name, min(len(parts) * len(questions), total), total)

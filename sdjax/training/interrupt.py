@@ -7,9 +7,16 @@ where nobody else has. The first one raises `Interrupted`, a
 before, only later; a second Ctrl-C does not wait for the block's end. With
 `interrupts(exits=True)`, as the command line has it, a second signal ends the
 process at once, even while the main thread is in a compiler.
+
+What a signal raises can be lost: Python drops the exceptions of a garbage
+collector's callback, of `__del__` and of some callbacks from C, and after a
+long compilation a callback of the collector (JAX has one) is often the first
+Python code to run. So it is raised again by each `held` and `check` that
+follows, until its handling begins.
 """
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -80,7 +87,17 @@ class Interrupts:
       yield
     finally:
       self._holding -= 1
-    if self._first is not None and not self._holding and not self._raised:
+    self.check()
+
+  def check(self) -> None:
+    """Acts on a signal that was heard and has not ended anything yet.
+
+    Raises:
+      Interrupted: there is one, nothing is held, and what is running is not
+        the handling of another `Interrupted`.
+    """
+    handled = isinstance(sys.exc_info()[1], Interrupted)
+    if self._first is not None and not self._holding and not handled:
       self._raise()
 
   def hear(self, number: int, frame: Any = None) -> None:
@@ -88,16 +105,18 @@ class Interrupts:
 
     Args:
       number: of the signal.
-      frame: not used.
+      frame: what was running.
 
     Raises:
-      Interrupted: unless it is the first, and held.
+      Interrupted: unless it is the first, and held, or where it would be lost.
     """
-    del frame
     again = self._first is not None
     self._first = number
     if again and self.exits:
       os._exit(128 + number)
+    collecting = {getattr(call, '__code__', None) for call in gc.callbacks}
+    if frame is not None and frame.f_code in collecting:
+      return
     if again or not self._holding:
       self._raise()
 
@@ -129,6 +148,16 @@ class Interrupts:
 
 _active: list[Interrupts] = []
 """Those that listen; signals are the process's, so there is one at most."""
+
+
+def check() -> None:
+  """Acts on a signal that was heard and lost; a point where ending is safe.
+
+  Raises:
+    Interrupted: as `Interrupts.check`, in the main thread.
+  """
+  if _active and threading.current_thread() is threading.main_thread():
+    _active[0].check()
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ class Session:
     self._config, self._path, self._ended = config, path, ended
     self._compilations = Compilations()
     self.trainer = Trainer(config, method, task)
+    ended.check()
     self.questions = PromptIterator(
       self.trainer.questions,
       config.rollout.num_questions,
@@ -176,6 +177,7 @@ class Session:
     finish_compiling()
     origin_lib.record(folder.path)
     seen = self._compilations
+    self._ended.check()
     self.progress.note(f'{seen.count} compilations in {seen.seconds:.0f} s')
 
   def evaluate_if_due(self) -> None:
