@@ -106,7 +106,7 @@ class Fit:
     # measured, not computed. The whole text does not fit, the empty one does.
     texts = [question.text[start:] for start in starts] + ['']
     place = bisect.bisect_left(
-      texts, True, 1, len(starts), key=lambda x: self.excess([x]) == [None]
+      texts, True, hi=len(starts), key=lambda x: self.excess([x]) == [None]
     )
     return dataclasses.replace(question, text=texts[place])
 
