@@ -48,12 +48,7 @@ MISTAKES = (
 
 
 def run(config: config_lib.Config, workdir: str) -> None:
-  """Does what the config's mode says.
-
-  Args:
-    config: a checked config.
-    workdir: the run's folder.
-  """
+  """Does what the config's mode says."""
   # Imported here: they pull in what `--config.print` does not need.
   from sdjax.forecast import run as forecast
   from sdjax.training import loop as train
@@ -96,11 +91,7 @@ def show_contexts(config: config_lib.Config) -> str:
 def parse(argv: list[str]) -> list[str]:
   """Reads the command line and the config file it names.
 
-  Args:
-    argv: the command line.
-
-  Returns:
-    What is no flag, the program first.
+  Returns what is no flag, the program first.
   """
   try:
     tasks = [arg for arg in argv if _TASK.match(arg)]
@@ -126,12 +117,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def why_not_parsed(error: Exception, argv: list[str]) -> str:
-  """Says what is wrong with a command line, or with its config file.
-
-  Args:
-    error: what reading them raised.
-    argv: the command line.
-  """
+  """Says what is wrong with a command line, or with its config file."""
   causes: list[BaseException] = [error]
   while deeper := causes[-1].__cause__ or causes[-1].__context__:
     causes.append(deeper)
@@ -181,9 +167,7 @@ def leave(code: int) -> NoReturn:
 def fail(error: BaseException, text: str) -> NoReturn:
   """Ends the process with one line and exit code 2.
 
-  Args:
-    error: what is raised again instead if `$SDJAX_TRACEBACK` is set.
-    text: the line.
+  With `$SDJAX_TRACEBACK` set the error is raised again instead.
   """
   if os.environ.get('SDJAX_TRACEBACK'):
     raise error
@@ -216,13 +200,10 @@ def main(argv: list[str]) -> None:
     leave(error.exit_code)
   except MISTAKES as error:
     # What cannot be imported from this package is a mistake of its own.
-    if isinstance(error, ImportError) and _ours(error):
-      raise
+    if isinstance(error, ImportError):
+      if (error.name or '').partition('.')[0] == 'sdjax':
+        raise
     fail(error, why(error))
-
-
-def _ours(error: ImportError) -> bool:
-  return (error.name or '').partition('.')[0] == 'sdjax'
 
 
 if __name__ == '__main__':

@@ -1,12 +1,11 @@
 """The mirror: every way to learn from the same rollouts, side by side.
 
-One step of training, whatever the method:
+One step of training samples G rollouts of each question, grades them on the
+host, and then, whatever the method:
 
-  1. sample G rollouts of each question (`rollout_step`);
-  2. grade them on the host (`grade`);
-  3. `gather`: demonstrations for self-distillation, rewards for RL;
-  4. `signal`: the teacher's view of every token, or its advantage;
-  5. `update_step` with the method's `loss`.
+  `gather`  demonstrations for self-distillation, rewards for RL;
+  `signal`  the teacher's view of every token, or its advantage;
+  `loss`    what `update_step` descends.
 
 To add one, write a function like those below and put it into `METHODS`, or
 give it to `sdjax.training.loop.train`.
@@ -24,7 +23,7 @@ from sdjax.config.check import parts
 from sdjax.data.context import check_endings, opens_thinking
 from sdjax.feedback import demonstrations, rewards
 from sdjax.feedback.grading import Graded, strategies
-from sdjax.feedback.strategies import Demonstrations
+from sdjax.feedback.strategies import Demonstrations, Given
 from sdjax.steps import mix, rl, sd
 from sdjax.steps.student import Shared
 from sdjax.steps.teacher import Teacher
@@ -64,17 +63,8 @@ def self_distillation(
   config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
 ) -> Method:
   """Binds a config's options to the self-distillation step."""
-  options, shared = config.method, shared_options(config)
-  assert isinstance(options, sd.Options)
-  gather, notes = _show(config, options, task, tokenizer)
-  return Method(
-    gather=gather,
-    **_bound(sd, apply_fn, options, shared),
-    teacher=options.teacher,
-    reference=shared.kl.coef > 0 or bool(options.anchor.reads),
-    num_contexts=_num_contexts(config, options.demonstrations),
-    notes=notes,
-  )
+  gather, notes = _show(config, task, tokenizer)
+  return _bind(sd, config, apply_fn, gather, notes)
 
 
 def policy_gradient(
@@ -82,24 +72,17 @@ def policy_gradient(
 ) -> Method:
   """Binds a config's options to the reinforcement learning step."""
   del task, tokenizer
-  options, shared = config.method, shared_options(config)
-  assert isinstance(options, rl.Options)
-  return Method(
-    gather=_reward(config, options),
-    **_bound(rl, apply_fn, options, shared),
-    reference=shared.kl.coef > 0,
-    refresh=_refresh(apply_fn, options, shared),
-  )
+  return _bind(rl, config, apply_fn, _reward(config))
 
 
 def mixed(
   config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
 ) -> Method:
   """Binds a config's options to the step with rewards and a teacher."""
-  options, shared = config.method, shared_options(config)
+  options = config.method
   assert isinstance(options, mix.Options)
-  show, notes = _show(config, options.sd, task, tokenizer)
-  reward = _reward(config, options.rl)
+  show, notes = _show(config, task, tokenizer)
+  reward = _reward(config)
 
   def gather(graded: Graded, step: int) -> Gathered:
     shown, rewarded = show(graded, step), reward(graded, step)
@@ -123,15 +106,7 @@ def mixed(
       metrics={**shown.metrics, **rewarded.metrics, 'weight': weight},
     )
 
-  return Method(
-    gather=gather,
-    **_bound(mix, apply_fn, options, shared),
-    teacher=options.sd.teacher,
-    reference=shared.kl.coef > 0 or bool(options.sd.anchor.reads),
-    refresh=_refresh(apply_fn, options.rl, shared),
-    num_contexts=_num_contexts(config, options.sd.demonstrations),
-    notes=notes,
-  )
+  return _bind(mix, config, apply_fn, gather, notes)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -148,29 +123,38 @@ def shared_options(config: config_lib.Config) -> Shared:
   return Shared(**vars(config.loss), sampling=config.rollout.sampling)
 
 
-def _bound(
-  step: Any, apply_fn: ApplyFn, options: Any, shared: Shared
-) -> dict[str, Any]:
-  """The pure functions of a step, all but the batch bound."""
-  bound = {'options': options, 'shared': shared}
-  return {
-    'signal': functools.partial(step.signal_step, apply_fn, **bound),
-    'loss': functools.partial(step.loss, apply_fn, **bound),
-  }
+def _bind(
+  step: Any,
+  config: config_lib.Config,
+  apply_fn: ApplyFn,
+  gather: Callable[[Graded, int], Gathered],
+  notes: tuple[str, ...] = (),
+) -> Method:
+  """Binds all but the batch to the pure functions of a step's module."""
+  assert isinstance(config.method, step.Options)
+  shared = shared_options(config)
+  bound = {'options': config.method, 'shared': shared}
+  taught, rewarded = parts(config)
+  refresh = None
+  if rewarded and rewarded.policy_loss.adapts:
+    refresh = functools.partial(
+      rl.refresh, apply_fn, options=rewarded, shared=shared
+    )
+  return Method(
+    gather=gather,
+    signal=functools.partial(step.signal_step, apply_fn, **bound),
+    loss=functools.partial(step.loss, apply_fn, **bound),
+    teacher=taught.teacher if taught else None,
+    reference=shared.kl.coef > 0 or bool(taught and taught.anchor.reads),
+    refresh=refresh,
+    num_contexts=_num_contexts(config, taught.demonstrations) if taught else (),
+    notes=notes,
+  )
 
 
-def _refresh(
-  apply_fn: ApplyFn, options: rl.Options, shared: Shared
-) -> Callable[..., Any] | None:
-  if not options.policy_loss.adapts:
-    return None
-  return functools.partial(rl.refresh, apply_fn, options=options, shared=shared)
-
-
-def _reward(
-  config: config_lib.Config, options: rl.Options
-) -> Callable[[Graded, int], Gathered]:
-  assert config.rollout
+def _reward(config: config_lib.Config) -> Callable[[Graded, int], Gathered]:
+  _, options = parts(config)
+  assert options and config.rollout
   return functools.partial(
     rewards.gather,
     advantage=options.advantage,
@@ -181,25 +165,14 @@ def _reward(
 
 
 def _show(
-  config: config_lib.Config, options: sd.Options, task: Task, tokenizer: Any
+  config: config_lib.Config, task: Task, tokenizer: Any
 ) -> tuple[Callable[[Graded, int], Gathered], tuple[str, ...]]:
   """How the teacher's contexts are gathered, and notes about it."""
-  assert config.model
-  shown, thinking = options.demonstrations, config.model.thinking
+  options, _ = parts(config)
+  assert options
   check_example(config, task, tokenizer)
-  given, notes = shown.strategy.given(task)
-  gather = functools.partial(
-    demonstrations.gather,
-    options=shown,
-    tokenizer=tokenizer,
-    templates=teacher_templates(shown, task),
-    seed=config.seed,
-    given=given,
-    thinking=thinking,
-    # Answers from elsewhere did not begin in this model's context.
-    opened=given is None
-    and opens_thinking(tokenizer, task.student_template, thinking),
-  )
+  given, notes = options.demonstrations.strategy.given(task)
+  gather = demonstrated(config, options.demonstrations, task, tokenizer, given)
   if not options.anchor.reads:
     return gather, notes
 
@@ -218,6 +191,30 @@ def _show(
   return with_share, notes
 
 
+def demonstrated(
+  config: config_lib.Config,
+  shown: Demonstrations,
+  task: Task,
+  tokenizer: Any,
+  given: Given | None = None,
+) -> Callable[[Graded, int], Gathered]:
+  """Binds all but the rollouts to `demonstrations.gather`."""
+  assert config.model
+  thinking = config.model.thinking
+  return functools.partial(
+    demonstrations.gather,
+    options=shown,
+    tokenizer=tokenizer,
+    templates=teacher_templates(shown, task),
+    seed=config.seed,
+    given=given,
+    thinking=thinking,
+    # Answers from elsewhere did not begin in this model's context.
+    opened=given is None
+    and opens_thinking(tokenizer, task.student_template, thinking),
+  )
+
+
 def teacher_contexts(evidence: Any) -> TeacherContexts | None:
   """Returns the teachers' contexts in what a method gathered, if any."""
   if isinstance(evidence, mix.Evidence):
@@ -226,14 +223,9 @@ def teacher_contexts(evidence: Any) -> TeacherContexts | None:
 
 
 def with_contexts(evidence: Any, number: int) -> Any:
-  """Returns evidence of a given number of blank contexts a question.
+  """Returns evidence with E = `number` blank contexts a question.
 
-  Args:
-    evidence: what a method gathered.
-    number: E.
-
-  Returns:
-    The same, its shapes those of a step with E distinct demonstrations.
+  Its shapes are those of a step with so many distinct demonstrations.
   """
   contexts = teacher_contexts(evidence)
   assert contexts is not None
@@ -282,15 +274,24 @@ def shown_of(config: config_lib.Config) -> Demonstrations | None:
   return taught.demonstrations if taught else None
 
 
+def kinds_shown(
+  shown: Demonstrations, answer: str, feedback: str
+) -> list[demonstrations.Shown]:
+  """Lists what a teacher may be shown: an answer, feedback, or both."""
+  kinds = []
+  if shown.strategy.shows:
+    kinds.append(demonstrations.Shown(answer))
+  if shown.feedback != 'never':
+    kinds.append(demonstrations.Shown(feedback=feedback))
+  if shown.feedback == 'always' and shown.strategy.shows:
+    kinds.append(demonstrations.Shown(answer, feedback))
+  return kinds
+
+
 def check_example(
   config: config_lib.Config, task: Task, tokenizer: Any
 ) -> None:
   """Checks the first training question's contexts with `check_endings`.
-
-  Args:
-    config: a checked config of a method with a teacher.
-    task: where the question comes from.
-    tokenizer: of the model.
 
   Raises:
     ConfigError: student and teacher are not asked for an answer alike.
@@ -298,17 +299,9 @@ def check_example(
   shown = shown_of(config)
   assert shown and config.model
   question = task.questions('train')[0]
-  answer = task.example(question)
   feedback = task.verify(question, '').feedback
   templates = teacher_templates(shown, task)
-  possible = []
-  if shown.strategy.shows:
-    possible.append(demonstrations.Shown(answer))
-  if shown.feedback != 'never':
-    possible.append(demonstrations.Shown(feedback=feedback))
-  if shown.feedback == 'always' and shown.strategy.shows:
-    possible.append(demonstrations.Shown(answer, feedback))
-  for example in possible:
+  for example in kinds_shown(shown, task.example(question), feedback):
     check_endings(
       tokenizer,
       task.student_template,

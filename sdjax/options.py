@@ -86,7 +86,7 @@ class Option:
     """Returns the text that `parse` reads; defaults are left out."""
     changed = [
       f'{field.name}={_literal(getattr(self, field.name))}'
-      for field in _fields(self)
+      for field in dataclasses.fields(typing.cast(Any, self))
       if getattr(self, field.name) != field.default
     ]
     return f'{self.name}({", ".join(changed)})' if changed else self.name
@@ -95,11 +95,7 @@ class Option:
   def parse(cls, text: str) -> Self:
     """Reads a choice of this family from text, strictly.
 
-    Args:
-      text: `name`, or `name(option=value, ...)` with values as in Python.
-
-    Returns:
-      The choice.
+    The text is `name`, or `name(option=value, ...)` with values as in Python.
 
     Raises:
       ConfigError: for another form, name, option or value; it names the
@@ -132,9 +128,7 @@ class Option:
 def check_fields(value: Any, name: str = '') -> None:
   """Holds the fields of a frozen dataclass to their types and bounds.
 
-  Args:
-    value: whose whole numbers become floats where those are wanted.
-    name: of it, for the error.
+  Whole numbers become floats where those are wanted.
 
   Raises:
     ConfigError: naming the field, its value and what is allowed.
@@ -143,19 +137,25 @@ def check_fields(value: Any, name: str = '') -> None:
     got = getattr(value, field)
     what = f'{field}={got!r}'
     what = f'{name}({what})' if name else what
-    object.__setattr__(value, field, checked(check, got, what))
+    try:
+      object.__setattr__(value, field, check.validate_python(got, strict=True))
+    except pydantic.ValidationError as error:
+      first = error.errors()[0]
+      told = first['msg'].removeprefix('Value error, ')
+      if told == first['msg']:
+        told = f'{what} must {told.removeprefix("Input should ")}'
+        for long, short in PLAIN:
+          told = told.replace(long, short)
+      else:  # of a choice, which does not know the field that it is for
+        told = f'{what}: {told}'
+      raise ConfigError(f'{told.rstrip(".")}.') from None
 
 
 def refuse(value: Any, names: Iterable[str], why: str) -> None:
-  """Refuses options that are set and do nothing.
-
-  Args:
-    value: a dataclass all of whose fields have defaults.
-    names: of fields.
-    why: they do nothing, after the words "does nothing".
+  """Refuses fields that differ from their defaults and do nothing.
 
   Raises:
-    ConfigError: one of them has another value than its default.
+    ConfigError: one does; it ends with why, after "does nothing".
   """
   plain = {field.name: field.default for field in dataclasses.fields(value)}
   for name in names:
@@ -171,34 +171,6 @@ def is_section(value: Any) -> bool:
   )
 
 
-def checked(check: pydantic.TypeAdapter[Any], value: Any, what: str) -> Any:
-  """Holds a value to a type with bounds.
-
-  Args:
-    check: of the type.
-    value: to be looked at.
-    what: the option and its value, for the error.
-
-  Returns:
-    The value, a whole number made a float where one is wanted.
-
-  Raises:
-    ConfigError: naming what is allowed.
-  """
-  try:
-    return check.validate_python(value, strict=True)
-  except pydantic.ValidationError as error:
-    first = error.errors()[0]
-    told = first['msg'].removeprefix('Value error, ')
-    if told == first['msg']:
-      told = f'{what} must {told.removeprefix("Input should ")}'
-      for long, short in PLAIN:
-        told = told.replace(long, short)
-    else:  # of a choice, which does not know the field that it is for
-      told = f'{what}: {told}'
-    raise ConfigError(f'{told.rstrip(".")}.') from None
-
-
 @functools.cache
 def _checks(kind: type) -> dict[str, pydantic.TypeAdapter[Any]]:
   hints = typing.get_type_hints(kind, include_extras=True)
@@ -208,27 +180,19 @@ def _checks(kind: type) -> dict[str, pydantic.TypeAdapter[Any]]:
   }
 
 
-def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
-  return dataclasses.fields(value)
-
-
 def _literal(value: Any) -> str:
   if isinstance(value, Option):
     return str(value)
-  return f'{value:g}' if _is_short(value) else repr(value)
-
-
-def _is_short(value: Any) -> bool:
-  """Whether `0.0001` may be written `0.0001` or `1e-05`, with nothing lost."""
-  return isinstance(value, float) and float(f'{value:g}') == value
+  # `0.00001` is written `1e-05`, unless something would be lost.
+  short = isinstance(value, float) and float(f'{value:g}') == value
+  return f'{value:g}' if short else repr(value)
 
 
 def _build(family: type[Option], node: Any, text: str) -> Any:
   """Makes a choice of what Python's parser has read."""
-  called = node.func if isinstance(node, ast.Call) else node
-  if not isinstance(called, ast.Name) or (
-    isinstance(node, ast.Call) and node.args
-  ):
+  call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+  called = call.func
+  if not isinstance(called, ast.Name) or call.args:
     some = next(iter(family.choices), 'name')
     raise ConfigError(
       f'{text!r} is not a choice; write name or name(option=value), e.g. '
@@ -243,7 +207,7 @@ def _build(family: type[Option], node: Any, text: str) -> Any:
   hints = typing.get_type_hints(kind)
   known = [field.name for field in dataclasses.fields(kind)]
   values = {}
-  for keyword in node.keywords if isinstance(node, ast.Call) else ():
+  for keyword in call.keywords:
     if keyword.arg not in known:
       has = f'it has {", ".join(known)}' if known else 'it has none'
       raise ConfigError(

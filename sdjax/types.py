@@ -160,13 +160,5 @@ class TrainState:
 def length_mask(
   length: Int[Array, '*batch'], size: int
 ) -> Bool[jax.Array, '*batch size']:
-  """Marks the tokens that count in right-padded rows.
-
-  Args:
-    length: tokens that count.
-    size: the padded width.
-
-  Returns:
-    True for the first `length` columns.
-  """
+  """Marks the first `length` of `size` columns, the tokens that count."""
   return jax.numpy.arange(size) < jax.numpy.asarray(length)[..., None]

@@ -80,6 +80,8 @@ def test_what_is_sampled_does_not_depend_on_batches(batch):
   assert [q.question_id for q in again.questions] == [0, 1, 2, 3, 4]
   assert again.answers == graded.answers
   assert len({a for row in graded.answers for a in row}) > 5
+  np.testing.assert_array_equal(again.length, graded.length)
+  np.testing.assert_array_equal(again.finished, graded.finished)
   for name, values in stats.items():
     assert values.shape == (5, 4)
     np.testing.assert_allclose(its_stats[name], values, rtol=1e-6)

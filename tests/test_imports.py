@@ -29,7 +29,6 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MAY_COMPILE = {
   'training/trainer.py',
   'training/programs.py',
-  'training/initial_state.py',
   'training/pretrain.py',
   'bench.py',
   'forecast/run.py',

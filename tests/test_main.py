@@ -158,7 +158,7 @@ def test_a_chat_model_is_asked_in_the_mode_of_the_config(
     sampled.append(prompts.ids)
     raise InterruptedError
 
-  monkeypatch.setattr(trainer.evaluator, 'sample_prompts', sample)
+  monkeypatch.setattr(trainer.evaluator, 'rollout', sample)
   with pytest.raises(InterruptedError):
     trainer.evaluator(trainer.state.params, ['harder'])
   prompt = tokenizer.encode(

@@ -19,7 +19,7 @@ def test_a_program_takes_the_shapes_it_was_compiled_for():
     calls.append(1)
     return {'twice': 2 * tree['x']}
 
-  program = Program('double', jax.jit(double))
+  program = Program('double', double)
   counted = compilations.Compilations()
   for size in (3, 4, 3):
     shape = jax.ShapeDtypeStruct((size,), jnp.float32)
@@ -38,7 +38,7 @@ def test_a_program_takes_the_shapes_it_was_compiled_for():
 
 
 def test_a_program_that_was_not_compiled_is_its_jit():
-  program = Program('next', jax.jit(lambda x: x + 1))
+  program = Program('next', lambda x: x + 1)
   assert program(1) == 2 and program(jnp.zeros(2)).tolist() == [1, 1]
 
 

@@ -362,10 +362,11 @@ def test_idle_questions_are_replaced(cache):
 
   trainer.method = dataclasses.replace(trainer.method, gather=gather)
   first = [source[i] for i in range(4)]
-  batch, number = trainer._sample_useful(first, 0, more)
+  batch, logged = trainer.sample(first, 0, more)
   ids = [q.question_id for q in batch.graded.questions]
   # 0 and 3 stay; 6 and 9 are the first useful ones of the batches after.
-  assert ids == [0, 6, 9, 3] and asked == list(range(4, 12)) and number == 12
+  assert ids == [0, 6, 9, 3] and asked == list(range(4, 12))
+  assert logged == {'drawn_questions': 12}
   np.testing.assert_array_equal(batch.prompts.question_id, ids)
   np.testing.assert_array_equal(batch.rollout.ids, batch.host.ids)
   assert batch.graded.answers[0] != batch.graded.answers[1]

@@ -28,9 +28,6 @@ def sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 def validate(config: Config) -> None:
   """Checks what the types of the sections cannot say.
 
-  Args:
-    config: parsed, each section right in itself.
-
   Raises:
     ConfigError: naming the options that contradict each other, or one that
       would do nothing.
@@ -62,35 +59,26 @@ def _validate_presence(config: Config) -> None:
       raise ConfigError(f'mode={config.mode!r} {need} section {name!r}.')
   if not pretraining:
     return
-  for section, path, names, why in (
-    (config.reward, 'reward.', ('name',), ', which has no rewards'),
-    (
-      config.train,
-      'train.',
-      ('epochs', 'mini_batches', 'micro_batches'),
-      ': every step has documents of its own',
-    ),
-    (config.train, 'train.', ('keep_best',), ''),
-    (config.data, 'data.', ('over_length',), ': it writes its own'),
-    (config.alarm, 'alarm.', [f.name for f in dataclasses.fields(Alarm)], ''),
+  updates = 'epochs', 'mini_batches', 'micro_batches'
+  for section, names, why in (
+    ('reward', ('name',), ', which has no rewards'),
+    ('train', updates, ': every step has documents of its own'),
+    ('train', ('keep_best',), ''),
+    ('data', ('over_length',), ': it writes its own'),
+    ('alarm', [field.name for field in dataclasses.fields(Alarm)], ''),
   ):
-    _refuse(section, path, names, f"when mode='pretrain'{why}.")
-
-
-def _refuse(section: Any, path: str, names: Any, why: str) -> None:
-  try:
-    refuse(section, names, why)
-  except ConfigError as error:
-    raise ConfigError(f'{path}{error}') from None
+    try:
+      refuse(getattr(config, section), names, f"when mode='pretrain'{why}.")
+    except ConfigError as error:
+      raise ConfigError(f'{section}.{error}') from None
 
 
 def _validate_updates(config: Config) -> None:
   train, optimizer = config.train, config.optimizer
   updates = train.num_steps * train.epochs * train.mini_batches
   pretraining = isinstance(config.method, Pretraining)
-  if optimizer.schedule == 'constant' and not pretraining:
-    return
-  if optimizer.warmup_steps >= updates:
+  counted = pretraining or optimizer.schedule != 'constant'
+  if counted and optimizer.warmup_steps >= updates:
     raise ConfigError(
       f'optimizer.warmup_steps={optimizer.warmup_steps} must be below the '
       f'{updates} updates of the run.'
@@ -108,23 +96,15 @@ def parts(config: Config) -> tuple[sd.Options | None, rl.Options | None]:
   )
 
 
-def is_on_policy(config: Config) -> bool:
-  """Returns whether all ratios to the sampling weights are 1.
-
-  They are in the first update of a step; a truncating sampler changes nothing
-  about it, as the weights' own log-probabilities are then computed anew.
-
-  Args:
-    config: of training.
-  """
-  return config.train.epochs * config.train.mini_batches == 1
-
-
 def _validate_method(config: Config) -> None:
   assert config.rollout and config.loss
   num_samples = config.rollout.num_samples
   taught, rewarded = parts(config)
-  once = config.mode == 'train' and is_on_policy(config)
+  # In the first update of a step all ratios to the sampling weights are 1; a
+  # truncating sampler changes nothing about it, as the weights' own
+  # log-probabilities are then computed anew.
+  updates = config.train.epochs * config.train.mini_batches
+  once = config.mode == 'train' and updates == 1
   idle: list[str] = []
   if taught:
     taught.demonstrations.check(num_samples)
@@ -174,10 +154,9 @@ def _validate_method(config: Config) -> None:
 
 def _validate_reward(config: Config) -> None:
   _, rewarded = parts(config)
-  plain = rewarded is not None and rewarded.advantage.plain
   if config.reward.name == 'verifier' or config.reward.judge == 'reward':
     return
-  if not plain:
+  if not (rewarded and rewarded.advantage.plain):
     raise ConfigError(
       f'reward.name={config.reward.name!r} does nothing here: the method goes '
       'by which answers are correct, not by rewards. Set '
@@ -201,11 +180,9 @@ def _validate_forecast(config: Config) -> None:
     'teacher_temperature': (method.teacher_temperature, (1.0,)),
     'demonstrations.strategy': (
       shown.strategy,
-      tuple(
-        kind(exclude_self=alone)
-        for kind in (Uniform, First)
-        for alone in (True, False)
-      ),
+      [
+        kind(exclude_self=x) for kind in (Uniform, First) for x in (True, False)
+      ],
     ),
     'demonstrations.feedback': (shown.feedback, ('never',)),
   }

@@ -23,13 +23,7 @@ from sdjax.tasks.options import TaskOptions
 def replace(config: Any, **changes: Any) -> Any:
   """Returns a copy with dotted fields changed.
 
-  Args:
-    config: a dataclass of this module.
-    **changes: new values; `optimizer__learning_rate=1e-3` reaches into the
-      section `optimizer`.
-
-  Returns:
-    The changed copy.
+  `optimizer__learning_rate=1e-3` reaches into the section `optimizer`.
   """
   nested: dict[str, dict[str, Any]] = {}
   flat: dict[str, Any] = {}
@@ -45,35 +39,22 @@ def replace(config: Any, **changes: Any) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-  """Turns a config into plain dicts, without its absent sections.
+  """Turns a config into nested dicts of JSON values, without absent sections.
 
-  Args:
-    config: a dataclass of this module.
-
-  Returns:
-    Nested dicts of JSON values (tuples become lists in JSON).
+  Tuples become lists in JSON only.
   """
-  out = {}
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if is_section(value):
-      out[field.name] = to_dict(value)
-    elif isinstance(value, Option):
-      out[field.name] = str(value)
-    elif value is not None:
-      out[field.name] = value
-  return out
+  values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+  return {k: _plain(v) for k, v in values.items() if v is not None}
+
+
+def _plain(value: Any) -> Any:
+  if is_section(value):
+    return to_dict(value)
+  return str(value) if isinstance(value, Option) else value
 
 
 def to_json(config: Any) -> dict[str, Any]:
-  """Turns a config into what `config.json` holds, where tuples are lists.
-
-  Args:
-    config: a dataclass of this module.
-
-  Returns:
-    Nested dicts, equal to those that are read back.
-  """
+  """Turns a config into what `config.json` gives back, tuples as lists."""
   return json.loads(json.dumps(to_dict(config)))
 
 
@@ -85,13 +66,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 def from_config_dict(
   values: Mapping[str, Any] | ml_collections.ConfigDict,
 ) -> Config:
-  """Turns nested mappings back into a checked `Config`.
-
-  Args:
-    values: a `ConfigDict`, or the dict of a `config.json`.
-
-  Returns:
-    The config, after `validate`.
+  """Turns a `ConfigDict`, or the dict of a `config.json`, back into a `Config`.
 
   Raises:
     ConfigError: for an unknown, mistyped, conflicting or ineffective option,
@@ -105,15 +80,9 @@ def from_config_dict(
 
 
 def read_section(values: Any, like: Any, name: str) -> Any:
-  """Reads one section of a `config.json`, or one plain option.
+  """Reads a section of a `config.json`, or a plain option, named `name`.
 
-  Args:
-    values: as the file has it.
-    like: a section of the same kind, which may be a user's own.
-    name: of the section.
-
-  Returns:
-    The section, with the defaults of what the file lacks.
+  Its kind is that of `like`; what the file lacks has its default.
 
   Raises:
     ConfigError: as `from_config_dict`, but not for combinations.
@@ -126,13 +95,8 @@ def read_like(
 ) -> dict[str, Any]:
   """Reads sections of a `config.json` into the kinds that a config has.
 
-  Args:
-    values: the content of the file.
-    config: may have sections of a user's own kinds.
-    names: of the sections, or plain options.
-
-  Returns:
-    As JSON values, with the defaults of what the file lacks.
+  These may be a user's own. Returned are JSON values, with the defaults of
+  what the file lacks.
 
   Raises:
     ConfigError: as `from_config_dict`, but not for combinations.
@@ -153,26 +117,13 @@ def read_like(
       parsed[name] = read_section(value, own, name)
     else:
       parsed[name] = _parse(hints[name], value, name)
-  return json.loads(
-    json.dumps(
-      {
-        name: to_dict(value)
-        if is_section(value)
-        else str(value)
-        if isinstance(value, Option)
-        else value
-        for name, value in parsed.items()
-      }
-    )
-  )
+  return json.loads(json.dumps({k: _plain(v) for k, v in parsed.items()}))
 
 
 def check(config: Config, mode: str) -> None:
   """Checks a config that was made in Python as one from a file is.
 
-  Args:
-    config: any; its sections may be of a user's own kinds.
-    mode: what it is for.
+  Its sections may be of a user's own kinds.
 
   Raises:
     ConfigError: as `from_config_dict`, or it is for another mode.

@@ -44,7 +44,7 @@ import dataclasses
 import math
 from typing import Any
 
-from sdjax.config.check import sections
+from sdjax.config.check import parts, sections
 from sdjax.config.convert import replace
 from sdjax.config.presets_mix import MIXED, OURS, VERL_GRPO
 from sdjax.config.schema import METHODS, Config, ConfigError, Loss
@@ -58,12 +58,7 @@ from sdjax.objectives.advantages import (
   RewardItself,
 )
 from sdjax.objectives.anchor import Tempered
-from sdjax.objectives.divergence import (
-  JSD,
-  CrossEntropy,
-  ForwardKL,
-  ReverseKL,
-)
+from sdjax.objectives.divergence import JSD, CrossEntropy, ForwardKL, ReverseKL
 from sdjax.objectives.diversity_reward import Bonus, Scale
 from sdjax.objectives.mixing import Losses
 from sdjax.objectives.policy_loss import (
@@ -83,14 +78,13 @@ RECIPE = ('optimizer.', 'model.', 'rollout.num_', 'rollout.t', 'rollout.min_p')
 """Options that say how a method was run, not what it is."""
 
 
+Values = dict[str, dict[str, tuple[Any, str]]]
+"""Presets by name, each as option to (value, source)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """A published method.
-
-  Attributes:
-    kind: `sd`, `rl` or `mix`.
-    values: option to (value, source).
-  """
+  """A published method: `sd`, `rl` or `mix`, and option to (value, source)."""
 
   kind: str
   values: dict[str, tuple[Any, str]]
@@ -139,22 +133,6 @@ _GRPO_PAPER = {
   **_NANO,
 }
 
-_OPSD = {
-  'method.divergence': (ForwardKL(0.05), 'OPSD; clip: RLCSD-c, d-OPSD-c'),
-  'method.importance_clip': (0.0, 'OPSD has none'),
-  'method.teacher': (Frozen(), 'OPSD'),
-  'method.demonstrations.strategy': (Reference(), 'OPSD'),
-  'loss.aggregation': ('token_mean', 'OPSD-c'),
-  'model.lora.rank': (64, 'OPSD'),
-  'model.lora.alpha': (128.0, 'OPSD'),
-  'optimizer.learning_rate': (2e-4, 'OPSD-c'),
-  'rollout.num_questions': (32, 'OPSD'),
-  'rollout.num_samples': (1, 'OPSD'),
-  'rollout.temperature': (1.1, 'OPSD'),
-  'rollout.top_p': (0.95, 'OPSD'),
-  'rollout.top_k': (20, 'OPSD'),
-}
-
 _VERL = {'method.advantage': (VERL_GRPO, 'VERL')}
 
 _MINI = {'train.mini_batches': (4, 'SDPO: 32 questions, 8 an update')}
@@ -167,225 +145,189 @@ _BALANCED = {
   'demonstrations.count': 3,
 }
 
-PRESETS: dict[str, Preset] = {
-  'sdsd_paper': Preset('sd', _SDSD),
-  'sdsd_k3_paper': Preset(
-    'sd',
-    _SDSD
-    | {
-      'method.demonstrations.count': (3, 'T sec. 4.2'),
-      'method.pooling': (MeanLoss(), 'T sec. 4.2'),
-    },
-  ),
-  'sdsd_mixture': Preset(
-    'sd',
-    _SDSD
-    | {
-      'method.demonstrations.count': (3, OURS),
-      'method.pooling': (Mixture(), OURS),
-    },
-  ),
-  'balanced': Preset(
-    'sd', {f'method.{k}': (value, OURS) for k, value in _BALANCED.items()}
-  ),
-  'balanced_rl': Preset(
-    'mix',
-    {
-      'method.rule': (Losses(0.5), OURS),
-      **{f'method.sd.{k}': (value, OURS) for k, value in _BALANCED.items()},
-    },
-  ),
-  'sdpo': Preset('sd', _SDPO),
-  'sdpo_rich_feedback': Preset(
-    'sd',
-    _SDPO
-    | {
-      'method.divergence': (ReverseKL(), 'SDPO table 13'),
-      'method.support': (TopK(20), 'SDPO table 13'),
-      'method.teacher': (EMA(0.01), 'SDPO table 13'),
-      'method.demonstrations.feedback': ('without_peer', 'SDPO-c'),
-      'train.mini_batches': (32, 'SDPO table 13: one question an update'),
-      'optimizer.learning_rate': (1e-6, 'SDPO table 13'),
-      'optimizer.warmup_steps': (0, 'SDPO table 13'),
-    },
-  ),
-  'sdpo_trl': Preset(
-    'sd',
-    {
-      'method.divergence': (ReverseKL(), 'TRL'),
-      'method.support': (SampledToken(), 'TRL'),
-      'method.importance_clip': (2.0, 'TRL'),
-      'method.teacher': (EMA(0.05), 'TRL'),
-      'method.demonstrations.strategy': (First(), 'TRL'),
-      # trl divides by rollouts without a target as well; sdjax does not.
-      'loss.aggregation': ('sequence_mean', 'TRL'),
-      'rollout.num_samples': (8, 'TRL'),
-    },
-  ),
-  'sc_sdpo': Preset('sd', _SDPO | {'method.success_exponent': (0.5, 'SC')}),
-  'opsd': Preset('sd', _OPSD),
-  'sdft': Preset(
-    'sd',
-    {
-      'method.divergence': (ForwardKL(), 'SDFT-c'),
-      'method.importance_clip': (0.0, 'SDFT has none'),
-      'method.teacher': (EMA(0.01), 'SDFT'),
-      'method.demonstrations.strategy': (Reference(), 'SDFT'),
-      'loss.skip_tokens': (3, 'SDFT'),
-      'optimizer.learning_rate': (1e-5, 'SDFT'),
-      'rollout.num_questions': (32, 'SDFT'),
-      'rollout.num_samples': (1, 'SDFT'),
-    },
-  ),
-  'distil': Preset(
-    'sd',
-    {
-      'method.divergence': (CrossEntropy(), 'DISTIL'),
-      'method.credit_discount': (1.0, 'DISTIL'),
-      'method.importance_clip': (0.0, OURS),
-      'method.teacher': (Current(), 'DISTIL'),
-    },
-  ),
-  'beta_opsd': Preset(
-    'sd',
-    {
-      'method.divergence': (ReverseKL(), 'BETA'),
-      'method.support': (SampledToken(), 'BETA'),
-      'method.importance_clip': (0.0, OURS),
-      'method.credit_discount': (1.0, OURS),
-      'method.teacher': (Frozen(), 'OPSD'),
-      'method.anchor': (Tempered(2.0, 100), f'BETA; its values: {OURS}'),
-      'method.demonstrations.strategy': (Reference(), 'OPSD'),
-    },
-  ),
-  'reinforce': Preset(
-    'rl',
-    {
-      'method.advantage': (RewardItself(), 'Williams 1992'),
-      'method.policy_loss': (Reinforce(), 'Williams 1992'),
-    },
-  ),
-  'rloo': Preset(
-    'rl',
-    {
-      'method.advantage': (RLOO(), 'RLOO'),
-      'method.policy_loss': (Reinforce(), 'RLOO'),
-      'loss.aggregation': ('sequence_sum', 'RLOO'),
-    },
-  ),
-  'grpo': Preset(
-    'rl',
-    {
-      'method.advantage': (GRPO(), 'GRPO'),
-      'method.policy_loss': (Clip(), 'GRPO'),
-      'loss.aggregation': ('sequence_mean', 'GRPO'),
-      'loss.kl': (K3(0.04), 'GRPO'),
-      'optimizer.learning_rate': (1e-6, 'GRPO'),
-    },
-  ),
-  'dr_grpo': Preset(
-    'rl',
-    {
-      'method.advantage': (DrGRPO(), 'DR'),
-      'method.policy_loss': (Clip(), 'DR'),
-      'loss.aggregation': ('sequence_sum_norm', 'DR'),
-      'optimizer.learning_rate': (1e-6, 'DR'),
-    },
-  ),
-  'grpo_paper': Preset('rl', _GRPO_PAPER),
-  'grpo_diversity_paper': Preset(
-    'rl',
-    _GRPO_PAPER
-    | {'method.diversity': (Bonus(0.5), f'T sec. 4.1; weight, of: {OURS}')},
-  ),
-  'dapo': Preset(
-    'rl',
-    {
-      'method.policy_loss': (Clip(0.2, 0.28), 'DAPO'),
-      'method.overlong_share': (0.2, 'DAPO: 4,096 of 20,480 tokens'),
-      'loss.aggregation': ('token_mean', 'DAPO'),
-      'rollout.resample': (3, OURS),
-      'optimizer.learning_rate': (1e-6, 'DAPO'),
-      **_VERL,
-      **_MINI,
-    },
-  ),
-  'cispo': Preset(
-    'rl',
-    {
-      # ACPO's variant: high .45, drop_low .2 and drop_high .2.
-      'method.policy_loss': (
-        CISPO(1.0, 0.2),
-        'CISPO: no lower clip, VERL: 10, the same; high: VERL',
-      ),
-      'loss.aggregation': ('token_mean', 'CISPO'),
-      'optimizer.learning_rate': (1e-6, 'VERL'),
-      **_VERL,
-      'train.mini_batches': (4, 'VERL: 1024 questions, 256 an update'),
-    },
-  ),
-  'gspo': Preset(
-    'rl',
-    {
-      'method.policy_loss': (GSPO(3e-4, 4e-4), 'GSPO'),
-      'loss.aggregation': ('sequence_mean', 'GSPO'),
-      **_VERL,
-      **_MINI,
-    },
-  ),
-  'acpo': Preset(
-    'rl',
-    {
-      'method.policy_loss': (AdaptiveClip(3.0), 'ACPO; dual: ACPO-c'),
-      'loss.aggregation': ('sequence_mean', 'ACPO-c'),
-      'optimizer.learning_rate': (1e-6, 'ACPO'),
-      **_VERL,
-      'train.mini_batches': (2, 'ACPO: 128 questions, 64 an update'),
-    },
-  ),
-  'pass_at_k': Preset(
-    'rl',
-    {
-      'method.advantage': (PassAtK(4), 'PASSK'),
-      'rollout.num_samples': (8, OURS),
-      'loss.aggregation': ('token_mean', 'PASSK'),
-    },
-  ),
-  'rosa': Preset(
-    'rl',
-    {
-      'method.advantage': (ROSA(), 'ROSA'),
-      'method.policy_loss': (Reinforce(), 'ROSA'),
-    },
-  ),
-  'darling': Preset(
-    'rl',
-    {
-      'method.advantage': (GRPO(), OURS),
-      # Theirs is learned; here the task says which solutions are the same.
-      'method.diversity': (Scale(1.0, 'solution'), f'DARLING; by: {OURS}'),
-    },
-  ),
-  **{name: Preset('mix', values) for name, values in MIXED.items()},
+_SD: Values = {
+  'sdsd_paper': _SDSD,
+  'sdsd_k3_paper': {
+    **_SDSD,
+    'method.demonstrations.count': (3, 'T sec. 4.2'),
+    'method.pooling': (MeanLoss(), 'T sec. 4.2'),
+  },
+  'sdsd_mixture': {
+    **_SDSD,
+    'method.demonstrations.count': (3, OURS),
+    'method.pooling': (Mixture(), OURS),
+  },
+  'balanced': {f'method.{k}': (value, OURS) for k, value in _BALANCED.items()},
+  'sdpo': _SDPO,
+  'sdpo_rich_feedback': {
+    **_SDPO,
+    'method.divergence': (ReverseKL(), 'SDPO table 13'),
+    'method.support': (TopK(20), 'SDPO table 13'),
+    'method.teacher': (EMA(0.01), 'SDPO table 13'),
+    'method.demonstrations.feedback': ('without_peer', 'SDPO-c'),
+    'train.mini_batches': (32, 'SDPO table 13: one question an update'),
+    'optimizer.learning_rate': (1e-6, 'SDPO table 13'),
+    'optimizer.warmup_steps': (0, 'SDPO table 13'),
+  },
+  'sdpo_trl': {
+    'method.divergence': (ReverseKL(), 'TRL'),
+    'method.support': (SampledToken(), 'TRL'),
+    'method.importance_clip': (2.0, 'TRL'),
+    'method.teacher': (EMA(0.05), 'TRL'),
+    'method.demonstrations.strategy': (First(), 'TRL'),
+    # trl divides by rollouts without a target as well; sdjax does not.
+    'loss.aggregation': ('sequence_mean', 'TRL'),
+    'rollout.num_samples': (8, 'TRL'),
+  },
+  'sc_sdpo': {
+    **_SDPO,
+    'method.success_exponent': (0.5, 'SC'),
+  },
+  'opsd': {
+    'method.divergence': (ForwardKL(0.05), 'OPSD; clip: RLCSD-c, d-OPSD-c'),
+    'method.importance_clip': (0.0, 'OPSD has none'),
+    'method.teacher': (Frozen(), 'OPSD'),
+    'method.demonstrations.strategy': (Reference(), 'OPSD'),
+    'loss.aggregation': ('token_mean', 'OPSD-c'),
+    'model.lora.rank': (64, 'OPSD'),
+    'model.lora.alpha': (128.0, 'OPSD'),
+    'optimizer.learning_rate': (2e-4, 'OPSD-c'),
+    'rollout.num_questions': (32, 'OPSD'),
+    'rollout.num_samples': (1, 'OPSD'),
+    'rollout.temperature': (1.1, 'OPSD'),
+    'rollout.top_p': (0.95, 'OPSD'),
+    'rollout.top_k': (20, 'OPSD'),
+  },
+  'sdft': {
+    'method.divergence': (ForwardKL(), 'SDFT-c'),
+    'method.importance_clip': (0.0, 'SDFT has none'),
+    'method.teacher': (EMA(0.01), 'SDFT'),
+    'method.demonstrations.strategy': (Reference(), 'SDFT'),
+    'loss.skip_tokens': (3, 'SDFT'),
+    'optimizer.learning_rate': (1e-5, 'SDFT'),
+    'rollout.num_questions': (32, 'SDFT'),
+    'rollout.num_samples': (1, 'SDFT'),
+  },
+  'distil': {
+    'method.divergence': (CrossEntropy(), 'DISTIL'),
+    'method.credit_discount': (1.0, 'DISTIL'),
+    'method.importance_clip': (0.0, OURS),
+    'method.teacher': (Current(), 'DISTIL'),
+  },
+  'beta_opsd': {
+    'method.divergence': (ReverseKL(), 'BETA'),
+    'method.support': (SampledToken(), 'BETA'),
+    'method.importance_clip': (0.0, OURS),
+    'method.credit_discount': (1.0, OURS),
+    'method.teacher': (Frozen(), 'OPSD'),
+    'method.anchor': (Tempered(2.0, 100), f'BETA; its values: {OURS}'),
+    'method.demonstrations.strategy': (Reference(), 'OPSD'),
+  },
+}
+
+_RL: Values = {
+  'reinforce': {
+    'method.advantage': (RewardItself(), 'Williams 1992'),
+    'method.policy_loss': (Reinforce(), 'Williams 1992'),
+  },
+  'rloo': {
+    'method.advantage': (RLOO(), 'RLOO'),
+    'method.policy_loss': (Reinforce(), 'RLOO'),
+    'loss.aggregation': ('sequence_sum', 'RLOO'),
+  },
+  'grpo': {
+    'method.advantage': (GRPO(), 'GRPO'),
+    'method.policy_loss': (Clip(), 'GRPO'),
+    'loss.aggregation': ('sequence_mean', 'GRPO'),
+    'loss.kl': (K3(0.04), 'GRPO'),
+    'optimizer.learning_rate': (1e-6, 'GRPO'),
+  },
+  'dr_grpo': {
+    'method.advantage': (DrGRPO(), 'DR'),
+    'method.policy_loss': (Clip(), 'DR'),
+    'loss.aggregation': ('sequence_sum_norm', 'DR'),
+    'optimizer.learning_rate': (1e-6, 'DR'),
+  },
+  'grpo_paper': _GRPO_PAPER,
+  'grpo_diversity_paper': {
+    **_GRPO_PAPER,
+    'method.diversity': (Bonus(0.5), f'T sec. 4.1; weight, of: {OURS}'),
+  },
+  'dapo': {
+    'method.policy_loss': (Clip(0.2, 0.28), 'DAPO'),
+    'method.overlong_share': (0.2, 'DAPO: 4,096 of 20,480 tokens'),
+    'loss.aggregation': ('token_mean', 'DAPO'),
+    'rollout.resample': (3, OURS),
+    'optimizer.learning_rate': (1e-6, 'DAPO'),
+    **_VERL,
+    **_MINI,
+  },
+  'cispo': {
+    # ACPO's variant: high .45, drop_low .2 and drop_high .2.
+    'method.policy_loss': (
+      CISPO(1.0, 0.2),
+      'CISPO: no lower clip, VERL: 10, the same; high: VERL',
+    ),
+    'loss.aggregation': ('token_mean', 'CISPO'),
+    'optimizer.learning_rate': (1e-6, 'VERL'),
+    **_VERL,
+    'train.mini_batches': (4, 'VERL: 1024 questions, 256 an update'),
+  },
+  'gspo': {
+    'method.policy_loss': (GSPO(3e-4, 4e-4), 'GSPO'),
+    'loss.aggregation': ('sequence_mean', 'GSPO'),
+    **_VERL,
+    **_MINI,
+  },
+  'acpo': {
+    'method.policy_loss': (AdaptiveClip(3.0), 'ACPO; dual: ACPO-c'),
+    'loss.aggregation': ('sequence_mean', 'ACPO-c'),
+    'optimizer.learning_rate': (1e-6, 'ACPO'),
+    **_VERL,
+    'train.mini_batches': (2, 'ACPO: 128 questions, 64 an update'),
+  },
+  'pass_at_k': {
+    'method.advantage': (PassAtK(4), 'PASSK'),
+    'rollout.num_samples': (8, OURS),
+    'loss.aggregation': ('token_mean', 'PASSK'),
+  },
+  'rosa': {
+    'method.advantage': (ROSA(), 'ROSA'),
+    'method.policy_loss': (Reinforce(), 'ROSA'),
+  },
+  'darling': {
+    'method.advantage': (GRPO(), OURS),
+    # Theirs is learned; here the task says which solutions are the same.
+    'method.diversity': (Scale(1.0, 'solution'), f'DARLING; by: {OURS}'),
+  },
+}
+
+_MIX: Values = {
+  'balanced_rl': {
+    'method.rule': (Losses(0.5), OURS),
+    **{f'method.sd.{k}': (value, OURS) for k, value in _BALANCED.items()},
+  },
+  **MIXED,
+}
+
+PRESETS = {
+  name: Preset(kind, values)
+  for kind, some in (('sd', _SD), ('rl', _RL), ('mix', _MIX))
+  for name, values in some.items()
 }
 """Preset name to its options."""
 
 
 def apply(config: Config, name: str, recipe: bool = False) -> Config:
-  """Gives a config the method of a preset.
+  """Gives a config of training the method of a preset.
 
-  Args:
-    config: of training; its method is replaced, and so is what shapes its
-      loss and how often its rollouts are used.
-    name: a key of `PRESETS`.
-    recipe: also take over how the method was run: optimizer, sampling, sizes
-      and adapter. They suit models of billions of weights.
-
-  Returns:
-    The changed config; the width of the teacher's contexts stays.
+  What shapes its loss, and how often its rollouts are used, is replaced with
+  the method; the width of the teacher's contexts stays. With `recipe` it also
+  takes over how the method was run: optimizer, sampling, sizes and adapter.
+  They suit models of billions of weights.
 
   Raises:
-    ConfigError: for another name.
+    ConfigError: for a name that is no key of `PRESETS`.
   """
   if name not in PRESETS:
     raise ConfigError(
@@ -393,41 +335,30 @@ def apply(config: Config, name: str, recipe: bool = False) -> Config:
       f'{", ".join(PRESETS)}.'
     )
   preset = PRESETS[name]
-  shown = [
-    section.max_context
-    for path, section in sections(config)
-    if path.endswith('demonstrations.')
-  ]
+  taught, _ = parts(config)
   assert config.loss
   config = dataclasses.replace(
-    config,
-    method=METHODS[preset.kind](),
-    loss=Loss(chunk=config.loss.chunk),
+    config, method=METHODS[preset.kind](), loss=Loss(chunk=config.loss.chunk)
   )
-  config = replace(
-    config, train__epochs=1, train__mini_batches=1, rollout__resample=0
-  )
+  once = 'train.epochs', 'train.mini_batches'
+  changes: dict[str, Any] = dict.fromkeys(once, 1) | {'rollout.resample': 0}
   if recipe:
-    config = replace(
-      config, rollout__top_p=1.0, rollout__top_k=0, rollout__min_p=0.0
-    )
-  changes = {
+    changes |= {'rollout.top_p': 1.0, 'rollout.top_k': 0, 'rollout.min_p': 0.0}
+  changes |= {
     option: value
     for option, (value, _) in preset.values.items()
     if recipe or not option.startswith(RECIPE)
   }
-  if shown:
+  if taught:
     for path, _ in sections(config):
       if path.endswith('demonstrations.'):
-        changes[f'{path}max_context'] = shown[0]
+        changes[f'{path}max_context'] = taught.demonstrations.max_context
   config = replace(
     config, **{k.replace('.', '__'): v for k, v in changes.items()}
   )
   assert config.rollout
-  parts = min(config.train.mini_batches, config.rollout.num_questions)
-  config = replace(config, train__mini_batches=parts)
-  assert config.rollout
+  mini = min(config.train.mini_batches, config.rollout.num_questions)
   # Fewer questions an update need fewer parts; that changes nothing else.
-  share = config.rollout.num_questions // config.train.mini_batches
-  parts = math.gcd(config.train.micro_batches, share)
-  return replace(config, train__micro_batches=parts)
+  share = config.rollout.num_questions // mini
+  micro = math.gcd(config.train.micro_batches, share)
+  return replace(config, train__mini_batches=mini, train__micro_batches=micro)

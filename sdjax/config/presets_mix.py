@@ -8,14 +8,7 @@ from typing import Any
 from sdjax.feedback.strategies import First, Reference, Uniform
 from sdjax.objectives.advantages import GRPO, DrGRPO
 from sdjax.objectives.divergence import JSD, ReverseKL
-from sdjax.objectives.mixing import (
-  RLCSD,
-  RLSD,
-  SDPG,
-  SRPO,
-  Advantages,
-  AntiSD,
-)
+from sdjax.objectives.mixing import RLCSD, RLSD, SDPG, SRPO, Advantages, AntiSD
 from sdjax.objectives.policy_loss import Clip
 from sdjax.objectives.reference_kl import K2
 from sdjax.objectives.schedule import Trapezoid

@@ -59,6 +59,7 @@ from sdjax.models.tokenizer import strip_thinking
 from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Task
+from sdjax.training.compilations import keep_compilations
 from sdjax.training.evaluator import Evaluator, sample_set
 from sdjax.training.run_folder import Origin, Workdir, check_folder
 from sdjax.types import ApplyFn, Params, Prompts, length_mask
@@ -254,6 +255,7 @@ def forecast(config: config_lib.Config, path: str) -> None:
   """
   config_dict.check(config, 'forecast')
   check_folder(path, config)
+  keep_compilations(config.train.compilation_cache)
   assert config.model
   mesh = make_mesh(config.mesh)
   model = load_from_config(config.model, mesh)

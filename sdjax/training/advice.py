@@ -1,9 +1,10 @@
 """What to try when a run goes wrong, given what it already does."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sdjax.config import schema as config_lib
+from sdjax.config.check import parts
 from sdjax.config.schema import Config
 from sdjax.feedback.strategies import Balanced
 from sdjax.objectives.divergence import ForwardKL
@@ -17,127 +18,37 @@ SLOWER = 5
 
 
 def advise(kind: str, config: Config) -> str:
-  """Says what to try.
+  """Says what to try, as a list in words to stand after `Try `.
 
   What the run already does is not advised; an option that could be moved
   further is named with the value it has.
-
-  Args:
-    kind: of alarm, a key of `ADVICE`.
-    config: the run's.
-
-  Returns:
-    A list in words, to stand after `Try `.
   """
-  *first, last = list(ADVICE[kind](config))
+  told: list[str] = []
+  for advice in ADVICE[kind]:
+    if isinstance(advice, str):
+      told.append(advice.format(**vars(config)))
+    else:
+      told += advice(config)
+  *first, last = told
   return f'{", ".join(first)}, or {last}' if first else last
-
-
-def _variety(config: Config) -> Iterator[str]:
-  yield from _keep_variety(config)
-  yield from _slower_teacher(config)
-  yield 'stop here'
-
-
-def _entropy(config: Config) -> Iterator[str]:
-  yield 'a look at concepts_correct and distinct_paths of the evaluations'
-  yield _lower_rate(config)
-  yield from _keep_variety(config)
-
-
-def _longer(config: Config) -> Iterator[str]:
-  assert config.rollout and config.loss
-  yield f'a lower rollout.max_new_tokens (now {config.rollout.max_new_tokens})'
-  yield from _overlong(config)
-  if config.loss.aggregation != 'sequence_sum_norm':
-    yield "loss.aggregation='sequence_sum_norm'"
-  yield 'a look at rollouts.jsonl for repetition'
-
-
-def _shorter(config: Config) -> Iterator[str]:
-  if _distilling(config):
-    yield 'demonstrations that show the whole reasoning'
-  yield _anchor(config)
-  yield 'a look at rollouts.jsonl for answers that are only guessed'
-
-
-def _truncated(config: Config) -> Iterator[str]:
-  assert config.rollout and config.loss
-  yield f'a higher rollout.max_new_tokens (now {config.rollout.max_new_tokens})'
-  yield from _overlong(config)
-  if not config.loss.mask_truncated:
-    yield 'loss.mask_truncated=True'
-  yield 'a look at rollouts.jsonl for repetition'
-
-
-def _all_wrong(config: Config) -> Iterator[str]:
-  assert config.rollout
-  yield 'easier questions'
-  yield (
-    'more rollouts a question '
-    f'(rollout.num_samples, now {config.rollout.num_samples})'
-  )
-  for path, method in _distilling(config):
-    if method.demonstrations.strategy.from_peers:
-      yield f"{path}demonstrations.strategy='reference' or 'external(...)'"
-  if not config.rollout.resample:
-    yield 'rollout.resample'
-
-
-def _all_right(config: Config) -> Iterator[str]:
-  assert config.rollout
-  yield 'harder questions'
-  if not config.rollout.resample:
-    yield 'rollout.resample'
-  yield from _diversity_reward(config)
-  yield 'stop here'
-
-
-def _losing(config: Config) -> Iterator[str]:
-  if config.train.keep_best:
-    yield f'the best step by {config.train.keep_best}, in checkpoints_best/'
-  else:
-    yield 'train.keep_best, to keep the best step'
-  yield _lower_rate(config)
-  yield from _slower_teacher(config)
-  yield _anchor(config)
-  yield 'stop here'
-
-
-ADVICE = {
-  'variety': _variety,
-  'entropy': _entropy,
-  'longer': _longer,
-  'shorter': _shorter,
-  'truncated': _truncated,
-  'all_wrong': _all_wrong,
-  'all_right': _all_right,
-  'success': _losing,
-  'reward': _losing,
-}
-"""What to try, by the kind of alarm."""
 
 
 def _distilling(
   config: Config,
 ) -> list[tuple[str, config_lib.SelfDistillation]]:
   """Returns the section on self-distillation, and its path, if there is one."""
-  method: Any = config.method
-  if isinstance(method, config_lib.SelfDistillation):
-    return [('method.', method)]
-  if isinstance(method, config_lib.Mix):
-    return [('method.sd.', method.sd)]
-  return []
+  return _part(config, parts(config)[0], 'sd')
 
 
 def _rewarding(config: Config) -> list[tuple[str, config_lib.PolicyGradient]]:
   """Returns the section on rewards, and its path, if there is one."""
-  method: Any = config.method
-  if isinstance(method, config_lib.PolicyGradient):
-    return [('method.', method)]
-  if isinstance(method, config_lib.Mix):
-    return [('method.rl.', method.rl)]
-  return []
+  return _part(config, parts(config)[1], 'rl')
+
+
+def _part(config: Config, options: Any, name: str) -> list[tuple[str, Any]]:
+  mixed = isinstance(config.method, config_lib.Mix)
+  path = f'method.{name}.' if mixed else 'method.'
+  return [(path, options)] if options else []
 
 
 def _keep_variety(config: Config) -> Iterator[str]:
@@ -196,13 +107,78 @@ def _overlong(config: Config) -> Iterator[str]:
       yield f'{path}overlong_share=0.2'
 
 
-def _lower_rate(config: Config) -> str:
-  rate = config.optimizer.learning_rate
-  return f'a lower optimizer.learning_rate (now {rate:g})'
-
-
-def _anchor(config: Config) -> str:
+def _anchor(config: Config) -> Iterator[str]:
   assert config.loss
   if config.loss.kl.coef:
-    return f'a higher coef than loss.kl={str(config.loss.kl)!r}'
-  return "loss.kl='k3(coef=0.001)' as an anchor"
+    yield f'a higher coef than loss.kl={str(config.loss.kl)!r}'
+  else:
+    yield "loss.kl='k3(coef=0.001)' as an anchor"
+
+
+def _whole_reasoning(config: Config) -> Iterator[str]:
+  if _distilling(config):
+    yield 'demonstrations that show the whole reasoning'
+
+
+def _other_demonstrations(config: Config) -> Iterator[str]:
+  for path, method in _distilling(config):
+    if method.demonstrations.strategy.from_peers:
+      yield f"{path}demonstrations.strategy='reference' or 'external(...)'"
+
+
+def _resample(config: Config) -> Iterator[str]:
+  assert config.rollout
+  if not config.rollout.resample:
+    yield 'rollout.resample'
+
+
+def _best_step(config: Config) -> Iterator[str]:
+  if config.train.keep_best:
+    yield f'the best step by {config.train.keep_best}, in checkpoints_best/'
+  else:
+    yield 'train.keep_best, to keep the best step'
+
+
+def _fixed_divisor(config: Config) -> Iterator[str]:
+  assert config.loss
+  if config.loss.aggregation != 'sequence_sum_norm':
+    yield "loss.aggregation='sequence_sum_norm'"
+
+
+def _mask_truncated(config: Config) -> Iterator[str]:
+  assert config.loss
+  if not config.loss.mask_truncated:
+    yield 'loss.mask_truncated=True'
+
+
+LOWER_RATE = 'a lower optimizer.learning_rate (now {optimizer.learning_rate:g})'
+LIMIT = 'rollout.max_new_tokens (now {rollout.max_new_tokens})'
+REPETITION = 'a look at rollouts.jsonl for repetition'
+STOP = 'stop here'
+LOSING = _best_step, LOWER_RATE, _slower_teacher, _anchor, STOP
+
+ADVICE: dict[str, tuple[str | Callable[[Config], Iterator[str]], ...]] = {
+  'variety': (_keep_variety, _slower_teacher, STOP),
+  'entropy': (
+    'a look at concepts_correct and distinct_paths of the evaluations',
+    LOWER_RATE,
+    _keep_variety,
+  ),
+  'longer': (f'a lower {LIMIT}', _overlong, _fixed_divisor, REPETITION),
+  'shorter': (
+    _whole_reasoning,
+    _anchor,
+    'a look at rollouts.jsonl for answers that are only guessed',
+  ),
+  'truncated': (f'a higher {LIMIT}', _overlong, _mask_truncated, REPETITION),
+  'all_wrong': (
+    'easier questions',
+    'more rollouts a question (rollout.num_samples, now {rollout.num_samples})',
+    _other_demonstrations,
+    _resample,
+  ),
+  'all_right': ('harder questions', _resample, _diversity_reward, STOP),
+  'success': LOSING,
+  'reward': LOSING,
+}
+"""What to try by the kind of alarm: text with values of a config, or rules."""

@@ -7,7 +7,7 @@ history of any run can be judged afterwards.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sdjax.config.schema import Alarm, Config
@@ -35,15 +35,10 @@ GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-  """One alarm.
+  """One alarm: the step that raised it, its kind, and where.
 
-  Attributes:
-    step: of the record that raised it.
-    kind: a key of `sdjax.training.advice.ADVICE`.
-    where: the evaluation set; `train` for an alarm on training steps.
-    numbers: what it is based on, by name.
-    cause: a plain sentence.
-    advice: what to try, in words.
+  That is the evaluation set, or `train` for an alarm on training steps. The
+  numbers are what it is based on, the cause is a plain sentence.
   """
 
   step: int
@@ -51,7 +46,7 @@ class Alert:
   where: str
   numbers: dict[str, float]
   cause: str
-  advice: str = ''
+  advice: str
 
   @property
   def text(self) -> str:
@@ -60,14 +55,13 @@ class Alert:
 
   def record(self) -> dict[str, Any]:
     """Returns the line of `alarms.jsonl`."""
-    return {
-      'step': self.step,
-      'kind': self.kind,
-      'where': self.where,
-      'numbers': self.numbers,
-      'cause': self.cause,
-      'text': self.text,
-    }
+    line = {**vars(self), 'text': self.text}
+    del line['advice']
+    return line
+
+
+Found = Iterator[tuple[str, str, dict[str, float], str]]
+"""Kind, where, numbers and cause of alarms at the last record."""
 
 
 def judge(history: Sequence[Record], config: Config) -> list[Alert]:
@@ -89,16 +83,9 @@ def judge(history: Sequence[Record], config: Config) -> list[Alert]:
               `window` steps; not when the method learns from them all the
               same (more than that share is not idle)
 
-  A metric that the history does not have raises nothing.
-
-  Args:
-    history: records by step, rising; the evaluation before training, if it
-      is to count, first.
-    config: of the run: its thresholds (`alarm.action` is not read), and what
-      the advice is made for.
-
-  Returns:
-    The alarms, at most one of a kind and set.
+  A metric that the history does not have raises nothing. The records are by
+  step, rising, the evaluation before training first if it is to count;
+  `alarm.action` is not read. At most one alarm of a kind and set is returned.
   """
   if not history:
     return []
@@ -110,9 +97,10 @@ def judge(history: Sequence[Record], config: Config) -> list[Alert]:
     found += _trends(history, options)
     found += _truncation(history, options)
     found += _fallen_reward(history, options)
+  step = history[-1]['step']
   return [
-    dataclasses.replace(alert, advice=advise(alert.kind, config))
-    for alert in found
+    Alert(step, kind, where, numbers, cause, advise(kind, config))
+    for kind, where, numbers, cause in found
   ]
 
 
@@ -124,7 +112,7 @@ def is_read(name: str) -> bool:
   )
 
 
-def _evaluations(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+def _evaluations(history: Sequence[Record], options: Alarm) -> Found:
   """Yields the alarms of the sets that the last record evaluates."""
   last = history[-1]
   for key in last:
@@ -133,35 +121,19 @@ def _evaluations(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
     if stage != 'eval' or measure != SUCCESS or not name:
       continue
     past = [record for record in history if key in record]
-    yield from _fallen_success(past, name, options)
+    best = max(past, key=lambda record, key=key: record[key])
+    if best[key] - last[key] > options.success_drop:
+      yield (
+        'success',
+        name,
+        {'best': best[key], 'best_step': best['step'], 'now': last[key]},
+        f'{name}: {SUCCESS} fell from {best[key]:.3g} (step {best["step"]}) '
+        f'to {last[key]:.3g}: the model is losing what it had learnt.',
+      )
     yield from _fallen_variety(past, name, options)
 
 
-def _fallen_success(
-  past: Sequence[Record], name: str, options: Alarm
-) -> Iterator[Alert]:
-  key = f'eval/{name}/{SUCCESS}'
-  best, now = max(past, key=lambda record: record[key]), past[-1]
-  if best[key] - now[key] > options.success_drop:
-    yield Alert(
-      step=now['step'],
-      kind='success',
-      where=name,
-      numbers={
-        'best': best[key],
-        'best_step': best['step'],
-        'now': now[key],
-      },
-      cause=(
-        f'{name}: {SUCCESS} fell from {best[key]:.3g} (step {best["step"]}) '
-        f'to {now[key]:.3g}: the model is losing what it had learnt.'
-      ),
-    )
-
-
-def _fallen_variety(
-  past: Sequence[Record], name: str, options: Alarm
-) -> Iterator[Alert]:
+def _fallen_variety(past: Sequence[Record], name: str, options: Alarm) -> Found:
   """Yields an alarm on the measure that fell by the largest share."""
   success = f'eval/{name}/{SUCCESS}'
   now = past[-1]
@@ -183,11 +155,10 @@ def _fallen_variety(
     return
   fallen, measure, best = worst
   key = f'eval/{name}/{measure}'
-  yield Alert(
-    step=now['step'],
-    kind='variety',
-    where=name,
-    numbers={
+  yield (
+    'variety',
+    name,
+    {
       f'{measure}/best': best[key],
       f'{measure}/now': now[key],
       f'{SUCCESS}/then': best[success],
@@ -195,64 +166,48 @@ def _fallen_variety(
       'best_step': best['step'],
       'fallen': fallen,
     },
-    cause=(
-      f'{name}: {measure} fell by {fallen:.0%}, from {best[key]:.3g} (step '
-      f'{best["step"]}) to {now[key]:.3g}, while {SUCCESS} went from '
-      f'{best[success]:.3g} to {now[success]:.3g}: the model is right in '
-      'fewer ways.'
-    ),
+    f'{name}: {measure} fell by {fallen:.0%}, from {best[key]:.3g} (step '
+    f'{best["step"]}) to {now[key]:.3g}, while {SUCCESS} went from '
+    f'{best[success]:.3g} to {now[success]:.3g}: the model is right in '
+    'fewer ways.',
   )
 
 
-def _groups(
-  history: Sequence[Record], options: Alarm, groups: int
-) -> Iterator[Alert]:
+def _groups(history: Sequence[Record], options: Alarm, groups: int) -> Found:
   """Yields the alarms on groups from which nothing is learnt."""
   lacking = {'all_wrong': 'correct', 'all_right': 'wrong'}
   for kind, key in GROUPS.items():
     recent = _last(history, key, options.window)
     if len(recent) < options.window:
       continue
-    share = _mean(record[key] for record in recent)
+    share = _mean(recent, key)
     # Without the metric, groups that are all alike are taken to be idle.
-    idle = _mean(record.get(IDLE, 1.0) for record in recent)
+    idle = _mean(recent, IDLE, absent=1.0)
     if min(share, idle) > options.idle_share:
-      total = groups * len(recent)
-      yield Alert(
-        step=history[-1]['step'],
-        kind=kind,
-        where='train',
-        numbers={
-          'groups': round(share * total),
-          'of': total,
-          'steps': len(recent),
-          'idle': idle,
-        },
-        cause=(
-          f'{round(share * total)} of {total} groups had no {lacking[kind]} '
-          f'rollout in the last {len(recent)} steps: there is almost nothing '
-          'to learn from.'
-        ),
+      steps, total = len(recent), groups * len(recent)
+      alike = round(share * total)
+      yield (
+        kind,
+        'train',
+        {'groups': alike, 'of': total, 'steps': steps, 'idle': idle},
+        f'{alike} of {total} groups had no {lacking[kind]} rollout in the '
+        f'last {steps} steps: there is almost nothing to learn from.',
       )
 
 
-def _trends(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+def _trends(history: Sequence[Record], options: Alarm) -> Found:
   """Yields the alarms on what has moved since the first steps."""
-  step = history[-1]['step']
   if means := _ends(history, ENTROPY, options.window):
     first, now = means
     if now < options.entropy_share * first:
-      yield Alert(
-        step=step,
-        kind='entropy',
-        where='train',
-        numbers={'first': first, 'now': now},
-        cause=(
-          f'the token entropy of the rollouts fell from {first:.3g} to '
-          f'{now:.3g} nats: each token is surer than it was. Entropy is no '
-          'measure of variety: it can fall while the model stays right in as '
-          'many ways, and rise while it does not.'
-        ),
+      yield (
+        'entropy',
+        'train',
+        {'first': first, 'now': now},
+        f'the token entropy of the rollouts fell from {first:.3g} to '
+        f'{now:.3g} nats: each token is surer than it was. Entropy is no '
+        'measure of variety: it can fall while the model stays right in as '
+        'many ways, and rise while it does not.',
       )
   if means := _ends(history, LENGTH, options.window):
     first, now = means
@@ -261,43 +216,35 @@ def _trends(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
       ('shorter', first / max(now, 1e-9)),
     ):
       if factor > options.length_factor:
-        yield Alert(
-          step=step,
-          kind=kind,
-          where='train',
-          numbers={'first': first, 'now': now, 'factor': factor},
-          cause=(
-            f'rollouts are {factor:.1f} times {kind}: {now:.4g} tokens, '
-            f'{first:.4g} at the start.'
-          ),
+        yield (
+          kind,
+          'train',
+          {'first': first, 'now': now, 'factor': factor},
+          f'rollouts are {factor:.1f} times {kind}: {now:.4g} tokens, '
+          f'{first:.4g} at the start.',
         )
 
 
-def _truncation(history: Sequence[Record], options: Alarm) -> Iterator[Alert]:
+def _truncation(history: Sequence[Record], options: Alarm) -> Found:
   """Yields an alarm on rollouts that are cut off."""
   recent = _last(history, FINISHED, options.window)
   if len(recent) < options.window:
     return
-  now = _mean(record[FINISHED] for record in recent)
+  now = _mean(recent, FINISHED)
   first, _ = _ends(history, FINISHED, options.window) or (now, now)
   if now < options.finished_share or first - now > options.finished_drop:
     # Nothing to compare with before there are twice as many steps.
     before = f', {first:.0%} at the start' if first != now else ''
-    yield Alert(
-      step=history[-1]['step'],
-      kind='truncated',
-      where='train',
-      numbers={'first': first, 'now': now},
-      cause=(
-        f'{now:.0%} of the rollouts end by themselves{before}: the others are '
-        'cut off at rollout.max_new_tokens.'
-      ),
+    yield (
+      'truncated',
+      'train',
+      {'first': first, 'now': now},
+      f'{now:.0%} of the rollouts end by themselves{before}: the others are '
+      'cut off at rollout.max_new_tokens.',
     )
 
 
-def _fallen_reward(
-  history: Sequence[Record], options: Alarm
-) -> Iterator[Alert]:
+def _fallen_reward(history: Sequence[Record], options: Alarm) -> Found:
   """Yields an alarm on a reward that was higher over a window before."""
   past = [record for record in history if REWARD in record]
   if len(past) <= options.window:
@@ -311,16 +258,13 @@ def _fallen_reward(
   scale = max(abs(record[REWARD]) for record in past)
   if best - now > options.reward_drop * scale:
     last = past[means.index(best) + options.window - 1]
-    yield Alert(
-      step=history[-1]['step'],
-      kind='reward',
-      where='train',
-      numbers={'best': best, 'best_step': last['step'], 'now': now},
-      cause=(
-        f'the mean reward of {options.window} steps fell from {best:.3g} '
-        f'(to step {last["step"]}) to {now:.3g}: the model is losing what it '
-        'had learnt.'
-      ),
+    yield (
+      'reward',
+      'train',
+      {'best': best, 'best_step': last['step'], 'now': now},
+      f'the mean reward of {options.window} steps fell from {best:.3g} '
+      f'(to step {last["step"]}) to {now:.3g}: the model is losing what it '
+      'had learnt.',
     )
 
 
@@ -332,7 +276,7 @@ def _ends(
   last = _last(history, key, window)
   if not last or last[0]['step'] <= first[-1]['step']:
     return None
-  return _mean(r[key] for r in first), _mean(r[key] for r in last)
+  return _mean(first, key), _mean(last, key)
 
 
 def _last(history: Sequence[Record], key: str, window: int) -> list[Record]:
@@ -341,6 +285,5 @@ def _last(history: Sequence[Record], key: str, window: int) -> list[Record]:
   return list(recent)[::-1]
 
 
-def _mean(values: Iterable[float]) -> float:
-  known = list(values)
-  return sum(known) / len(known)
+def _mean(records: Sequence[Record], key: str, absent: float = 0) -> float:
+  return sum(r.get(key, absent) for r in records) / len(records)

@@ -12,8 +12,8 @@ from typing import Any
 
 from sdjax.models.sharding import with_sharding
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.evaluator import measure
 from sdjax.training.hooks import Hook, Run
-from sdjax.training.measure import measure
 
 FOLDER = 'checkpoints_best'
 
@@ -27,13 +27,10 @@ class BestCheckpoint(Hook):
     metric: str,
     measured: Mapping[str, Any] | None = None,
   ):
-    """Opens the folder.
+    """Opens the folder; highest is best, or with a `-` before it lowest.
 
-    Args:
-      workdir: of the run.
-      metric: `SET/METRIC`, highest is best; with a `-` in front lowest is.
-      measured: how evaluations sample, JSON values. What is kept is never
-        compared with, and so never replaced by, what was sampled otherwise.
+    What is kept is never compared with, and so never replaced by, what was
+    `measured` otherwise, which are JSON values.
 
     Raises:
       CheckpointError: if the folder cannot be used.
@@ -86,9 +83,6 @@ class BestCheckpoint(Hook):
   def rewind(self, step: int) -> None:
     """Goes back to what was best at a checkpoint that the run resumes from.
 
-    Args:
-      step: of that checkpoint.
-
     Raises:
       CheckpointError: if the best checkpoint is damaged.
     """
@@ -106,10 +100,8 @@ class BestCheckpoint(Hook):
   def offer(self, record: Mapping[str, Any], state: Any) -> None:
     """Saves the state if its evaluation is better than all before.
 
-    Args:
-      record: as in `metrics.jsonl`; one without the metric, of the step that
-        is kept, or not comparable with it, changes nothing.
-      state: as for `Checkpoints.save`.
+    A record without the metric, of the step that is kept, or not comparable
+    with it, changes nothing.
     """
     if (
       self._key not in record
@@ -128,28 +120,14 @@ class BestCheckpoint(Hook):
       self._checkpoints.save(record['step'], state, extra)
 
   def forget(self, step: int) -> None:
-    """Deletes what was superseded by a step the run cannot go back behind.
-
-    Args:
-      step: of a checkpoint of the run that is on disk.
-    """
+    """Deletes what a step on disk, which the run keeps, has superseded."""
     self.wait()
     done = [one for one in self._checkpoints.steps() if one <= step]
     for superseded in done[:-1]:
       self._checkpoints.delete(superseded)
 
   def restore(self, abstract_state: Any) -> Any:
-    """Reads the state of the best evaluation.
-
-    Args:
-      abstract_state: as for `Checkpoints.restore`.
-
-    Returns:
-      The state.
-
-    Raises:
-      CheckpointError: if there is none, or it does not fit.
-    """
+    """Reads the state of the best evaluation, as `Checkpoints.restore`."""
     state, _ = self._checkpoints.restore(self.step or 0, abstract_state)
     return state
 

@@ -85,12 +85,9 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str | Path, keep: int | None = 2):
-    """Opens a folder of checkpoints.
+    """Opens a folder of checkpoints, made if it is not there.
 
-    Args:
-      directory: made by the first `save` if it is not there.
-      keep: newest checkpoints that are kept, at least 1; None: all, until
-        `delete`.
+    The `keep` newest checkpoints are kept; None: all, until `delete`.
 
     Raises:
       CheckpointError: if `keep` is below 1 or the folder cannot be used.
@@ -120,15 +117,11 @@ class Checkpoints:
     """Starts a checkpoint; the arrays may be donated once this returns.
 
     Blocks until the arrays are copied to the host and an earlier save has
-    ended; the writing goes on in the background.
-
-    Args:
-      step: names the checkpoint; must be above the newest one.
-      state: tree of `jax.Array`s.
-      extra: what else is needed to go on; JSON values only.
+    ended; the writing goes on in the background. `extra` is what else is needed
+    to go on, JSON values only.
 
     Raises:
-      CheckpointError: if `extra` is not JSON or the step was saved before.
+      CheckpointError: if `extra` is not JSON or the step not above the newest.
     """
     try:
       json.dumps(extra)
@@ -164,36 +157,23 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def delete(self, step: int) -> None:
-    """Deletes a checkpoint.
-
-    Args:
-      step: one of `steps`.
-    """
+    """Deletes the checkpoint of one of `steps`."""
     self._manager.delete(step)
 
   def restore(
     self, step: int, abstract_state: Any
   ) -> tuple[Any, dict[str, Any]]:
-    """Reads a checkpoint.
+    """Reads a checkpoint: the state, and what was saved with it.
 
-    Args:
-      step: which, from `latest_step`.
-      abstract_state: tree of arrays or `jax.ShapeDtypeStruct`s, as
-        `with_sharding` makes it. Their shardings say where the arrays go,
-        whatever mesh they were saved from; a leaf without one goes to the
-        default device.
-
-    Returns:
-      The state, and what was saved with it.
+    The shardings of the abstract state, as `with_sharding` makes it, say where
+    the arrays go, whatever mesh they were saved from; a leaf without one goes
+    to the default device.
 
     Raises:
       CheckpointError: if the checkpoint is missing, damaged, or of another
         structure. Nothing is deleted.
     """
-    if step not in self.steps():
-      raise CheckpointError(self._no_checkpoint(step))
-    saved = _leaves(self._read(step, self._saved_tree))
-    self._check_structure(step, saved, _leaves(abstract_state))
+    self._check_structure(step, abstract_state)
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
@@ -214,21 +194,13 @@ class Checkpoints:
   def weights(self, step: int, mesh: Any) -> dict[str, Any]:
     """Reads the weights of a checkpoint, and nothing else of its state.
 
-    Nothing has to be known of how they were trained.
-
-    Args:
-      step: one of `steps`.
-      mesh: devices that they are laid over.
-
-    Returns:
-      `params`, and `teacher_params` where the run keeps an average.
+    Nothing has to be known of how they were trained. Returned are `params`,
+    and `teacher_params` where the run keeps an average.
 
     Raises:
       CheckpointError: if they are missing or damaged. Nothing is deleted.
     """
-    if step not in self.steps():
-      raise CheckpointError(self._no_checkpoint(step))
-    saved = self._read(step, self._saved_tree)
+    saved = self._saved_tree(step)
     wanted = {name: saved.get(name) for name in WEIGHTS if saved.get(name)}
     shapes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted
@@ -250,12 +222,6 @@ class Checkpoints:
   def extra(self, step: int) -> dict[str, Any]:
     """Reads what was saved beside the state of a checkpoint.
 
-    Args:
-      step: one of `steps`.
-
-    Returns:
-      The `extra` of its `save`.
-
     Raises:
       CheckpointError: if it is missing or damaged. Nothing is deleted.
     """
@@ -272,14 +238,21 @@ class Checkpoints:
     """Finishes the save in progress and frees the manager's threads."""
     self._manager.close()
 
-  def _no_checkpoint(self, step: int) -> str:
-    return f'{self._directory} has no checkpoint {step}; it has {self.steps()}.'
-
   def _saved_tree(self, step: int) -> Any:
-    found = self._manager.item_metadata(step)[STATE]
-    if found is None:
-      raise FileNotFoundError(f'no {self._directory}/{step}/{STATE}/_METADATA')
-    return found.tree
+    """What a checkpoint has, by its description."""
+    if step not in self.steps():
+      raise CheckpointError(
+        f'{self._directory} has no checkpoint {step}; it has {self.steps()}.'
+      )
+
+    def read(step: int) -> Any:
+      found = self._manager.item_metadata(step)[STATE]
+      if found is None:
+        file = f'{self._directory}/{step}/{STATE}/_METADATA'
+        raise FileNotFoundError(f'no {file}')
+      return found.tree
+
+    return self._read(step, read)
 
   def _read(self, step: int, read: Callable[[int], Any]) -> Any:
     """Runs a read; whatever it raises becomes one error."""
@@ -302,12 +275,9 @@ class Checkpoints:
       f'folder {self._directory / str(step)} to {then}.'
     )
 
-  def _check_structure(
-    self,
-    step: int,
-    saved: dict[str, tuple[tuple[int, ...], str]],
-    wanted: dict[str, tuple[tuple[int, ...], str]],
-  ) -> None:
+  def _check_structure(self, step: int, abstract_state: Any) -> None:
+    saved = _leaves(self._saved_tree(step))
+    wanted = _leaves(abstract_state)
     for name in [*wanted, *saved]:
       here, there = wanted.get(name), saved.get(name)
       if here != there:

@@ -19,7 +19,6 @@ class Compilations:
   """Counts what XLA compiles in this process, by listening to JAX."""
 
   def __init__(self):
-    """Starts to listen."""
     self.count = 0
     self.seconds = 0.0
     self._lock = threading.Lock()  # several threads compile
@@ -35,9 +34,8 @@ class Compilations:
 def machine() -> str:
   """Names what compiled code depends on; code of another name is never run.
 
-  Returns:
-    The platform and a digest of the releases of JAX, the devices, and the
-    processor with its instruction sets.
+  The platform and a digest of the releases of JAX, the devices, and the
+  processor with its instruction sets.
   """
   devices = jax.devices()
   parts = [
@@ -67,10 +65,8 @@ def keep_compilations(keep: bool = True) -> None:
   """Has JAX read compiled code from the cache folder, and write it there.
 
   The folder is `compilations/` in `$SDJAX_CACHE` or `~/.cache/sdjax`. One that
-  was chosen already, say by JAX_COMPILATION_CACHE_DIR, is left as it is.
-
-  Args:
-    keep: False: do nothing.
+  was chosen already, say by JAX_COMPILATION_CACHE_DIR, is left as it is. With
+  `keep` False nothing is done.
   """
   if not keep or jax.config.values['jax_compilation_cache_dir']:
     return

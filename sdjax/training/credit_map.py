@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.data.context import encode_context, opens_thinking
+from sdjax.data.context import encode_context
 from sdjax.feedback import demonstrations
 from sdjax.feedback.grading import Graded
 from sdjax.feedback.strategies import Demonstrations
-from sdjax.methods import shown_of, teacher_contexts, teacher_templates
+from sdjax.methods import demonstrated, shown_of, teacher_contexts
 from sdjax.models.sharding import shard_batch
 from sdjax.objectives.advantages import GRPO
 from sdjax.objectives.mixing import mean_over_teachers
@@ -27,16 +27,9 @@ from sdjax.steps.score import student_hidden, token_logp
 from sdjax.steps.student import Shared
 from sdjax.steps.teacher import Target, teacher_tokens
 from sdjax.training.hooks import Hook, Run
-from sdjax.training.programs import batch_shapes, program
+from sdjax.training.programs import Program, batch_shapes
 from sdjax.training.trainer import Sampled, Trainer
-from sdjax.types import (
-  ApplyFn,
-  Gathered,
-  Params,
-  Prompts,
-  Rewards,
-  Rollout,
-)
+from sdjax.types import ApplyFn, Gathered, Params, Prompts, Rewards, Rollout
 
 
 def token_credit(
@@ -53,16 +46,8 @@ def token_credit(
 ) -> tuple[jax.Array, jax.Array]:
   """What a teacher says of each token, and GRPO of each rollout.
 
-  Args:
-    apply_fn: the model.
-    params: the weights that sampled the rollout.
-    teacher_params: the teacher's weights.
-    prompts: the student's contexts.
-    rollout: what is credited.
-    evidence: the teacher's contexts.
-    rewards: of the rollouts.
-    temperature: divides all logits.
-    chunk: tokens whose logits exist at once.
+  The rollout is of `params`; `temperature` divides all logits, those of
+  `chunk` tokens exist at once.
 
   Returns:
     float32 [Q, G, T], nats, log q(token | demonstration) - log p(token), the
@@ -101,14 +86,10 @@ def token_credit(
 
 
 def telling(correct_QG: np.ndarray) -> np.ndarray:
-  """Orders questions by how much there is to see in them.
+  """Orders questions by how much there is to see in their rollouts [Q, G].
 
-  Args:
-    correct_QG: bool.
-
-  Returns:
-    int [Q], those with most pairs of a right and a wrong rollout first,
-    equal ones in their order.
+  Those with most pairs of a right and a wrong rollout come first, equal ones
+  in their order.
   """
   right_Q = correct_QG.sum(axis=1)
   return np.argsort(-right_Q * (correct_QG.shape[1] - right_Q), kind='stable')
@@ -117,13 +98,8 @@ def telling(correct_QG: np.ndarray) -> np.ndarray:
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
   """Splits a completion's text by its tokens.
 
-  Args:
-    tokenizer: of the model.
-    ids: the tokens that count.
-
-  Returns:
-    As many texts, which joined are the completion's with its control tokens;
-    a character made of several tokens stands at its last one.
+  Joined they are the text with its control tokens; a character made of
+  several tokens stands at its last one.
   """
   texts = []
   # Decoded with what stands before it: spaces belong to neither alone.
@@ -145,11 +121,9 @@ class CreditMap(Hook):
   def __init__(self, trainer: Trainer):
     """Takes from a trainer what is needed; nothing runs yet.
 
-    Args:
-      trainer: of a run. Where its method gathers contexts for a teacher they
-        are used, with that teacher; otherwise the current weights are the
-        teacher and are shown a random correct peer, as self-distillation
-        does by default.
+    Where its method gathers contexts for a teacher they are used, with that
+    teacher; otherwise the current weights are the teacher and are shown a
+    random correct peer, as self-distillation does by default.
     """
     config = trainer.config
     assert config.rollout and config.loss
@@ -159,7 +133,7 @@ class CreditMap(Hook):
     sizes = demonstrations.context_buckets(config.rollout.num_samples)
     # One size, or the last step might compile anew.
     self._num_contexts = max(trainer.method.num_contexts or sizes)
-    self._credit = program(
+    self._credit = Program(
       'credit',
       functools.partial(
         token_credit,
@@ -196,13 +170,8 @@ class CreditMap(Hook):
   def records(self, batch: Sampled, step: int) -> Iterator[dict[str, Any]]:
     """Yields the lines of `credit.jsonl` for a step, before its update.
 
-    Args:
-      batch: the step's.
-      step: the step, counted from 1.
-
-    Yields:
-      One record a rollout of the most telling questions; `log_ratio` is None
-      where the teacher had nothing to be shown.
+    One a rollout of the most telling questions; `log_ratio` is None where the
+    teacher had nothing to be shown.
     """
     trainer, graded = self._trainer, batch.graded
     rows, gathered, arrays = self._batch(batch, step)
@@ -233,9 +202,7 @@ class CreditMap(Hook):
   def _weights(self) -> tuple[Params, Params]:
     """The student's, and the teacher's, which may be the same."""
     student = self._trainer.student()
-    if not self._trainer.teacher:
-      return student, student
-    return student, self._trainer.teacher_weights()
+    return student, self._trainer.teacher_weights() or student
 
   def _batch(
     self, batch: Sampled, step: int
@@ -284,18 +251,10 @@ class CreditMap(Hook):
     trainer = self._trainer
     config, tokenizer = trainer.config, trainer.model.tokenizer
     assert config.model and config.rollout
-    templates = teacher_templates(Demonstrations(), trainer.task)
-    thinking = config.model.thinking
     room = config.rollout.max_context + config.rollout.max_new_tokens
+    template, thinking = trainer.task.teacher_template, config.model.thinking
     words, _ = encode_context(
-      tokenizer, templates.demonstration, '', '', room, thinking=thinking
+      tokenizer, template, '', '', room, thinking=thinking
     )
-    return functools.partial(
-      demonstrations.gather,
-      options=Demonstrations(max_context=room + len(words)),
-      tokenizer=tokenizer,
-      templates=templates,
-      seed=config.seed,
-      thinking=thinking,
-      opened=opens_thinking(tokenizer, trainer.task.student_template, thinking),
-    )
+    shown = Demonstrations(max_context=room + len(words))
+    return demonstrated(config, shown, trainer.task, tokenizer)

@@ -5,8 +5,12 @@ from typing import Any
 
 from sdjax.config import schema as config_lib
 from sdjax.data.context import NO_LIMIT, common_ending, encode_context
-from sdjax.feedback.demonstrations import Shown
-from sdjax.methods import check_example, shown_of, teacher_templates
+from sdjax.methods import (
+  check_example,
+  kinds_shown,
+  shown_of,
+  teacher_templates,
+)
 from sdjax.objectives.schedule import Constant
 from sdjax.steps import mix, rl, sd
 from sdjax.tasks.base import Task
@@ -23,14 +27,7 @@ AGGREGATIONS = {
 
 
 def loss_in_words(config: config_lib.Config) -> str:
-  """Says in a few sentences what a run minimises.
-
-  Args:
-    config: a checked config.
-
-  Returns:
-    Plain text, composed of what the options say of themselves.
-  """
+  """Says in a few sentences what a run of a checked config minimises."""
   method, loss, rollout = config.method, config.loss, config.rollout
   if isinstance(method, config_lib.Pretraining):
     return (
@@ -46,24 +43,22 @@ def loss_in_words(config: config_lib.Config) -> str:
     main = _policy(config, method)
   else:
     main = f'method {method.name!r}'
-  main += loss.kl.words()
-  if loss.skip_tokens:
-    main += f'; the first {loss.skip_tokens} tokens do not count'
-  if loss.mask_truncated:
-    main += '; rollouts that were cut off do not count'
-  if loss.sampler_clip:
-    main += f'; each token times min(p / sampler, {loss.sampler_clip:g})'
-  if rollout.resample:
-    main += (
-      f'; up to {rollout.resample} more batches are sampled in place of '
-      'questions that teach nothing'
-    )
-  updates = config.train.epochs * config.train.mini_batches
-  if updates > 1:
-    main += (
-      f'; {updates} updates a step ({config.train.epochs} epochs of '
-      f'{config.train.mini_batches} mini-batches)'
-    )
+  train = config.train
+  updates = train.epochs * train.mini_batches
+  main = _list(
+    main + loss.kl.words(),
+    loss.skip_tokens and f'the first {loss.skip_tokens} tokens do not count',
+    loss.mask_truncated and 'rollouts that were cut off do not count',
+    loss.sampler_clip
+    and f'each token times min(p / sampler, {loss.sampler_clip:g})',
+    rollout.resample
+    and f'up to {rollout.resample} more batches are sampled in place of '
+    'questions that teach nothing',
+    updates > 1
+    and f'{updates} updates a step ({train.epochs} epochs of '
+    f'{train.mini_batches} mini-batches)',
+    separator='; ',
+  )
   return f'loss = {AGGREGATIONS[loss.aggregation]} of {main}.'
 
 
@@ -87,43 +82,39 @@ def _mixed(config: config_lib.Config, method: mix.Options) -> str:
 
 def _teacher(method: sd.Options) -> str:
   shown = method.demonstrations
-  words = [f'teacher = {method.teacher.words()}']
-  if method.anchor.words():
-    words.append(method.anchor.words())
-  if method.teacher_temperature != 1:
-    words.append(f'to the power 1/{method.teacher_temperature:g}')
-  if shown.strategy.shows:
-    words.append(
-      f'shown {shown.count} correct answer(s) to the question, '
-      f'{shown.strategy.words()}, {method.pooling.words()}'
-    )
-  if shown.contrast:
-    words.append(f'and {shown.contrast} wrong one(s), for contrast')
-  if shown.feedback != 'never':
-    words.append(
-      "shown the verifier's feedback on a failed rollout"
-      + (' without a peer' if shown.feedback == 'without_peer' else '')
-    )
-  return ', '.join(words)
+  heat = method.teacher_temperature
+  return _list(
+    f'teacher = {method.teacher.words()}',
+    method.anchor.words(),
+    heat != 1 and f'to the power 1/{heat:g}',
+    shown.strategy.shows
+    and f'shown {shown.count} correct answer(s) to the question, '
+    f'{shown.strategy.words()}, {method.pooling.words()}',
+    shown.contrast and f'and {shown.contrast} wrong one(s), for contrast',
+    shown.feedback != 'never'
+    and "shown the verifier's feedback on a failed rollout"
+    + (' without a peer' if shown.feedback == 'without_peer' else ''),
+  )
 
 
 def _distillation(method: sd.Options) -> str:
-  words = [method.divergence.words()]
+  clip, discount = method.importance_clip, method.credit_discount
+  what = method.divergence.words()
   if method.divergence.compares:
-    words = [f'{words[0]} over {method.support.words()}']
-  if method.importance_clip:
-    words.append(f'times min(p / p_old, {method.importance_clip:g})')
-  if method.credit_discount:
-    words.append(
-      f'plus the later losses, discounted by {method.credit_discount:g}'
-    )
-  words.append(_teacher(method))
-  if method.success_exponent:
-    words.append(
-      f'each question weighing (p (1 - p))^{method.success_exponent:g}'
-    )
-  words.append('rollouts that are shown nothing do not count')
-  return ', '.join(words)
+    what += f' over {method.support.words()}'
+  return _list(
+    what,
+    clip and f'times min(p / p_old, {clip:g})',
+    discount and f'plus the later losses, discounted by {discount:g}',
+    _teacher(method),
+    method.success_exponent
+    and f'each question weighing (p (1 - p))^{method.success_exponent:g}',
+    'rollouts that are shown nothing do not count',
+  )
+
+
+def _list(*words: Any, separator: str = ', ') -> str:
+  return separator.join(filter(None, words))
 
 
 def _policy(config: config_lib.Config, method: rl.Options) -> str:
@@ -149,15 +140,10 @@ def contexts_in_words(
 ) -> str:
   """Shows the first training question as student and teacher see it.
 
-  Args:
-    config: a checked config that is not of pretraining.
-    task: where the question comes from.
-    tokenizer: of the model.
-
-  Returns:
-    Both contexts, decoded from their tokens, with marks where they become
-    the same and where the answer begins, and what is wrong with them if
-    anything; the student's alone where the method shows no demonstrations.
+  Both contexts are decoded from their tokens, with marks where they become
+  the same and where the answer begins, and what is wrong with them if
+  anything; the student's stands alone where the method shows no
+  demonstrations.
   """
   assert config.model
   question = task.questions('train')[0]
@@ -165,19 +151,13 @@ def contexts_in_words(
     encode_context, tokenizer, thinking=config.model.thinking
   )
   begin = '[the answer begins here]'
-  student, _ = encode(
-    template=task.student_template,
-    question=question.text,
-    demonstration=None,
-    max_tokens=NO_LIMIT,
-  )
+  student, _ = encode(task.student_template, question.text, None, NO_LIMIT)
   head = f"the student's context, {len(student)} tokens:"
   shown = shown_of(config)
   if shown is None:
     return f'{head}\n{tokenizer.decode(student)}{begin}'
-  example = Shown(task.example(question))
-  if not shown.strategy.shows:
-    example = Shown(feedback=task.verify(question, '').feedback)
+  feedback = task.verify(question, '').feedback
+  example = kinds_shown(shown, task.example(question), feedback)[0]
   teacher, lost = encode(
     template=teacher_templates(shown, task).of(example),
     question=question.text,

@@ -9,10 +9,11 @@ import numpy as np
 
 from sdjax import rng
 from sdjax.config import schema as config_lib
+from sdjax.data.json_files import write_json_lines_atomic
 from sdjax.data.prompts import encode_prompts
 from sdjax.evaluate.diversity import summarize
 from sdjax.evaluate.samples import Samples
-from sdjax.feedback.grading import Graded, grade
+from sdjax.feedback.grading import Graded, grade, records
 from sdjax.models.load import LanguageModel
 from sdjax.models.sharding import shard_batch
 from sdjax.options import nearest
@@ -21,21 +22,20 @@ from sdjax.steps.sampling import Sampling
 from sdjax.tasks.base import Question, Task
 from sdjax.training import interrupt
 from sdjax.training.lengths import evaluation_questions
-from sdjax.training.programs import program
+from sdjax.training.log import Progress
+from sdjax.training.programs import Program
+from sdjax.training.run_folder import Workdir
 from sdjax.types import Params, Prompts, Rollout
+
+Tell = Callable[[str, int, int], None]
+"""Is given the name of a set, how many questions are done, and of how many."""
 
 
 def metric_names(num_samples: int) -> list[str]:
-  """Returns what an evaluation set is always measured by.
+  """Returns what an evaluation set of n samples a question is measured by.
 
   The shares of rejected answers by reason are not among them: which reasons
   come up is known only afterwards.
-
-  Args:
-    num_samples: samples a question.
-
-  Returns:
-    The names, e.g. `pass@1`.
   """
   n = num_samples
   blank = Samples(
@@ -52,15 +52,9 @@ def metric_names(num_samples: int) -> list[str]:
 
 
 def full_batches(number: int, size: int) -> list[list[int]]:
-  """Parts places into batches of one size.
+  """Parts places 0 .. number - 1 into batches of one size.
 
-  Args:
-    number: places there are, at least 1.
-    size: of a batch.
-
-  Returns:
-    0, 1 .. number - 1, and after them as many of the first again as the last
-    batch lacks.
+  The last is filled up with as many of the first again as it lacks.
   """
   return [
     [place % number for place in range(start, start + size)]
@@ -70,9 +64,6 @@ def full_batches(number: int, size: int) -> list[list[int]]:
 
 def check_keep_best(config: config_lib.Config) -> None:
   """Checks that `train.keep_best`, if set, names a metric that there is.
-
-  Args:
-    config: a checked config.
 
   Raises:
     ConfigError: naming the metrics that there are.
@@ -88,15 +79,7 @@ def check_keep_best(config: config_lib.Config) -> None:
 
 
 def sample_set(graded: Graded, stats: dict[str, Any]) -> list[Samples]:
-  """Puts judged answers and what was measured of them together.
-
-  Args:
-    graded: Q questions, n answers each.
-    stats: `length`, `entropy_sum` and `finished`, [Q, n].
-
-  Returns:
-    What `summarize` takes.
-  """
+  """Puts judged answers and `entropy_sum` [Q, n] together, for `summarize`."""
   return [
     Samples(
       correct=[v.correct for v in verdicts],
@@ -104,9 +87,9 @@ def sample_set(graded: Graded, stats: dict[str, Any]) -> list[Samples]:
       solutions=[v.solution for v in verdicts],
       strategies=[v.strategies for v in verdicts],
       reasons=[v.reason for v in verdicts],
-      lengths=stats['length'][q].tolist(),
+      lengths=graded.length[q].tolist(),
       entropies=stats['entropy_sum'][q].tolist(),
-      flags={'finished': stats['finished'][q].tolist()},
+      flags={'finished': graded.finished[q].tolist()},
     )
     for q, verdicts in enumerate(graded.verdicts)
   ]
@@ -116,11 +99,8 @@ class Evaluator:
   """Samples and judges evaluation sets, compiled once.
 
   The noise depends on the seed and the set alone, so evaluations of one run
-  differ by the weights only.
-
-  Attributes:
-    questions: of each set.
-    notes: what a person should be told of them.
+  differ by the weights only. `notes` are what a person should be told of the
+  questions.
   """
 
   def __init__(
@@ -130,13 +110,7 @@ class Evaluator:
     task: Task,
     mesh: Any,
   ):
-    """Prepares the sampler.
-
-    Args:
-      config: the run's config; `config.eval` says what is measured.
-      model: forward, tokenizer, end-of-sequence tokens.
-      task: questions and verifier.
-      mesh: devices.
+    """Prepares the sampler of what `config.eval` says.
 
     Raises:
       ConfigError: a set is not one of the task's, or too small, or a question
@@ -161,7 +135,7 @@ class Evaluator:
         config, task, name, model.tokenizer
       )
       self.notes += notes
-    self._sample = program(
+    self._sample = Program(
       'evaluation',
       functools.partial(
         rollout_step,
@@ -174,17 +148,11 @@ class Evaluator:
     )
 
   def batches(self, name: str) -> Iterator[tuple[Prompts, list[Question]]]:
-    """Yields a set's questions, with the contexts they are asked in.
+    """Yields a set's contexts as host arrays, and the questions in them.
 
     All batches are of one size, that one program samples them all on any
     number of devices: the last is filled up with the first questions again.
     Whoever joins the batches keeps the first `eval.num_questions`.
-
-    Args:
-      name: the set.
-
-    Yields:
-      Host arrays of `eval.batch_questions` contexts, and their questions.
     """
     options = self.config.eval
     source = self.questions[name]
@@ -201,25 +169,18 @@ class Evaluator:
       yield prompts, questions
 
   def sample(
-    self,
-    params: Params,
-    name: str,
-    tell: Callable[[str, int, int], None] | None = None,
+    self, params: Params, name: str, tell: Tell | None = None
   ) -> tuple[Graded, dict[str, Any]]:
-    """Samples one set and judges the answers.
-
-    Args:
-      params: weights.
-      name: the set.
-      tell: is given the name, how many questions are done, and of how many.
+    """Samples and judges one set; `tell` hears name, questions done, of all.
 
     Returns:
-      The graded answers, and `length`, `entropy_sum` and `finished`, [Q, n].
+      The graded answers, and `entropy_sum` [Q, n].
     """
     parts, total = [], self.config.eval.num_questions
     for prompts, questions in self.batches(name):
       interrupt.check()
-      parts.append(self.sample_prompts(params, prompts, questions, name))
+      rollout = self.rollout(params, prompts, name)
+      parts.append(self.judge(rollout, questions))
       if tell:
         tell(name, min(len(parts) * len(questions), total), total)
     return self.join(parts)
@@ -227,14 +188,7 @@ class Evaluator:
   def join(
     self, parts: Sequence[tuple[Graded, dict[str, Any]]]
   ) -> tuple[Graded, dict[str, Any]]:
-    """Puts the batches of a set together, without what filled up the last.
-
-    Args:
-      parts: of each of `batches`, as `sample` returns them.
-
-    Returns:
-      As `sample`.
-    """
+    """Joins what `judge` says of batches, without what filled up the last."""
     num_q = self.config.eval.num_questions
     every = [graded for graded, _ in parts]
     graded = Graded(
@@ -244,72 +198,25 @@ class Evaluator:
       length=np.concatenate([one.length for one in every])[:num_q],
       finished=np.concatenate([one.finished for one in every])[:num_q],
     )
-    return graded, {
-      name: np.concatenate([stats[name] for _, stats in parts])[:num_q]
-      for name in parts[0][1]
-    }
-
-  def sample_prompts(
-    self,
-    params: Params,
-    prompts: Prompts,
-    questions: Sequence[Question],
-    name: str,
-  ) -> tuple[Graded, dict[str, Any]]:
-    """Samples contexts that are already encoded, and judges the answers.
-
-    Args:
-      params: weights.
-      prompts: host arrays, Q contexts.
-      questions: what the verifier judges them by.
-      name: of the random stream.
-
-    Returns:
-      As `sample`.
-    """
-    return self.judge(self.rollout(params, prompts, name), questions)
+    sums = np.concatenate([stats['entropy_sum'] for _, stats in parts])
+    return graded, {'entropy_sum': sums[:num_q]}
 
   def judge(
     self, rollout: Rollout, questions: Sequence[Question]
   ) -> tuple[Graded, dict[str, Any]]:
-    """Judges what was sampled.
-
-    Args:
-      rollout: host arrays.
-      questions: what it answers.
-
-    Returns:
-      As `sample`.
-    """
+    """Judges host arrays of rollouts, as `sample` returns it."""
     graded = grade(self.task, self.model.tokenizer, questions, rollout)
-    return graded, {
-      'length': rollout.length,
-      'entropy_sum': rollout.entropy.sum(axis=-1),
-      'finished': rollout.finished,
-    }
+    return graded, {'entropy_sum': rollout.entropy.sum(axis=-1)}
 
   def rollout(self, params: Params, prompts: Prompts, name: str) -> Rollout:
-    """Samples contexts that are already encoded.
-
-    Args:
-      params: weights.
-      prompts: host arrays, Q contexts.
-      name: of the random stream.
-
-    Returns:
-      Host arrays, n samples a context.
-    """
+    """Samples n answers to contexts on the host; `name` is of the noise."""
     key = rng.stream(self.config.seed, f'eval/{name}')
     return jax.device_get(
       self._sample(params, shard_batch(prompts, self.mesh), key)
     )
 
   def compile(self, params: Params) -> None:
-    """Compiles what samples, in another thread; the first sampling waits.
-
-    Args:
-      params: weights, or others of their shapes.
-    """
+    """Compiles what samples, in another thread; the first sampling waits."""
     options = self.config.eval
     blank = Prompts(
       ids=np.zeros((options.batch_questions, options.max_context), np.int32),
@@ -324,15 +231,9 @@ class Evaluator:
     params: Params,
     sets: Sequence[str],
     keep: Callable[[str, Graded], None] | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    tell: Tell | None = None,
   ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Measures some sets.
-
-    Args:
-      params: weights.
-      sets: which.
-      keep: is given the name and the graded answers of each set.
-      tell: as for `sample`.
+    """Measures some sets; `keep` is given the graded answers of each.
 
     Returns:
       `SET/METRIC` to number, and set to values per question; see
@@ -347,3 +248,34 @@ class Evaluator:
       numbers, questions[name] = summarize(sample_set(graded, stats))
       flat |= {f'{name}/{metric}': v for metric, v in numbers.items()}
     return flat, questions
+
+
+def measure(
+  workdir: Workdir,
+  evaluator: Evaluator,
+  params: Params,
+  when: str,
+  progress: Progress,
+  step: int | None = None,
+) -> None:
+  """Measures weights, an adapter applied, and leaves the numbers in the folder.
+
+  With `eval.save_samples` the answers go to `samples_WHEN.jsonl`; `when` is
+  `base`, `final` or `best`. The latter, of a `step`, is also measured by the
+  sets that are measured during training, by one of which it was chosen: there
+  it looks better than it is, on the others not.
+  """
+  options = evaluator.config.eval
+  sets = options.sets
+  if when == 'best':
+    sets = tuple(dict.fromkeys(sets + options.during))
+  lines: list[dict[str, Any]] = []
+
+  def keep(name: str, graded: Graded) -> None:
+    lines.extend({'set': name, **line} for line in records(graded))
+
+  kept = keep if options.save_samples else None
+  flat, questions = evaluator(params, sets, kept, progress.evaluated)
+  if options.save_samples:
+    write_json_lines_atomic(workdir.path / f'samples_{when}.jsonl', lines)
+  workdir.add_eval(when, flat, questions, step)

@@ -22,9 +22,6 @@ def lock(path: Path) -> None:
   go on with it. The file is opened once, because a lock of POSIX ends when ANY
   descriptor of its file is closed.
 
-  Args:
-    path: the file.
-
   Raises:
     InUseError: another process holds it.
   """
@@ -52,11 +49,7 @@ def lock(path: Path) -> None:
 
 
 def unlock(path: Path) -> None:
-  """Gives up what `lock` took; the last holder's call frees the file.
-
-  Args:
-    path: the file.
-  """
+  """Gives up what `lock` took; the last holder's call frees the file."""
   file, holders = _locks.pop(path)
   if holders > 1:
     _locks[path] = file, holders - 1

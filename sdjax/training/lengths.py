@@ -3,16 +3,16 @@
 See `sdjax.config.Data` for what becomes of them.
 """
 
+import bisect
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from sdjax.config import schema as config_lib
 from sdjax.data.context import QUESTION, encode_texts
-from sdjax.feedback.demonstrations import Shown
-from sdjax.methods import shown_of, teacher_templates
+from sdjax.methods import kinds_shown, shown_of, teacher_templates
 from sdjax.tasks.base import Question, Task
 
 CHECKED = 20_000
@@ -23,12 +23,9 @@ _AT_ONCE = 1000  # texts that a tokenizer is given together
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-  """A kind of context, and how long it may be.
+  """A kind of context, how long it may be, and the option that says so.
 
-  Attributes:
-    option: what sets its width.
-    tokens: the most it may have.
-    template: holds `{question}` once, and no other field.
+  The template holds `{question}` once, and no other field.
   """
 
   option: str
@@ -36,37 +33,20 @@ class Room:
   template: str
 
 
-def student_room(option: str, tokens: int, task: Task) -> Room:
-  """Returns the context in which the student is asked."""
-  return Room(option, tokens, task.student_template)
-
-
 def training_rooms(config: config_lib.Config, task: Task) -> list[Room]:
   """Lists the contexts a training question must fit into.
 
-  Args:
-    config: a checked config of mode `train`.
-    task: has templates.
-
-  Returns:
-    The student's, and the teacher's when what it is shown is cut to nothing.
+  The student's, and the teacher's when what it is shown is cut to nothing.
   """
   assert config.rollout
   widest = config.rollout.max_context
-  found = [student_room('rollout.max_context', widest, task)]
+  found = [Room('rollout.max_context', widest, task.student_template)]
   shown = shown_of(config)
   if shown is None:
     return found
   path = 'method.sd' if isinstance(config.method, config_lib.Mix) else 'method'
   templates = teacher_templates(shown, task)
-  kinds = []
-  if shown.strategy.shows:
-    kinds.append(Shown(''))
-  if shown.feedback != 'never':
-    kinds.append(Shown(feedback=''))
-  if shown.feedback == 'always' and shown.strategy.shows:
-    kinds.append(Shown('', ''))
-  for kind in kinds:
+  for kind in kinds_shown(shown, '', ''):
     template = templates.of(kind)
     for field in ('{demonstration}', '{feedback}'):
       template = template.replace(field, '')
@@ -79,36 +59,24 @@ class Fit:
   """Tells which questions fit into all their contexts, and makes them fit."""
 
   def __init__(self, rooms: Sequence[Room], tokenizer: Any, thinking: bool):
-    """Takes what a context is made with.
-
-    Args:
-      rooms: the contexts.
-      tokenizer: of the model.
-      thinking: what a chat template is told as `enable_thinking`.
-    """
     self._rooms, self._tokenizer, self._thinking = rooms, tokenizer, thinking
 
   def excess(self, texts: Sequence[str]) -> list[tuple[int, Room] | None]:
-    """Measures questions.
+    """Measures rendered questions.
 
-    Args:
-      texts: rendered questions.
-
-    Returns:
-      For each the context it exceeds most, with the tokens it has there; None
-      where it fits into all.
+    Returns for each the context it exceeds most, with the tokens it has there;
+    None where it fits into all.
     """
-    worst: list[tuple[int, Room] | None] = [None] * len(texts)
+    found = []
     for room in self._rooms:
       filled = [room.template.replace(QUESTION, text) for text in texts]
       encoded = encode_texts(self._tokenizer, filled, self._thinking)
-      for i, ids in enumerate(encoded):
-        size, known = len(ids), worst[i]
-        if size > room.tokens and (
-          known is None or size - room.tokens > known[0] - known[1].tokens
-        ):
-          worst[i] = size, room
-    return worst
+      found.append([(len(ids), room) for ids in encoded])
+    worst = [
+      max(each, key=lambda x: x[0] - x[1].tokens)
+      for each in zip(*found, strict=True)
+    ]
+    return [(n, room) if n > room.tokens else None for n, room in worst]
 
   def __call__(self, question: Question) -> bool:
     """Returns whether a question fits."""
@@ -116,12 +84,6 @@ class Fit:
 
   def cut(self, question: Question) -> Question:
     """Drops as few tokens from a question's beginning as make it fit.
-
-    Args:
-      question: any.
-
-    Returns:
-      The question, itself where it fits.
 
     Raises:
       ConfigError: an empty question does not fit either.
@@ -141,87 +103,43 @@ class Fit:
       )['offset_mapping']
     ]
     # Tokens may merge differently at the new beginning, so the length is
-    # measured, not computed. From `fits` on it fits, from `fails` on not.
-    fails, fits = 0, len(starts)
+    # measured, not computed. The whole text does not fit, the empty one does.
     texts = [question.text[start:] for start in starts] + ['']
-    while fits - fails > 1:
-      middle = (fails + fits) // 2
-      if self.excess([texts[middle]]) == [None]:
-        fits = middle
-      else:
-        fails = middle
-    return dataclasses.replace(question, text=texts[fits])
+    place = bisect.bisect_left(
+      texts, True, hi=len(starts), key=lambda x: self.excess([x]) == [None]
+    )
+    return dataclasses.replace(question, text=texts[place])
 
 
-class View(Sequence[Question]):
-  """Some of a split's questions, changed when they are read."""
+class Cut(Sequence[Question]):
+  """A split's questions, made to fit when they are read."""
 
-  def __init__(
-    self,
-    questions: Sequence[Question],
-    places: Sequence[int],
-    change: Callable[[Question], Question] = lambda question: question,
-  ):
-    """Reads nothing yet.
-
-    Args:
-      questions: of a split.
-      places: which of them.
-      change: what is done to each.
-    """
-    self._questions, self._places = questions, places
-    self._change = change
+  def __init__(self, questions: Sequence[Question], fit: Fit):
+    self._questions, self._fit = questions, fit
 
   def __len__(self) -> int:
     """Returns how many there are."""
-    return len(self._places)
+    return len(self._questions)
 
-  @overload
-  def __getitem__(self, index: int) -> Question: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> Sequence[Question]: ...
-
-  def __getitem__(self, index: int | slice) -> Question | Sequence[Question]:
+  def __getitem__(self, index: Any) -> Any:
     """Reads one, or some."""
-    if isinstance(index, slice):
-      return View(self._questions, self._places[index], self._change)
-    return self._change(self._questions[self._places[index]])
+    places = range(len(self))[index]
+    if isinstance(places, range):
+      return [self[place] for place in places]
+    return self._fit.cut(self._questions[places])
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a check of lengths found.
+  """Places of the questions that fit, of how many that were checked.
 
-  Attributes:
-    fitting: places of the questions that fit.
-    total: how many were checked.
-    longest: the one that exceeds its room most, its tokens, and the room;
-      None where all fit.
+  The longest is the one that exceeds its room most, its tokens, and the room;
+  None where all fit.
   """
 
   fitting: list[int]
   total: int
   longest: tuple[Question, int, Room] | None
-
-  def text(self, split: str, size: int) -> str:
-    """Says what was found, or nothing where all is well.
-
-    Args:
-      split: name of the questions.
-      size: how many the split has.
-    """
-    of = f'{self.total} questions of {split}'
-    if self.total < size:
-      of = f'{of} (of {size}) whose lengths were checked'
-    if self.longest is None:
-      return f'none of {of} is too long' if self.total < size else ''
-    question, tokens, room = self.longest
-    return (
-      f'{self.total - len(self.fitting)} of {of} are too long: the longest, '
-      f'question {question.question_id}, has {tokens} tokens where '
-      f'{room.option}={room.tokens}'
-    )
 
 
 def measure(
@@ -230,16 +148,9 @@ def measure(
   fit: Fit,
   enough: int | None = None,
 ) -> Found:
-  """Checks lengths.
+  """Checks the lengths of the questions at some places.
 
-  Args:
-    questions: of a split.
-    places: which of them to check.
-    fit: how.
-    enough: after so many that fit no more are checked; None: all are.
-
-  Returns:
-    What was found.
+  After `enough` that fit no more are checked; None: all are.
   """
   fitting: list[int] = []
   total, longest, over = 0, None, 0
@@ -266,16 +177,10 @@ def measure(
 def training_questions(
   config: config_lib.Config, task: Task, tokenizer: Any
 ) -> tuple[Sequence[Question], Fit | None, tuple[str, ...]]:
-  """Checks the lengths of the training questions.
+  """Returns the training questions, cut where that is asked for.
 
-  Args:
-    config: a checked config of mode `train`.
-    task: where they come from.
-    tokenizer: of the model.
-
-  Returns:
-    The questions, cut where that is asked for; what says which of them are
-    to be passed over, or None; notes for a person.
+  With them what says which are to be passed over, or None, and notes for a
+  person.
 
   Raises:
     ConfigError: a question is too long, or too few are left.
@@ -286,14 +191,9 @@ def training_questions(
   fit = Fit(training_rooms(config, task), tokenizer, config.model.thinking)
   places = np.unique(np.linspace(0, size - 1, min(size, CHECKED)).astype(int))
   found = measure(questions, places.tolist(), fit)
-  text = found.text('train', size)
-  if found.longest is None:
-    notes = (f'{text}.',) if text else ()
-  else:
-    _refuse(how, text, found.longest[2])
-    notes = (f'{text}; data.over_length={how!r}.',)
+  notes = _notes(found, 'train', size, how)
   if how == 'truncate_question':
-    return View(questions, range(size), fit.cut), None, notes
+    return Cut(questions, fit), None, notes
   if how == 'skip':
     needed = config.rollout.num_questions if found.total == size else 1
     _check_left(found, 'train', needed)
@@ -304,16 +204,7 @@ def training_questions(
 def evaluation_questions(
   config: config_lib.Config, task: Task, name: str, tokenizer: Any
 ) -> tuple[Sequence[Question], tuple[str, ...]]:
-  """Checks the lengths of a set's first `eval.num_questions` questions.
-
-  Args:
-    config: a checked config.
-    task: where they come from.
-    name: of the set.
-    tokenizer: of the model.
-
-  Returns:
-    So many questions, and notes for a person.
+  """Returns a set's `eval.num_questions` questions, and notes for a person.
 
   Raises:
     ConfigError: a question is too long, or too few are left.
@@ -321,7 +212,7 @@ def evaluation_questions(
   options, how = config.eval, config.data.over_length
   questions = task.questions(name)
   fit = Fit(
-    [student_room('eval.max_context', options.max_context, task)],
+    [Room('eval.max_context', options.max_context, task.student_template)],
     tokenizer,
     bool(config.model and config.model.thinking),
   )
@@ -329,24 +220,33 @@ def evaluation_questions(
   skips = how == 'skip'
   places = range(len(questions) if skips else number)
   found = measure(questions, places, fit, number if skips else None)
+  notes = _notes(found, name, found.total, how)
+  if how == 'truncate_question':
+    return [fit.cut(questions[i]) for i in range(number)], notes
+  _check_left(found, name, number)
+  return [questions[i] for i in found.fitting], notes
+
+
+def _notes(found: Found, split: str, size: int, how: str) -> tuple[str, ...]:
+  """Says what was found in a split of a size, or refuses it."""
+  of = f'{found.total} questions of {split}'
+  if found.total < size:
+    of = f'{of} (of {size}) whose lengths were checked'
   if found.longest is None:
-    return View(questions, range(number)), ()
-  text = found.text(name, found.total)
-  _refuse(how, text, found.longest[2])
-  notes = (f'{text}; data.over_length={how!r}.',)
-  if skips:
-    _check_left(found, name, number)
-    return View(questions, found.fitting), notes
-  return View(questions, range(number), fit.cut), notes
-
-
-def _refuse(how: str, text: str, room: Room) -> None:
+    return (f'none of {of} is too long.',) if found.total < size else ()
+  question, tokens, room = found.longest
+  text = (
+    f'{found.total - len(found.fitting)} of {of} are too long: the longest, '
+    f'question {question.question_id}, has {tokens} tokens where '
+    f'{room.option}={room.tokens}'
+  )
   if how == 'error':
     raise config_lib.ConfigError(
       f'{text}. Raise {room.option}'
       f'{" (and context_buckets)" if room.option.startswith("roll") else ""}, '
       "or set data.over_length to 'skip' or 'truncate_question'."
     )
+  return (f'{text}; data.over_length={how!r}.',)
 
 
 def _check_left(found: Found, split: str, needed: int) -> None:

@@ -21,17 +21,10 @@ class MetricsLog(JsonLines):
   """JSON lines of metrics: `{"step": 3, "train/loss": 0.1, ...}`."""
 
   def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Appends the metrics of one step.
+    """Appends a step's metrics, named `stage/name`, and returns the record.
 
     A metric that is not finite stops the run, before anything is written:
     training on after a NaN loss only hides it. Under `time/` it becomes null.
-
-    Args:
-      step: updates made so far.
-      values: scalars (Python, NumPy or JAX) named `stage/name`.
-
-    Returns:
-      The record as written.
 
     Raises:
       FloatingPointError: naming the step and every metric that is not finite.
@@ -68,6 +61,9 @@ class Progress:
   appears every so often. Rates are over the last `window` steps and leave
   out the first one, which is slower, as soon as there is a second.
 
+  The stream is standard error where there is none. `every` is the seconds
+  between plain lines.
+
   (Not tqdm: it has no way to leave time out of its estimate, and rewrites its
   line in a log file too.)
   """
@@ -81,16 +77,6 @@ class Progress:
     window: int = 20,
     clock: Callable[[], float] = time.monotonic,
   ):
-    """Starts the clock.
-
-    Args:
-      total: steps of the whole run.
-      label: what is running.
-      stream: where the line goes; None: standard error.
-      every: seconds between plain lines when the stream is no terminal.
-      window: steps that rates are taken over.
-      clock: seconds, monotonic.
-    """
     self._total = total
     self._label = label
     self._stream = sys.stderr if stream is None else stream
@@ -104,13 +90,7 @@ class Progress:
     self._open = False
 
   def update(self, step: int, tokens: int = 0, **values: float) -> None:
-    """Notes a finished step and shows it if it is time to.
-
-    Args:
-      step: updates made so far, in 1..total.
-      tokens: tokens sampled in this step.
-      **values: what else to show, in order, e.g. `reward=0.5, loss=0.1`.
-    """
+    """Notes a finished step, of so many sampled tokens, and shows it if due."""
     now = self._clock()
     self._marks.append((now, tokens))
     self._updates += 1
@@ -126,9 +106,6 @@ class Progress:
 
     Before the first step it also restarts the clock: what was done until now
     (an evaluation, compilation) says nothing of how long a step takes.
-
-    Args:
-      text: one line.
     """
     if not self._updates:
       self._marks[0] = (self._clock(), 0)
@@ -143,11 +120,6 @@ class Progress:
 
     On a terminal in the live line; elsewhere only while nothing else was
     printed for a minute.
-
-    Args:
-      name: the set.
-      done: its questions that are answered.
-      total: all of them.
     """
     now = self._clock()
     if self._live or now - self._spoke >= QUIET:
@@ -155,11 +127,7 @@ class Progress:
       self._show(f'evaluating {name}: {done} of {total} questions')
 
   def leave_out(self, seconds: float) -> None:
-    """Takes time that says nothing of a step, such as compilation, out.
-
-    Args:
-      seconds: how much of it passed since the last step.
-    """
+    """Takes seconds since the last step out that say nothing of it."""
     for place, (when, tokens) in enumerate(self._marks):
       self._marks[place] = (when + seconds, tokens)
 

@@ -26,11 +26,10 @@ from sdjax.tasks.base import Task
 from sdjax.training.best import FOLDER as BEST_FOLDER
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.compilations import keep_compilations
-from sdjax.training.evaluator import Evaluator, check_keep_best
+from sdjax.training.evaluator import Evaluator, check_keep_best, measure
 from sdjax.training.hooks import Hook
 from sdjax.training.interrupt import Interrupted, interrupts
 from sdjax.training.log import Progress
-from sdjax.training.measure import measure
 from sdjax.training.run_folder import Origin, Workdir, check_folder
 from sdjax.training.session import Session
 
@@ -89,13 +88,9 @@ def evaluate(config: config_lib.Config, path: str) -> None:
   """Measures the model a config names, and a run's newest checkpoint.
 
   How the run was trained does not matter: neither its method nor its rewards
-  need to be known here. Its task does.
-
-  Args:
-    config: of mode `eval`; checked as the command line's is.
-    path: a folder; with the checkpoints of a run in it, the newest one is
-      measured as `final`, the best one, if there is one, as `best`, and the
-      starting weights as `base`.
+  need to be known here. Its task does. In a folder with the checkpoints of a
+  run the starting weights are measured as `base`, the newest checkpoint as
+  `final`, and the best one, if there is one, as `best`.
 
   Raises:
     ConfigError, ValueError: a mistake in the config, or in what it names.
@@ -114,23 +109,20 @@ def evaluate(config: config_lib.Config, path: str) -> None:
     progress.note(note)
   workdir = Workdir(path, config, Origin(fingerprint(model.params)))
 
-  def measure_saved(when: str, folder: Path) -> None:
-    if not folder.is_dir():
-      return
-    with contextlib.closing(Checkpoints(folder, keep=None)) as checkpoints:
-      step = checkpoints.latest_step()
-      if step is None:
-        return
-      params = checkpoints.weights(step, mesh)['params']
-    if lora.rank:
-      params = adapt(model.params, params, lora.alpha / lora.rank)
-    best = step if when == 'best' else None
-    measure(workdir, evaluator, params, when, progress, best)
-
   with contextlib.closing(workdir):
     measure(workdir, evaluator, model.params, 'base', progress)
-    measure_saved('final', workdir.path / 'checkpoints')
-    measure_saved('best', workdir.path / BEST_FOLDER)
+    for when, name in (('final', 'checkpoints'), ('best', BEST_FOLDER)):
+      if not (folder := workdir.path / name).is_dir():
+        continue
+      with contextlib.closing(Checkpoints(folder, keep=None)) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+          continue
+        params = checkpoints.weights(step, mesh)['params']
+      if lora.rank:
+        params = adapt(model.params, params, lora.alpha / lora.rank)
+      best = step if when == 'best' else None
+      measure(workdir, evaluator, params, when, progress, best)
     progress.finish()
     for name, value in workdir.read_eval().items():
       print(f'{name} {value:.4g}')

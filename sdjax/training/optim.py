@@ -23,11 +23,7 @@ FINAL_SHARE = 0.1  # of the learning rate, where a cosine schedule ends
 def learning_rate(
   optimizer: config.Optimizer, num_steps: int
 ) -> optax.Schedule:
-  """The learning rate of each update.
-
-  Args:
-    optimizer: rate, warm-up and schedule.
-    num_steps: updates in the run.
+  """The learning rate of each of the `num_steps` updates of a run.
 
   Returns:
     Function of the number of updates already made (0 for the first) to the
@@ -43,7 +39,7 @@ def learning_rate(
     raise ValueError(
       f'optimizer.schedule={optimizer.schedule!r} is not one of {SCHEDULES}.'
     )
-  if not 0 <= warmup < num_steps:
+  if warmup >= num_steps:
     raise ValueError(
       f'optimizer.warmup_steps={warmup} must be at least 0 and less than the '
       f'{num_steps} steps of the run.'
@@ -62,11 +58,7 @@ def learning_rate(
 
 
 class RemainderState(NamedTuple):
-  """What rounding took from the weights.
-
-  Attributes:
-    remainder: float32, shaped as the weights; None for float32 weights.
-  """
+  """What rounding took from the weights; None for float32 weights."""
 
   remainder: Any
 
@@ -74,17 +66,12 @@ class RemainderState(NamedTuple):
 def kept_remainder() -> optax.GradientTransformation:
   """Makes updates that `optax.apply_updates` applies without loss over time.
 
-  Goes last in a chain. With p the stored weight, r the remainder and u the
-  update: p' = round(p + (r + u)), r' = (r + u) - (p' - p); p' - p is returned.
-
-  Returns:
-    The transformation; it leaves float32 weights' updates as they are.
+  Goes last in a chain; float32 weights' updates stay as they are. With p the
+  stored weight, r the remainder and u the update: p' = round(p + (r + u)),
+  r' = (r + u) - (p' - p); p' - p is returned.
 
   Source: ours (error feedback, as in Kahan summation).
   """
-
-  def is_none(x):
-    return x is None
 
   def init(params):
     return RemainderState(
@@ -111,7 +98,9 @@ def kept_remainder() -> optax.GradientTransformation:
       moved = rounded - wide
       return moved, pending - moved
 
-    pairs = jax.tree.map(add, state.remainder, updates, params, is_leaf=is_none)
+    pairs = jax.tree.map(
+      add, state.remainder, updates, params, is_leaf=lambda x: x is None
+    )
     outer = jax.tree.structure(params)
     updates, remainder = zip(*outer.flatten_up_to(pairs), strict=True)
     return outer.unflatten(updates), RemainderState(outer.unflatten(remainder))
@@ -126,12 +115,6 @@ def in_float32(
 
   Without it AdamW's second moment starts in the weights' dtype (`mu_dtype`
   covers the first only) and changes to the gradients' at the first update.
-
-  Args:
-    inner: what keeps a state shaped as the weights.
-
-  Returns:
-    The transformation with a float32 state and float32 updates.
   """
 
   def wide(tree):
@@ -157,15 +140,10 @@ def decayed(params: Any) -> Any:
 def make_optimizer(
   optimizer: config.Optimizer, num_steps: int
 ) -> optax.GradientTransformation:
-  """Builds the update rule of a run.
+  """Builds the update rule of a run of so many updates.
 
-  Args:
-    optimizer: its options.
-    num_steps: updates in the run, for the schedule.
-
-  Returns:
-    Clip, AdamW (moments in float32 whatever the weights are, norm scales not
-    decayed) and, for weights below float32, `kept_remainder`.
+  Clip, AdamW (moments in float32 whatever the weights are, norm scales not
+  decayed) and, for weights below float32, `kept_remainder`.
 
   Raises:
     ValueError: as `learning_rate`.

@@ -41,6 +41,7 @@ from sdjax.tasks import make_task
 from sdjax.tasks.base import Task
 from sdjax.tasks.corpus import Document, Probe
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.compilations import keep_compilations
 from sdjax.training.evaluator import Evaluator, full_batches
 from sdjax.training.interrupt import Interrupted, Interrupts, interrupts
 from sdjax.training.log import Progress
@@ -63,15 +64,9 @@ def pretrain_step(
   apply_fn: ApplyFn,
   optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One supervised update.
+  """One supervised update on the answers to the contexts of Q documents.
 
-  Args:
-    state: before the update.
-    prompts: contexts of Q documents.
-    ids_QGT: int32, their answers, right-padded.
-    length_QG: int32, tokens that count in each.
-    apply_fn: the model.
-    optimizer: what turns gradients into updates.
+  Answers are int32, right-padded; so many tokens count in each.
 
   Returns:
     The state after the update, and scalar metrics: `loss` is the mean of
@@ -104,27 +99,14 @@ def encode(
   max_context: int,
   max_new_tokens: int,
 ) -> tuple[Prompts, np.ndarray, np.ndarray]:
-  """Turns documents into arrays.
-
-  Args:
-    documents: Q of them.
-    tokenizer: of the model.
-    task: whose templates they are put into.
-    max_context: C.
-    max_new_tokens: T.
+  """Puts Q documents into a task's templates, in arrays.
 
   Returns:
     Contexts, answers int32 [Q, 1, T] with an end-of-sequence token, and
     their lengths int32 [Q, 1].
   """
   contexts = [
-    encode_context(
-      tokenizer,
-      _template(task, d.demonstration),
-      d.question,
-      d.demonstration,
-      max_context,
-    )[0]
+    _context(tokenizer, task, d.question, d.demonstration, max_context)
     for d in documents
   ]
   prompts = pad_contexts(contexts, range(len(documents)), max_context)
@@ -144,16 +126,10 @@ def habits(
   probes: Sequence[Probe],
   num_questions: int = 64,
 ) -> dict[str, float]:
-  """Measures what the model does when it is asked in certain ways.
+  """Measures what the model does when it is asked as some probes ask.
 
-  Args:
-    evaluator: of the task that the probes are of.
-    params: weights.
-    probes: ways to ask.
-    num_questions: questions of each, or fewer if evaluations have fewer.
-
-  Returns:
-    Shares of samples by name.
+  Each asks `num_questions`, or as many as evaluations have. Returned are
+  shares of samples by name.
   """
   task, model = evaluator.task, evaluator.model
   options = evaluator.config.eval
@@ -165,10 +141,9 @@ def habits(
     for places in full_batches(num_questions, options.batch_questions):
       questions = [source[i] for i in places]
       asked = [probe.ask(question) for question in questions]
-      templates = [_template(task, shown) for _, shown in asked]
       contexts = [
-        encode_context(model.tokenizer, template, text, shown, NO_LIMIT)[0]
-        for template, (text, shown) in zip(templates, asked, strict=True)
+        _context(model.tokenizer, task, text, shown, NO_LIMIT)
+        for text, shown in asked
       ]
       # A demonstration is as long as an answer.
       room = options.max_new_tokens * any(shown for _, shown in asked)
@@ -177,9 +152,8 @@ def habits(
         [question.question_id for question in questions],
         options.max_context + room,
       )
-      graded, _ = evaluator.sample_prompts(
-        params, prompts, questions, probe.stream
-      )
+      rollout = evaluator.rollout(params, prompts, probe.stream)
+      graded, _ = evaluator.judge(rollout, questions)
       for question, answers, correct_G in zip(
         questions, graded.answers, graded.correct, strict=True
       ):
@@ -195,25 +169,24 @@ def habits(
   return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
-def _template(task: Task, demonstration: str | None) -> str:
-  return (
-    task.student_template if demonstration is None else task.teacher_template
-  )
+def _context(
+  tokenizer: Any, task: Task, question: str, shown: str | None, limit: int
+) -> list[int]:
+  template = task.student_template if shown is None else task.teacher_template
+  return encode_context(tokenizer, template, question, shown, limit)[0]
 
 
 def pretrain(config: config_lib.Config, path: str) -> None:
   """Trains a base model and writes it as a Hugging Face folder.
 
-  Args:
-    config: a checked config of mode `pretrain`.
-    path: the run's folder; the checkpoint goes to `method.out`, or to
-      `model/` inside it.
+  It goes to `method.out`, or to `model/` inside the run's folder `path`.
 
   Raises:
     ConfigError: the task has no documents to train on.
   """
   config_dict.check(config, 'pretrain')
   check_folder(path, config)
+  keep_compilations(config.train.compilation_cache)
   with interrupts() as ended:
     _pretrain(config, path, ended)
 
@@ -225,14 +198,10 @@ def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
   corpus = task.corpus(method)
   tokenizer = word_tokenizer(corpus.words)
   multiple = VOCABULARY_MULTIPLE
+  sizes = 'width num_layers num_heads num_kv_heads head_dim ffn_width'.split()
   cfg = TransformerConfig(
     vocab_size=-(-len(tokenizer) // multiple) * multiple,
-    width=method.width,
-    num_layers=method.num_layers,
-    num_heads=method.num_heads,
-    num_kv_heads=method.num_kv_heads,
-    head_dim=method.head_dim,
-    ffn_width=method.ffn_width,
+    **{name: getattr(method, name) for name in sizes},
   )
   model = LanguageModel(
     config=cfg,
@@ -270,34 +239,21 @@ def _pretrain(config: config_lib.Config, path: str, ended: Interrupts) -> None:
     workdir.path / 'checkpoints', config.train.keep_checkpoints
   )
   done = saved = checkpoints.latest_step() or 0
+  log = None
   if done:
     state, extra = checkpoints.restore(done, with_sharding(state, mesh))
-    workdir.rewind(extra['log'])
-  else:
-    workdir.rewind(None)
+    log = extra['log']
+  workdir.rewind(log)
   progress = Progress(total, label='pretrain')
 
   def batch(number: int):
     draw = np.random.default_rng([config.seed, number])
     documents = [corpus.draw(draw, number) for _ in range(method.batch_size)]
-    arrays = encode(
-      documents,
-      tokenizer,
-      task,
-      method.max_context,
-      config.eval.max_new_tokens,
-    )
-    return shard_batch(arrays, mesh)
+    widths = method.max_context, config.eval.max_new_tokens
+    return shard_batch(encode(documents, tokenizer, task, *widths), mesh)
 
   every = config.train.eval_every
-  evaluated = max(
-    (
-      record['step']
-      for record in workdir.history()
-      if any(name.startswith('eval/') for name in record)
-    ),
-    default=0,
-  )
+  evaluated = workdir.evaluated()
   try:
     if done < total:
       step_fn.lower(state, *batch(done)).compile()

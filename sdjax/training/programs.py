@@ -39,33 +39,24 @@ class ShapeError(ValueError):
 
 
 class Program:
-  """A step, compiled for some shapes of its arguments.
+  """A step, a pure function, compiled for some shapes of its arguments.
 
   Once it is compiled for one, it takes no shape that it is not compiled for:
-  what would compile in the middle of a run is an error. Before, it is what
-  `jax.jit` makes of it.
+  what would compile in the middle of a run is an error, which names the step.
+  Before, it is what `jax.jit` makes of it.
   """
 
-  def __init__(self, name: str, function: Any):
-    """Compiles nothing yet.
-
-    Args:
-      name: of the step, for errors.
-      function: from `jax.jit`.
-    """
-    self._name, self._function = name, function
+  def __init__(self, name: str, function: Callable[..., Any], **options: Any):
+    """Compiles nothing yet; `options` are those of `jax.jit`."""
+    self._name, self._function = name, jax.jit(function, **options)
     self._compiled: dict[Any, concurrent.futures.Future[Any]] = {}
     self._results: dict[Any, Any] = {}
 
   def compile(self, *args: Any) -> Any:
     """Lowers the step now, and compiles it in another thread.
 
-    Args:
-      *args: the step's arguments, or `jax.ShapeDtypeStruct`s with shardings
-        in place of their arrays.
-
-    Returns:
-      The shapes and dtypes of its results, a tree of `jax.ShapeDtypeStruct`s.
+    In place of arrays it takes `jax.ShapeDtypeStruct`s with shardings too, and
+    returns those of the results, without.
     """
     key = _shapes(args)
     if key not in self._compiled:
@@ -80,14 +71,8 @@ class Program:
   def __call__(self, *args: Any) -> Any:
     """Runs the step.
 
-    Args:
-      *args: of shapes that `compile` was given, if it was called.
-
-    Returns:
-      What the step returns.
-
     Raises:
-      ShapeError: of other shapes.
+      ShapeError: `compile` was called, but for none of these shapes.
     """
     if not self._compiled:
       return self._function(*args)
@@ -108,27 +93,8 @@ def _shapes(args: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
 
 
 def batch_shapes(tree: Any, mesh: Any) -> Any:
-  """Describes a batch as `shard_batch` would place it.
-
-  Args:
-    tree: of arrays, or their shapes, with axis 0 = questions.
-    mesh: devices.
-
-  Returns:
-    Tree of `jax.ShapeDtypeStruct`s with `batch_sharding`.
-  """
+  """Describes a batch, axis 0 = questions, as `shard_batch` would place it."""
   place = batch_sharding(mesh)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree
   )
-
-
-def program(name: str, function: Callable[..., Any], **options: Any) -> Program:
-  """Makes a program of a pure function.
-
-  Args:
-    name: of the step.
-    function: pure.
-    **options: of `jax.jit`.
-  """
-  return Program(name, jax.jit(function, **options))

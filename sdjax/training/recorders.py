@@ -1,59 +1,30 @@
 """What every run logs, shows and draws, as hooks."""
 
-from collections.abc import Iterator
-from typing import Any
-
 from sdjax.feedback import grading
-from sdjax.feedback.grading import Graded
 from sdjax.report.plots import plot_run
 from sdjax.training.compilations import Compilations
 from sdjax.training.hooks import Hook, Run
-from sdjax.types import Gathered
-
-
-def records(
-  graded: Graded, gathered: Gathered, step: int, num_questions: int
-) -> Iterator[dict[str, Any]]:
-  """Yields the lines of `rollouts.jsonl` for one step.
-
-  Args:
-    graded: the graded rollouts.
-    gathered: their demonstrations.
-    step: in which they were sampled, counted from 1, as `metrics.jsonl` does.
-    num_questions: how many questions of the batch to log.
-
-  Yields:
-    One record a rollout.
-  """
-  shown = [cell for row in gathered.shown[:num_questions] for cell in row]
-  for record, cell in zip(grading.records(graded), shown, strict=False):
-    yield {'step': step, **record, 'demonstrations': list(cell)}
 
 
 class RolloutLog(Hook):
   """Writes `rollouts.jsonl`, before an update that may fail on them."""
 
   def on_rollouts(self, run: Run) -> None:
-    """Logs the first questions of the batch."""
+    """Logs the first questions of the batch, a record a rollout."""
     assert run.batch
-    for record in records(
-      run.batch.graded,
-      run.batch.gathered,
-      run.step,
-      run.trainer.config.train.logged_questions,
-    ):
-      run.folder.rollouts.append(record)
+    number = run.trainer.config.train.logged_questions
+    shown = [cell for row in run.batch.gathered.shown[:number] for cell in row]
+    records = grading.records(run.batch.graded)
+    for record, cell in zip(records, shown, strict=False):
+      run.folder.rollouts.append(
+        {'step': run.step, **record, 'demonstrations': list(cell)}
+      )
 
 
 class ProgressLine(Hook):
   """Shows each step on the progress line."""
 
   def __init__(self, compilations: Compilations):
-    """Shows nothing yet.
-
-    Args:
-      compilations: counts what is no part of a step's time.
-    """
     self._compilations = compilations
     self._before = 0.0
 

@@ -76,11 +76,8 @@ def full_name(function: Callable[..., Any]) -> str:
 class Origin:
   """What a run is begun with and its config does not hold.
 
-  Attributes:
-    weights: fingerprint of the weights; see
-      `sdjax.models.load.fingerprint`.
-    method: full name of the method that `train` was given; empty: the config
-      names one.
+  The fingerprint of the weights, and the full name of the method that `train`
+  was given; empty: the config names one.
   """
 
   weights: str = ''
@@ -88,15 +85,7 @@ class Origin:
 
 
 class Workdir:
-  """Opens a run's folder, or refuses it before anything is touched.
-
-  Attributes:
-    path: the folder.
-    metrics: `metrics.jsonl`.
-    rollouts: `rollouts.jsonl`.
-    alarms: `alarms.jsonl`.
-    credit: `credit.jsonl`.
-  """
+  """Opens a run's folder and its logs, or refuses it before it is touched."""
 
   def __init__(
     self,
@@ -108,11 +97,6 @@ class Workdir:
 
     From here on it belongs to this run: whoever has something to build that
     may fail does that before, and `check_folder` before that.
-
-    Args:
-      path: the folder; it and its parents are made when missing.
-      config: the run's config.
-      origin: what the run was begun with and its config does not hold.
 
     Raises:
       WorkdirError: the folder cannot be written, or holds a run of another
@@ -143,10 +127,10 @@ class Workdir:
         resolved = {**old, 'eval': resolved['eval']}
       write_json_atomic(file, resolved)
     if origin is not None:
-      begun = {'weights': origin.weights}
-      if config.mode == 'train':
-        begun['method'] = origin.method
-      write_json_atomic(self.path / ORIGIN, begun | _read_origin(self.path))
+      begun = dataclasses.asdict(origin)
+      if config.mode != 'train':
+        del begun['method']
+      write_json_atomic(self.path / ORIGIN, begun | _read(self.path / ORIGIN))
     self.metrics = MetricsLog(self.path / 'metrics.jsonl')
     self.rollouts = JsonLines(self.path / 'rollouts.jsonl')
     self.alarms = JsonLines(self.path / 'alarms.jsonl')
@@ -154,18 +138,11 @@ class Workdir:
 
   def position(self) -> dict[str, int]:
     """Returns the sizes of the logs, once they are on the disk."""
-    return {
-      'metrics': self.metrics.offset(),
-      'rollouts': self.rollouts.offset(),
-      'alarms': self.alarms.offset(),
-    }
+    names = 'metrics', 'rollouts', 'alarms'
+    return {name: getattr(self, name).offset() for name in names}
 
   def rewind(self, position: dict[str, int] | None) -> None:
-    """Drops what was logged after a checkpoint.
-
-    Args:
-      position: as the checkpoint holds it; None: drop everything.
-    """
+    """Drops what was logged after a checkpoint's position; None: everything."""
     position = position or {'metrics': 0, 'rollouts': 0}
     self.metrics.truncate(position['metrics'])
     self.rollouts.truncate(position['rollouts'])
@@ -181,18 +158,21 @@ class Workdir:
     base = _evaluation(self.read_eval(), 'base')
     return [{'step': 0, **base}, *read_json_lines(self.metrics.path)]
 
-  def final_record(self, step: int) -> dict[str, Any]:
-    """Returns the evaluation after training in the form of `history`.
+  def evaluated(self) -> int:
+    """Returns the step of the newest evaluation in `history`."""
+    return max(
+      record['step']
+      for record in self.history()
+      if record['step'] == 0 or any(k.startswith('eval/') for k in record)
+    )
 
-    Args:
-      step: the last one.
-    """
+  def final_record(self, step: int) -> dict[str, Any]:
+    """Returns the evaluation after training, the last step, as `history`."""
     return {'step': step, **_evaluation(self.read_eval(), 'final')}
 
   def read_eval(self) -> dict[str, Any]:
     """Returns what `eval.json` holds; empty when there is none."""
-    file = self.path / 'eval.json'
-    return json.loads(file.read_text()) if file.exists() else {}
+    return _read(self.path / 'eval.json')
 
   def has_eval(self, when: str) -> bool:
     """Tells whether `eval.json` holds the evaluation of that moment."""
@@ -205,19 +185,14 @@ class Workdir:
     questions: dict[str, Any],
     step: int | None = None,
   ) -> None:
-    """Adds one evaluation to `eval.json` and `eval_questions.json`.
+    """Adds the evaluation `base`, `final` or `best` to the folder's two files.
 
-    Args:
-      when: `base`, `final` or `best`.
-      flat: `SET/METRIC` to number.
-      questions: set to its values per question.
-      step: written as `WHEN_step`, where it is not plain.
+    A step is written as `WHEN_step`, where it is not plain.
     """
     detail = self.path / 'eval_questions.json'
-    old = json.loads(detail.read_text()) if detail.exists() else {}
     new = {f'{when}/{name}': value for name, value in questions.items()}
     # The detail first: eval.json says that an evaluation is complete.
-    write_json_atomic(detail, _without(old, when) | new, indent=None)
+    write_json_atomic(detail, _without(_read(detail), when) | new, indent=None)
     new = {f'{when}/{name}': value for name, value in flat.items()}
     if step is not None:
       new[f'{when}_step'] = step
@@ -226,24 +201,17 @@ class Workdir:
     )
 
   def drop_eval(self, when: str) -> None:
-    """Removes an evaluation that no longer holds, if it is there.
-
-    Args:
-      when: as for `add_eval`.
-    """
+    """Removes an evaluation that no longer holds, if it is there."""
     if self.has_eval(when):
       write_json_atomic(
         self.path / 'eval.json', _without(self.read_eval(), when)
       )
 
   def rewind_credit(self, steps: Container[int]) -> None:
-    """Cuts `credit.jsonl` off at the first record of another step.
+    """Cuts `credit.jsonl` off at the first record of a step not among these.
 
     Not by position: what a shorter run saw at its last step is in its
     checkpoint's past, but not in that of the longer one it becomes.
-
-    Args:
-      steps: whose records are kept.
     """
     kept = 0
     with open(self.credit.path, 'rb') as file:
@@ -255,10 +223,8 @@ class Workdir:
 
   def close(self) -> None:
     """Closes the logs."""
-    self.metrics.close()
-    self.rollouts.close()
-    self.alarms.close()
-    self.credit.close()
+    for log in (self.metrics, self.rollouts, self.alarms, self.credit):
+      log.close()
     self._unlock()
 
 
@@ -276,11 +242,7 @@ def _without(values: dict[str, Any], when: str) -> dict[str, Any]:
 
 
 def measured(resolved: dict[str, Any]) -> dict[str, Any]:
-  """Returns what the numbers of an evaluation depend on.
-
-  Args:
-    resolved: a config as it stands in `config.json`.
-  """
+  """Returns what an evaluation depends on, of what `config.json` holds."""
   numbers = {k: v for k, v in resolved['eval'].items() if k not in NOT_MEASURED}
   # Of a release that had no such section: too long a question was an error.
   over_length = resolved.get('data', {}).get('over_length', 'error')
@@ -297,13 +259,8 @@ def check_folder(
 ) -> dict[str, Any] | None:
   """Refuses a folder that a run cannot use, and touches nothing.
 
-  Args:
-    path: the folder; it need not be there.
-    config: the run's config.
-    origin: what the run is begun with; None: not known yet.
-
-  Returns:
-    The config of the run in the folder; None where there is none.
+  What the run begins with is None where it is not known yet. Returns the
+  config of the run in the folder; None where there is none.
 
   Raises:
     WorkdirError: as `Workdir`.
@@ -332,7 +289,6 @@ def check_folder(
 
 
 def _check_steps(path: Path, num_steps: int) -> None:
-  """Raises when the folder's run is already longer than it is to be."""
   names = (step.name for step in (path / 'checkpoints').glob('*'))
   done = max((int(name) for name in names if name.isdigit()), default=0)
   if done > num_steps:
@@ -379,10 +335,8 @@ def _check_same_run(file: Path, config: config_lib.Config) -> dict[str, Any]:
 
 
 def _is_free(name: str) -> bool:
-  return any(
-    name.startswith(free) if free.endswith('.') else name == free
-    for free in FREE_TO_CHANGE
-  )
+  section = name.partition('.')[0] + '.'
+  return name in FREE_TO_CHANGE or section in FREE_TO_CHANGE
 
 
 def _fixed(old: dict[str, Any]) -> set[str]:
@@ -395,8 +349,7 @@ def _fixed(old: dict[str, Any]) -> set[str]:
   return fixed
 
 
-def _read_origin(path: Path) -> dict[str, str]:
-  file = path / ORIGIN
+def _read(file: Path) -> dict[str, Any]:
   return json.loads(file.read_text()) if file.exists() else {}
 
 
@@ -406,8 +359,7 @@ def _check_origin(
   origin: Origin,
   old: dict[str, Any],
 ) -> None:
-  """Raises when the run was begun from other weights or by another method."""
-  known = _read_origin(path)
+  known = _read(path / ORIGIN)
   was = (old.get('model') or {}).get('path')
   now = config.model.path if config.model else None
   # A folder of a release that kept no fingerprint is known by the path alone.

@@ -17,10 +17,10 @@ from sdjax.training.best import BestCheckpoint
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.compilations import Compilations
 from sdjax.training.credit_map import CreditMap
+from sdjax.training.evaluator import measure
 from sdjax.training.hooks import Hook, HookError, Run
 from sdjax.training.interrupt import Interrupted, Interrupts
 from sdjax.training.log import Progress
-from sdjax.training.measure import measure
 from sdjax.training.programs import finish_compiling, stop_compiling
 from sdjax.training.recorders import Plots, ProgressLine, RolloutLog
 from sdjax.training.run_folder import Origin, Workdir, full_name, measured
@@ -31,9 +31,8 @@ from sdjax.training.watch import Alarms
 class Session:
   """What `train` does, in the order in which it does it.
 
-  Attributes:
-    done: steps whose update is in the state; None: the state is not known yet.
-    saved: the newest step that has a checkpoint.
+  `done` steps have their update in the state; None: that is not known yet.
+  `saved` is the newest step that has a checkpoint.
   """
 
   def __init__(
@@ -45,16 +44,7 @@ class Session:
     hooks: Sequence[Hook],
     ended: Interrupts,
   ):
-    """Builds all that may fail, then opens the folder.
-
-    Args:
-      config: of mode `train`, checked.
-      path: the run's folder.
-      method: see `train`.
-      task: see `train`.
-      hooks: see `train`.
-      ended: signals that end the run.
-    """
+    """Builds all that may fail, then opens the folder; see `train`."""
     assert config.rollout
     self._config, self._path, self._ended = config, path, ended
     self._compilations = Compilations()
@@ -77,12 +67,9 @@ class Session:
       )
       stack.callback(self._checkpoints.close)
       best: list[Hook] = []
-      if config.train.keep_best:
-        keeper = BestCheckpoint(
-          self.folder.path,
-          config.train.keep_best,
-          measured(config_dict.to_json(config)),
-        )
+      if metric := config.train.keep_best:
+        numbers = measured(config_dict.to_json(config))
+        keeper = BestCheckpoint(self.folder.path, metric, numbers)
         stack.callback(keeper.close)
         best = [keeper]
       self.close = stack.pop_all().close
@@ -105,13 +92,7 @@ class Session:
     self.done = self.saved = self._checkpoints.latest_step()
 
   def tell(self, moment: str, done: int, **seen: Any) -> None:
-    """Calls every hook; the error of a user's is kept for the run's end.
-
-    Args:
-      moment: a method of `Hook`.
-      done: `Run.step`.
-      **seen: what else `Run` shows.
-    """
+    """Calls every hook's `moment`; a user's error is kept for the run's end."""
     for hook in [*self._own, *self._users]:
       run = Run(
         trainer=self.trainer,
@@ -160,11 +141,7 @@ class Session:
         folder.rewind(extra['log'])
         self.progress.note(f'resuming after step {start} of {self.total}')
     self._start = start
-    self._evaluated = max(
-      record['step']
-      for record in folder.history()
-      if record['step'] == 0 or any(k.startswith('eval/') for k in record)
-    )
+    self._evaluated = folder.evaluated()
     self.tell('on_start', start)
     if self.is_over:
       return
@@ -182,20 +159,15 @@ class Session:
 
   def evaluate_if_due(self) -> None:
     """Evaluates; an evaluation that a signal ended is made up for."""
-    every, done, trainer = (
-      self._config.train.eval_every,
-      self.done,
-      self.trainer,
-    )
+    config, done, trainer = self._config, self.done, self.trainer
     assert done is not None
+    every = config.train.eval_every
     if not every or done % every or self._failed:
       return
     if not self._evaluated < done < self.total:
       return
     flat, _ = trainer.evaluator(
-      trainer.student(),
-      self._config.eval.during,
-      tell=self.progress.evaluated,
+      trainer.student(), config.eval.during, tell=self.progress.evaluated
     )
     with self._ended.held():
       self._evaluated = done
@@ -277,14 +249,7 @@ class Session:
       ) from error
 
   def interrupted(self, error: Interrupted) -> Interrupted:
-    """Saves what is fit to be saved, and says so.
-
-    Args:
-      error: the signal.
-
-    Returns:
-      The error to end with.
-    """
+    """Saves what is fit to be saved; returns the error to end with."""
     stop_compiling()
     self.progress.finish()
     if self.done is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax import rng
@@ -18,38 +19,56 @@ from sdjax.feedback.grading import Graded, grade, join
 from sdjax.feedback.reward_source import make_source
 from sdjax.methods import METHODS, Method, with_contexts
 from sdjax.models.load import LanguageModel, fingerprint, load_from_config
-from sdjax.models.lora import adapt
-from sdjax.models.sharding import batch_sharding, make_mesh, shard_batch
+from sdjax.models.lora import adapt, init_adapter
+from sdjax.models.sharding import (
+  batch_sharding,
+  make_mesh,
+  replicated,
+  shard_batch,
+  state_sharding,
+)
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.update import Options as UpdateOptions
 from sdjax.steps.update import update_step
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Question, Task
 from sdjax.training.evaluator import Evaluator
-from sdjax.training.initial_state import adapter, copy, initial_state
 from sdjax.training.lengths import training_questions
 from sdjax.training.optim import learning_rate, make_optimizer
-from sdjax.training.programs import batch_shapes, program
-from sdjax.types import Gathered, Params, Prompts, Rollout
+from sdjax.training.programs import Program, batch_shapes
+from sdjax.types import Gathered, Params, Prompts, Rollout, TrainState
 
 
-def _weights(base: Params, params: Params, *, scale: float) -> Params:
-  """The weights a trained tree stands for: itself, or an adapted model."""
-  if base is None or params is None:
-    return params
-  return adapt(base, params, scale)
+def copy(params: Params, dtype: Any = None) -> Params:
+  """Copies weights, so that donating the original leaves the copy alone."""
+  return jax.tree.map(lambda x: jnp.array(x, dtype=dtype, copy=True), params)
+
+
+def initial_state(
+  params: Params, optimizer: Any, mesh: Any, with_ema: bool
+) -> TrainState:
+  """Places the state of a run that has not begun, sharded.
+
+  The weights, or an adapter, become its own; no two leaves share a buffer.
+  With `with_ema` the teacher is an average of the student.
+  """
+  params = jax.device_put(params, state_sharding(params, mesh))
+  shapes = jax.eval_shape(optimizer.init, params)
+  init = jax.jit(optimizer.init, out_shardings=state_sharding(shapes, mesh))
+  return TrainState(
+    step=jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)),
+    params=params,
+    # Copied: jit may return one buffer for equal outputs.
+    opt_state=copy(init(params)),
+    teacher_params=copy(params, jnp.float32) if with_ema else None,
+  )
 
 
 class Sampled(NamedTuple):
   """A batch of questions with their rollouts, and what was made of them.
 
-  Attributes:
-    prompts: on the devices.
-    rollout: on the devices.
-    host: the same rollouts on the host.
-    graded: the answers and verdicts.
-    gathered: rewards or demonstrations.
-    counts: what the source of rewards counted while these were sampled.
+  The first two are on the devices, `host` has the same rollouts; `counts` is
+  what the source of rewards counted while these were sampled.
   """
 
   prompts: Prompts
@@ -63,11 +82,9 @@ class Sampled(NamedTuple):
 class Trainer:
   """The compiled steps of a run and the host work between them.
 
-  Attributes:
-    questions: to train on.
-    fits: which of them to pass over; None: none.
-    notes: what a person should be told before the first step.
-    fingerprint: of the weights that the run begins with.
+  It trains on those of `questions` that `fits`, if it is not None, holds for.
+  `notes` are what a person should be told before the first step,
+  `fingerprint` is of the weights that the run begins with.
   """
 
   def __init__(
@@ -78,10 +95,7 @@ class Trainer:
   ):
     """Loads model and task, builds the steps; nothing runs yet.
 
-    Args:
-      config: a checked config of mode `train` or `eval`.
-      method: as `METHODS` has them; None: the one that the config names.
-      task: questions and a verifier; None: the one that the config selects.
+    Method and task, where they are None, are those that the config names.
     """
     assert config.model and config.rollout and config.loss
     self.config = config
@@ -93,10 +107,7 @@ class Trainer:
     self.method = make_method(
       config, self.model.apply_fn, self.task, self.model.tokenizer
     )
-    training = config.mode == 'train'
-    self.reward = make_source(
-      config.reward if training else config_lib.Reward(), self.mesh
-    )
+    self.reward = make_source(config.reward, self.mesh)
     self.evaluator = Evaluator(config, self.model, self.task, self.mesh)
     self.questions, self.fits, notes = training_questions(
       config, self.task, self.model.tokenizer
@@ -109,20 +120,28 @@ class Trainer:
     rate = learning_rate(config.optimizer, total)
     self.rate = jax.jit(lambda step: rate(step * updates))
     self.teacher = self.method.teacher
+    self._taught_by = self.teacher.weights if self.teacher else ''
     trained, self.base = self.model.params, None
-    if config.model.lora.rank:
-      trained, self.base = adapter(config, trained), trained
+    if (lora := config.model.lora).rank:
+      key, self.base = rng.stream(config.seed, 'adapter'), trained
+      trained = init_adapter(trained, lora.rank, lora.targets, key)
     self.state = initial_state(
-      trained, self.optimizer, self.mesh, self._teacher_is('average')
+      trained, self.optimizer, self.mesh, self._taught_by == 'average'
     )
     # The state's buffers are donated: nobody else may hold them.
     self.model = dataclasses.replace(self.model, params=None)
-    needed = self.method.reference or self._teacher_is('initial')
+    needed = self.method.reference or self._taught_by == 'initial'
     self.reference = copy(self.state.params) if needed else None
-    self._weights = functools.partial(
-      _weights, scale=config.model.lora.alpha / max(config.model.lora.rank, 1)
-    )
+    self._reference = self.reference if self.method.reference else None
     self._build()
+
+  def _weights(self, base: Params, params: Params) -> Params:
+    """The weights a trained tree stands for: itself, or an adapted model."""
+    if base is None or params is None:
+      return params
+    assert self.config.model
+    lora = self.config.model.lora
+    return adapt(base, params, lora.alpha / lora.rank)
 
   def _build(self) -> None:
     """Builds the steps as functions of the frozen weights and of the rest."""
@@ -154,41 +173,28 @@ class Trainer:
       return sample(weights(base, params), prompts, key)
 
     def signal(base, params, teacher, reference, *batch):
-      return method.signal(
-        weights(base, params),
-        weights(base, teacher),
-        weights(base, reference),
-        *batch,
-      )
+      trees = (weights(base, x) for x in (params, teacher, reference))
+      return method.signal(*trees, *batch)
 
     def update(base, state, teacher, reference, *batch):
       def loss(params, teacher, reference, *rest):
-        return method.loss(
-          weights(base, params),
-          weights(base, teacher),
-          weights(base, reference),
-          *rest,
-        )
+        trees = (weights(base, x) for x in (params, teacher, reference))
+        return method.loss(*trees, *rest)
 
       def refresh(params, *rest):
         assert method.refresh
         return method.refresh(weights(base, params), *rest)
 
-      return step(
-        state,
-        teacher,
-        reference,
-        *batch,
-        loss_fn=loss,
-        refresh_fn=refresh if method.refresh else None,
-      )
+      refresh_fn = refresh if method.refresh else None
+      trees = state, teacher, reference
+      return step(*trees, *batch, loss_fn=loss, refresh_fn=refresh_fn)
 
     places = jax.tree.map(lambda x: x.sharding, self.state)
     # As of what is moved to the devices again after `resample`.
     place = batch_sharding(self.mesh)
-    self._rollout = program('rollout', rollout, out_shardings=place)
-    self._signal = program('signal', signal, out_shardings=place)
-    self._update = program(
+    self._rollout = Program('rollout', rollout, out_shardings=place)
+    self._signal = Program('signal', signal, out_shardings=place)
+    self._update = Program(
       'update', update, donate_argnums=1, out_shardings=(places, None)
     )
 
@@ -220,25 +226,17 @@ class Trainer:
 
   def _updated(self, *batch: Any) -> tuple[Any, ...]:
     """What the update step is called with; it takes the state away."""
-    frozen = self.reference if self._teacher_is('initial') else None
+    frozen = self.reference if self._taught_by == 'initial' else None
     return self.base, self.state, frozen, self._reference, *batch
 
   @property
   def _teacher_params(self) -> Params | None:
-    if self.teacher is None:
-      return None
     return {
+      '': None,
       'average': self.state.teacher_params,
       'initial': self.reference,
       'current': self.state.params,
-    }[self.teacher.weights]
-
-  def _teacher_is(self, weights: str) -> bool:
-    return self.teacher is not None and self.teacher.weights == weights
-
-  @property
-  def _reference(self) -> Params | None:
-    return self.reference if self.method.reference else None
+    }[self._taught_by]
 
   def _sample(
     self, questions: Sequence[Question], number: int, attempt: int = 0
@@ -255,23 +253,27 @@ class Trainer:
     gathered = self.method.gather(graded, number)
     return Sampled(prompts, rollout, host, graded, gathered, counts)
 
-  def _sample_useful(
+  def sample(
     self,
     questions: Sequence[Question],
     number: int,
-    more: Callable[[], Sequence[Question]],
-  ) -> tuple[Sampled, int]:
-    """Samples, and asks other questions in place of those that teach nothing.
+    more: Callable[[], Sequence[Question]] | None = None,
+  ) -> tuple[Sampled, dict[str, float]]:
+    """Samples, grades and gathers the batch of the step after `number` others.
 
-    Returns:
-      The step's batch, and how many questions were asked for it. Questions
-      that teach nothing stay where no better one was found.
+    Where the config resamples, questions that teach nothing are replaced by
+    better ones of those that `more` gives, as far as these are found. Returned
+    are the batch, and what is to be logged of how it was found.
     """
     assert self.config.rollout
     first, num_q = self._sample(questions, number), len(questions)
+    resample = self.config.rollout.resample
+    if not resample:
+      return first, {}
+    assert more, 'resampling needs somewhere to take questions from'
     graded, host, counts = first.graded, first.host, dict(first.counts)
     useful_Q, drawn = first.gathered.useful, num_q
-    for attempt in range(1, self.config.rollout.resample + 1):
+    for attempt in range(1, resample + 1):
       idle = np.flatnonzero(~useful_Q)
       if not idle.size:
         break
@@ -288,52 +290,23 @@ class Trainer:
       host = jax.tree.map(chosen, host, other.host)
       useful_Q = chosen(useful_Q, other.gathered.useful)
       counts = {name: counts[name] + other.counts[name] for name in counts}
-    if drawn == num_q:
-      return first, drawn
-    batch = Sampled(
-      self.encode(graded.questions),
-      shard_batch(host, self.mesh),
-      host,
-      graded,
-      self.method.gather(graded, number),
-      counts,
-    )
-    return batch, drawn
-
-  def sample(
-    self,
-    questions: Sequence[Question],
-    number: int,
-    more: Callable[[], Sequence[Question]] | None = None,
-  ) -> tuple[Sampled, dict[str, float]]:
-    """Samples, grades and gathers a step's batch.
-
-    Args:
-      questions: Q training questions.
-      number: steps made so far.
-      more: gives further questions, where the config resamples.
-
-    Returns:
-      The batch, and what is to be logged of how it was found.
-    """
-    assert self.config.rollout
-    if not self.config.rollout.resample:
-      return self._sample(questions, number), {}
-    assert more, 'resampling needs somewhere to take questions from'
-    batch, drawn = self._sample_useful(questions, number, more)
-    return batch, {'drawn_questions': drawn}
+    if drawn > num_q:
+      first = Sampled(
+        self.encode(graded.questions),
+        shard_batch(host, self.mesh),
+        host,
+        graded,
+        self.method.gather(graded, number),
+        counts,
+      )
+    return first, {'drawn_questions': drawn}
 
   def update(self, batch: Sampled, number: int) -> dict[str, Any]:
-    """Scores a batch, and updates the state.
+    """Scores a batch of the state's own weights, and updates the state.
 
-    Args:
-      batch: sampled by the weights of the state.
-      number: steps made so far.
-
-    Returns:
-      Metrics. Among them are the shares of questions whose rollouts are
-      `all_wrong_groups`, `all_right_groups`, or `idle_groups`, from which the
-      method learns nothing.
+    Among the metrics are the shares of questions whose rollouts are
+    `all_wrong_groups`, `all_right_groups`, or `idle_groups`, from which the
+    method learns nothing.
     """
     prompts, rollout, host, graded, gathered, counts = batch
     evidence = shard_batch(gathered.evidence, self.mesh)
@@ -357,20 +330,16 @@ class Trainer:
     }
 
   def blank(self, width: int) -> Sampled:
-    """Makes a batch of a width of contexts, of the shapes of a real one.
+    """Makes a batch of contexts of a width C, of the shapes of a real one.
 
-    Args:
-      width: C.
-
-    Returns:
-      The batch: empty answers, which are wrong everywhere, so that nothing is
-      drawn from them; no rollout was sampled, it stands there as its shapes.
+    Its answers are empty, and wrong everywhere, so that nothing is drawn from
+    them; no rollout was sampled, it stands there as its shapes.
     """
     assert self.config.rollout
     num_q = self.config.rollout.num_questions
     num_g = self.config.rollout.num_samples
-    fit = self.fits or (lambda _: True)
-    questions = list(itertools.islice(filter(fit, self.questions), num_q))
+    fitting = filter(self.fits or (lambda _: True), self.questions)
+    questions = list(itertools.islice(fitting, num_q))
     graded = Graded(
       questions=questions,
       answers=[[''] * num_g] * num_q,

@@ -12,28 +12,18 @@ from sdjax.training.hooks import Hook, Run
 class Watch:
   """Follows a run and passes on each kind of alarm once a set.
 
-  Attributes:
-    alerts: the first alarm of each kind and set, in order.
+  With `alarm.action` `off` it does nothing. `alerts` has the first alarm of
+  each kind and set, in order.
   """
 
   def __init__(self, config: Config, tell: Callable[[Alert], None]):
-    """Begins with an empty history.
-
-    Args:
-      config: of the run; `alarm.action` `off` makes it do nothing.
-      tell: called with each new alarm.
-    """
     self._config, self._tell = config, tell
     self._history: list[Record] = []
     self._seen: set[tuple[str, str]] = set()
     self.alerts: list[Alert] = []
 
   def add(self, record: Record) -> None:
-    """Adds a record to the history and judges it.
-
-    Args:
-      record: later than all before it.
-    """
+    """Adds a record, later than all before it, to the history and judges it."""
     if self._config.alarm.action == 'off':
       return
     # The others would fill the memory in a long run.
@@ -54,10 +44,7 @@ class Alarms(Hook):
   """Tells a run's alarms, writes `alarms.jsonl`, and may stop the run."""
 
   def on_start(self, run: Run) -> None:
-    """Judges the history of what the run goes on from.
-
-    Alarms that its log does not have yet are added to it.
-    """
+    """Judges the history so far; alarms that its log lacks are added to it."""
     told = {
       (line['kind'], line['where'])
       for line in read_json_lines(run.folder.alarms.path)
@@ -74,16 +61,10 @@ class Alarms(Hook):
     self._add(run, {})
 
   def on_step(self, run: Run) -> None:
-    """Judges the step."""
+    """Judges the step, or the evaluation."""
     self._add(run, run.record)
 
-  def on_evaluation(self, run: Run) -> None:
-    """Judges the evaluation."""
-    self._add(run, run.record)
-
-  def on_end(self, run: Run) -> None:
-    """Judges the evaluation after training."""
-    self._add(run, run.record)
+  on_evaluation = on_end = on_step
 
   def _add(self, run: Run, record: Mapping[str, Any]) -> None:
     if record:
