@@ -30,12 +30,8 @@ _PROBE = 'qzx'  # stands for a user's text; no chat template holds it
 def check_template(template: str, fields: Collection[str]) -> None:
   """Checks that a template has each of its fields once, and no other.
 
-  Args:
-    template: the template.
-    fields: of `{question}`, `{demonstration}` and `{feedback}`.
-
-  Raises:
-    ValueError: a field is missing, repeated or out of place.
+  Fields are of `{question}`, `{demonstration}` and `{feedback}`. Raises
+  ValueError if one is missing, repeated or out of place.
   """
   for field in (QUESTION, DEMONSTRATION, FEEDBACK):
     found, wanted = template.count(field), int(field in fields)
@@ -54,20 +50,10 @@ def fill_template(
 ) -> str:
   """Puts a question and what the teacher is shown into a template.
 
-  What is put in is never read as a template again, whatever it holds.
-
-  Args:
-    template: holds `{question}` once, and `{demonstration}` and `{feedback}`
-      once each if they are given; other braces mean nothing.
-    question: the question.
-    demonstration: the demonstration, or None.
-    feedback: the feedback, or None.
-
-  Returns:
-    The filled template.
-
-  Raises:
-    ValueError: a field is missing, repeated or out of place.
+  The template holds `{question}` once, and `{demonstration}` and `{feedback}`
+  once each if they are given; other braces mean nothing. What is put in is
+  never read as a template again, whatever it holds. Raises ValueError if a
+  field is missing, repeated or out of place.
   """
   texts = {
     QUESTION: question,
@@ -82,17 +68,10 @@ def fill_template(
 def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
   """Makes a text the user's turn of a chat, if the tokenizer knows chats.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    text: the filled template.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    The text to encode: with a chat template one user turn and the generation
-    prompt, without one the text itself.
-
-  Raises:
-    ValueError: the chat template does not take a chat of one user turn.
+  Returns the text to encode: with a chat template one user turn and the
+  generation prompt, without one the text itself. The chat template is told
+  `thinking` as `enable_thinking`, here and below. Raises ValueError if it does
+  not take a chat of one user turn.
   """
   if not getattr(tokenizer, 'chat_template', None):
     return text
@@ -105,18 +84,11 @@ def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
 def encode_answered(tokenizer: Any, question: str, answer: str) -> list[int]:
   """Encodes a question with its answer, for a model that judges answers.
 
-  Args:
-    tokenizer: of the model that judges.
-    question: what was asked; never cut.
-    answer: what was answered. Control tokens spelled out in it are dropped:
-      it must not end its turn and write on in another's name.
-
-  Returns:
-    The token ids: with a chat template a user's and an assistant's turn,
-    without one the two texts, one behind the other.
-
-  Raises:
-    ValueError: the chat template does not take such a chat.
+  With a chat template these are a user's and an assistant's turn, without one
+  the two texts, one behind the other; neither is cut. Control tokens spelled
+  out in the answer are dropped: it must not end its turn and write on in
+  another's name. Raises ValueError if the chat template does not take such a
+  chat.
   """
   answer = without_control_tokens(tokenizer, answer)
   if not getattr(tokenizer, 'chat_template', None):
@@ -152,17 +124,9 @@ def _apply_chat_template(
 def answer_prompt(tokenizer: Any, template: str, thinking: bool) -> str:
   """Returns the text that stands right before every answer.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    template: a student's or a teacher's.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    All that a chat template writes behind the user's text; where that is
-    nothing, the text behind the template's last field.
-
-  Raises:
-    ValueError: the chat template does not show the user's text.
+  That is all that a chat template writes behind the user's text; where that is
+  nothing, the text behind the template's last field. Raises ValueError if the
+  chat template does not show the user's text.
   """
   text = _FIELD.sub(_PROBE, template)
   if not getattr(tokenizer, 'chat_template', None):
@@ -179,13 +143,7 @@ def answer_prompt(tokenizer: Any, template: str, thinking: bool) -> str:
 
 
 def opens_thinking(tokenizer: Any, template: str, thinking: bool) -> bool:
-  """Returns whether an answer begins inside a thinking block.
-
-  Args:
-    tokenizer: a fast tokenizer.
-    template: the student's.
-    thinking: what the chat template is told as `enable_thinking`.
-  """
+  """Returns whether an answer begins inside a thinking block."""
   prompt = answer_prompt(tokenizer, template, thinking)
   opened, closed = map(prompt.rfind, THINKING)
   return opened > closed
@@ -194,13 +152,8 @@ def opens_thinking(tokenizer: Any, template: str, thinking: bool) -> bool:
 def check_thinking(tokenizer: Any, thinking: bool) -> None:
   """Refuses to ask for thinking where nothing would listen.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    thinking: the option `model.thinking`.
-
-  Raises:
-    ConfigError: it is set, and there is no chat template, or one that writes
-      the same with and without it.
+  Raises ConfigError if `thinking` (the option `model.thinking`) is set, and
+  there is no chat template, or one that writes the same with and without it.
   """
   if not thinking:
     return
@@ -221,16 +174,7 @@ def check_thinking(tokenizer: Any, thinking: bool) -> None:
 def encode_texts(
   tokenizer: Any, texts: Sequence[str], thinking: bool = False
 ) -> list[list[int]]:
-  """Encodes filled templates.
-
-  Args:
-    tokenizer: a fast tokenizer; its chat template is applied if it has one.
-    texts: filled templates.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    The token ids of each.
-  """
+  """Encodes filled templates, as turns of a chat if there are such."""
   encoded = tokenizer(
     [render(tokenizer, text, thinking) for text in texts],
     add_special_tokens=False,
@@ -273,13 +217,13 @@ def encode_context(
 
   Args:
     tokenizer: a fast tokenizer; its chat template is applied if it has one.
-    template: holds `{question}`, and `{demonstration}` and `{feedback}` if
-      they are given.
-    question: the question; never cut.
-    demonstration: a correct answer, or None. Control tokens spelled out in
-      it are dropped: it must not end the user's turn. Too long a context
-      loses tokens from the feedback's end, then from the demonstration's,
-      and from nothing else.
+    template: holds `{question}`, and `{demonstration}` and `{feedback}` if they
+      are given.
+    question: never cut.
+    demonstration: a correct answer, or None. Control tokens spelled out in it
+      are dropped: it must not end the user's turn. Too long a context loses
+      tokens from the feedback's end, then from the demonstration's, and from
+      nothing else.
     max_tokens: the most tokens the context may have.
     feedback: what the environment said of an answer, or None; as the
       demonstration.
@@ -289,8 +233,8 @@ def encode_context(
     The token ids, and how many tokens feedback and demonstration lost.
 
   Raises:
-    ValueError: the context is too long without either, or the template's
-      fields are not as they should be.
+    ValueError: the context is too long without either, or the template's fields
+      are not as they should be.
   """
   shown = [
     None if text is None else without_control_tokens(tokenizer, text)
@@ -359,23 +303,14 @@ def check_endings(
 ) -> None:
   """Checks that answers begin the same way for student and teacher.
 
-  What a chat template writes behind the user's text invites the answer and
-  sets the thinking mode: it must be the same in both contexts, token by
-  token. Without a chat template the text behind the last field must be the
-  same, and the last token; where no text stands there, both contexts must
-  end in the question.
+  What a chat template writes behind the user's text invites the answer and sets
+  the thinking mode: it must be the same in both contexts, token by token.
+  Without a chat template the text behind the last field must be the same, and
+  the last token; where no text stands there, both contexts must end in the
+  question. `student` and `teacher` are templates, filled with a question and
+  what the teacher is shown with it.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    student: the student's template.
-    teacher: the teacher's template.
-    question: a question.
-    demonstration: an answer to it, or None.
-    thinking: what the chat template is told as `enable_thinking`.
-    feedback: feedback on an answer, or None.
-
-  Raises:
-    ConfigError: the contexts end differently; it shows both ends.
+  Raises ConfigError if the contexts end differently; it shows both ends.
   """
   filled = (
     fill_template(student, question, None),

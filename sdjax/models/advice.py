@@ -11,8 +11,7 @@ _SWITCH = 'TRANSFORMERS_NO_ADVISORY_WARNINGS'
 def without_advice() -> Iterator[None]:
   """Keeps `transformers` from giving advice while it is imported.
 
-  Only tokenizers and configurations are used of it, which need no PyTorch.
-  Its warnings, and its advice afterwards, come through.
+  Of it only tokenizers and configurations are used, which need no PyTorch.
   """
   before = os.environ.get(_SWITCH)
   os.environ[_SWITCH] = '1'

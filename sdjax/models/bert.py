@@ -55,17 +55,10 @@ class BertConfig:
 
 
 def load_bert_config(folder: Path) -> BertConfig:
-  """Reads the sizes of an encoder from its `config.json`.
+  """Reads the sizes of an encoder from a Hugging Face folder.
 
-  Args:
-    folder: a Hugging Face folder.
-
-  Returns:
-    The sizes.
-
-  Raises:
-    CheckpointError: for a missing file, another `model_type`, or a field
-      with a value this encoder does not do.
+  Raises CheckpointError for a missing file, another `model_type`, or a field
+  with a value this encoder does not do.
   """
   path = folder / hf.CONFIG
   raw = hf.raw_config(folder)
@@ -126,18 +119,10 @@ def bert_shapes(cfg: BertConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_bert_params(folder: Path, cfg: BertConfig) -> BertParams:
-  """Reads an encoder's weights.
+  """Reads an encoder's weights: float32, by the names of `bert_shapes`.
 
-  Args:
-    folder: a Hugging Face folder.
-    cfg: from `load_bert_config`.
-
-  Returns:
-    float32, by the names of `bert_shapes`.
-
-  Raises:
-    CheckpointError: for a missing or truncated file, and for a tensor that
-      is missing, unexpected, of another shape or not finite.
+  Raises CheckpointError for a missing or truncated file, and for a tensor that
+  is missing, unexpected, of another shape or not finite.
   """
   tensors = Safetensors(folder)
   unread = {
@@ -186,14 +171,8 @@ def bert_hidden(
 ) -> Float[jax.Array, 'B T D']:
   """Returns the state of each token in the last layer.
 
-  Args:
-    cfg: the encoder.
-    params: its weights.
-    ids_BT: right-padded, T at most `num_positions`.
-    length_B: real tokens of each row, at least 1.
-
-  Returns:
-    Where a row has ended, of no meaning.
+  Rows are right-padded, T at most `num_positions`, each of at least one token;
+  behind its end a row's states mean nothing.
 
   Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
   """
@@ -240,10 +219,6 @@ def mean_vector(
   hidden_BTD: Float[jax.Array, 'B T D'], length_B: Int[jax.Array, 'B']
 ) -> Float[jax.Array, 'B D']:
   """Returns the mean state of each row's real tokens, of length 1.
-
-  Args:
-    hidden_BTD: of `bert_hidden`.
-    length_B: real tokens of each row, at least 1.
 
   Source: Reimers and Gurevych 2019 (arXiv 1908.10084), mean pooling.
   """

@@ -183,17 +183,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(model_type: Any, path: Path | str) -> Family:
-  """Looks a family up.
+  """Looks a family up; the error names the path the name was found at.
 
-  Args:
-    model_type: as `config.json` names it.
-    path: where the name was found, for the error.
-
-  Returns:
-    The family.
-
-  Raises:
-    CheckpointError: if sdjax does not know it.
+  Raises CheckpointError if sdjax does not know it.
   """
   if model_type not in FAMILIES:
     raise CheckpointError(
@@ -206,14 +198,8 @@ def find_family(model_type: Any, path: Path | str) -> Family:
 def new_config(cfg: TransformerConfig) -> dict[str, Any]:
   """Describes a model that was made here, not loaded, as a Qwen3.
 
-  Args:
-    cfg: the model; what is not a size must be as in that family.
-
-  Returns:
-    The content of its `config.json`.
-
-  Raises:
-    CheckpointError: if the family has no such model.
+  Returns the content of its `config.json`. Raises CheckpointError if that
+  family has no such model.
   """
   raw = {
     'model_type': 'qwen3',
@@ -251,15 +237,9 @@ def new_config(cfg: TransformerConfig) -> dict[str, Any]:
 def check_config(
   raw: Mapping[str, Any], cfg: TransformerConfig, path: Path | str
 ) -> None:
-  """Refuses a configuration that does not describe the model.
+  """Refuses the content of a `config.json` that describes another model.
 
-  Args:
-    raw: the content of a `config.json`.
-    cfg: the model.
-    path: where `raw` is from, for the error.
-
-  Raises:
-    CheckpointError: naming the first difference.
+  Raises CheckpointError with the path and the first difference.
   """
   sizes = find_family(raw.get('model_type'), path).read(Fields(raw, path))
   described = TransformerConfig(**sizes)

@@ -153,20 +153,12 @@ def _config(file: GgufFile) -> dict[str, Any]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-  """Reads the sizes of a model.
+  """Reads the fields that `config.json` has in the model's folder.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    The fields that `config.json` has in the model's Hugging Face folder. The
-    vocabulary is as large as the embedding, and the embedding is tied if the
-    file has no other head.
-
-  Raises:
-    CheckpointError: the file cannot be read, holds another architecture than
-      `ARCHITECTURES` or a part of a model, lacks a size, or asks for what
-      the fields cannot say.
+  The vocabulary is as large as the embedding, and the embedding is tied if the
+  file has no other head. Raises CheckpointError if the file cannot be read,
+  holds another architecture than `ARCHITECTURES` or a part of a model, lacks a
+  size, or asks for what the fields cannot say.
 
   Source: the GGUF specification in the ggml repository; what a missing key
   means is what llama.cpp makes of it.
@@ -175,17 +167,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def eos_ids(path: str | Path) -> tuple[int, ...]:
-  """Reads the ids that end a completion.
+  """Reads the ids that end a completion, distinct and rising.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    Distinct ids, rising: end of sequence, of turn and of message, as far as
-    the file names them.
-
-  Raises:
-    CheckpointError: the file cannot be read or names none.
+  They are those of end of sequence, of turn and of message that the file names.
+  Raises CheckpointError if it cannot be read or names none.
   """
   file = open_file(path)
   ids = _eos_ids(file)
@@ -237,12 +222,9 @@ class GgufTensors:
   def __init__(self, path: str | Path):
     """Finds the tensors.
 
-    Args:
-      path: a GGUF file.
-
     Raises:
-      CheckpointError: as `read_config`, and for a tensor that is no part of
-        the architecture, of an unknown type, or cut off.
+      CheckpointError: as `read_config`, and for a tensor that is no part of the
+        architecture, of an unknown type, or cut off.
       ImportError: the package gguf is not installed.
     """
     package = _package()
@@ -286,29 +268,15 @@ class GgufTensors:
     return self._file
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Looks a tensor's shape up.
-
-    Args:
-      name: one of `names`.
-
-    Returns:
-      The shape, (out, in) for a matrix.
-    """
+    """Returns a tensor's shape, (out, in) for a matrix."""
     return self._stored[name][0].shape
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Reads one tensor.
+    """Reads a tensor, or the part at `index`, as float32.
 
-    Args:
-      name: one of `names`.
-      index: the part of it to return.
-
-    Returns:
-      float32, whatever it is stored as. Rows of q and k projections come in
-      the order of Hugging Face: pairs of a rotation are half a head apart.
-
-    Raises:
-      CheckpointError: the file changed, or gguf cannot expand the type.
+    Rows of q and k projections come in the order of Hugging Face: pairs of a
+    rotation are half a head apart. Raises CheckpointError if the file changed
+    or gguf cannot expand the type.
     """
     stored, kind, byte_shape = self._stored[name]
     try:

@@ -107,20 +107,12 @@ def _named_tokens(
 
 
 def read_tokenizer(path: str | Path) -> Any:
-  """Makes the tokenizer a file describes.
+  """Makes the `transformers.PreTrainedTokenizerFast` a file describes.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    A `transformers.PreTrainedTokenizerFast` with the file's chat template.
-    Control tokens are special. Ids that the file marks as unused have no
-    token, as in the folder the file was made from.
-
-  Raises:
-    CheckpointError: the file cannot be read, its tokenizer is not a
-      byte-level BPE that sdjax knows how to split text for, or its lists do
-      not fit together.
+  It has the file's chat template; control tokens are special. Ids that the file
+  marks as unused have no token, as in the folder the file was made from. Raises
+  CheckpointError if the file cannot be read, its tokenizer is not a byte-level
+  BPE that sdjax knows how to split text for, or its lists do not fit together.
   """
   import tokenizers
   from tokenizers import decoders, models, normalizers

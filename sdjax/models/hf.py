@@ -42,17 +42,11 @@ CONFIG, GENERATION = 'config.json', 'generation_config.json'
 
 
 def resolve(path: str | Path) -> Path:
-  """Finds a checkpoint.
+  """Finds a checkpoint: a folder or file, which exists.
 
-  Args:
-    path: a folder, a `.gguf` file, `builtin:NAME` for a model shipped inside
-      the package, or the name `owner/model` of one on the hub.
-
-  Returns:
-    The folder or file, which exists.
-
-  Raises:
-    CheckpointError: if there is none.
+  A path is one of these itself, `builtin:NAME` for a model shipped inside the
+  package, or the name `owner/model` of one on the hub. Raises CheckpointError
+  if there is none.
   """
   here = Path(__file__).parent
   name = str(path).removeprefix('builtin:')
@@ -83,14 +77,7 @@ def is_gguf(path: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
   """Reads a JSON object.
 
-  Args:
-    path: the file.
-
-  Returns:
-    Its content.
-
-  Raises:
-    CheckpointError: if it is missing or holds something else.
+  Raises CheckpointError if it is missing or holds something else.
   """
   try:
     raw = json.loads(path.read_text(encoding='utf-8'))
@@ -106,11 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def raw_config(checkpoint: Path) -> dict[str, Any]:
-  """Returns the content of a checkpoint's `config.json`.
-
-  Args:
-    checkpoint: as `resolve` returns it.
-  """
+  """Returns the content of the `config.json` of what `resolve` returned."""
   if is_gguf(checkpoint):
     return gguf.read_config(checkpoint)
   return read_json(checkpoint / CONFIG)
@@ -123,20 +106,14 @@ def load_config(
   param_dtype: str = 'float32',
   remat: str = 'none',
 ) -> TransformerConfig:
-  """Reads the sizes of a checkpoint's model.
+  """Reads the sizes of the model of a checkpoint, as `resolve` takes it.
 
-  Args:
-    checkpoint: as `resolve` takes it.
-    dtype: of matrix products.
-    param_dtype: the weights will be stored in.
-    remat: `none`, `dots` or `full`.
-
-  Returns:
-    The configuration of `sdjax.models.transformer.Transformer`.
+  `dtype` is that of matrix products, `param_dtype` that of stored weights;
+  `remat` is `none`, `dots` or `full`.
 
   Raises:
-    CheckpointError: for a missing or unreadable file, an unknown
-      `model_type`, or a field with a value this decoder does not do.
+    CheckpointError: for a missing or unreadable file, an unknown `model_type`,
+      or a field with a value this decoder does not do.
     ValueError: for an unknown dtype or remat.
   """
   for name, value, allowed in (
@@ -160,20 +137,13 @@ def load_params(
 ) -> Params:
   """Reads a checkpoint's weights, one slice at a time.
 
-  Args:
-    checkpoint: as `resolve` takes it.
-    cfg: from `load_config`; the weights come in its `param_dtype`.
-    sharding: tree of shardings as `state_sharding` of
-      `sdjax.models.sharding` makes it for the
-      weights; each device's part goes straight to its place. None:
-      to the default device.
+  They come in the `param_dtype` of `cfg`, as the nested dict that `init_params`
+  gives, layers stacked on axis 0. Each device's part goes straight to its place
+  in `sharding`, a tree as `sdjax.models.sharding.state_sharding` makes it for
+  the weights; None: to the default device.
 
-  Returns:
-    The nested dict that `init_params` gives, layers stacked on axis 0.
-
-  Raises:
-    CheckpointError: for a missing or truncated file, and for a tensor that
-      is missing, unexpected, of another shape or not finite.
+  Raises CheckpointError for a missing or truncated file, and for a tensor that
+  is missing, unexpected, of another shape or not finite.
   """
   path = resolve(checkpoint)
   family = find_family(raw_config(path).get('model_type'), path)
@@ -201,14 +171,13 @@ def save_checkpoint(
     tokenizer: a transformers tokenizer; its chat template is written too.
     eos_ids: tokens that end a completion.
     dtype: the weights are stored in: `float32`, `bfloat16` or `float16`.
-    source: the checkpoint the model once came from; its `config.json` is
-      kept as it is but for the dtype, and so is its generation config.
-      None: the model was made here and is written as a Qwen3.
+    source: the checkpoint the model once came from; its `config.json` is kept
+      as it is but for the dtype, and so is its generation config. None: the
+      model was made here and is written as a Qwen3.
     max_shard_bytes: weights beyond this go to several files with an index.
 
-  Raises:
-    CheckpointError: if the vocabulary is smaller than the tokenizer's, the
-      weights do not have the shapes of `cfg`, or the source is not of `cfg`.
+  Raises CheckpointError if the vocabulary is smaller than the tokenizer's, the
+  weights do not have the shapes of `cfg`, or the source is not of `cfg`.
   """
   if dtype not in SAVED_DTYPES:
     raise ValueError(f'dtype={dtype!r} is not one of {SAVED_DTYPES}.')
@@ -308,14 +277,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def num_tokens(tokenizer: Any) -> int:
-  """Counts the ids that a tokenizer gives a meaning.
-
-  Args:
-    tokenizer: a transformers tokenizer.
-
-  Returns:
-    One more than its largest id.
-  """
+  """Returns one more than the largest id of a transformers tokenizer."""
   return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
 
 
@@ -323,15 +285,8 @@ def check_vocabulary(cfg: TransformerConfig, tokenizer: Any) -> None:
   """Refuses a tokenizer with ids the model has no embedding for.
 
   Special tokens behind the last embedding are let through: published models
-  have such, for modes they do not use.
-
-  Args:
-    cfg: the model's sizes.
-    tokenizer: a transformers tokenizer.
-
-  Raises:
-    CheckpointError: if it is so, with both sizes. A larger model is fine:
-      vocabularies are often padded.
+  have such, for modes they do not use. So is a larger model: vocabularies are
+  often padded. The CheckpointError gives both sizes.
   """
   special = {
     i

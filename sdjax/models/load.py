@@ -110,12 +110,8 @@ def load(
     remat: what the backward pass recomputes; see `TransformerConfig`.
     mesh: devices to split the weights over; None: the default device.
 
-  Returns:
-    The model.
-
-  Raises:
-    ValueError: (a `CheckpointError`) naming what is missing, damaged or not
-      supported.
+  Raises ValueError (a `CheckpointError`) naming what is missing, damaged or not
+  supported.
   """
   found = hf.resolve(path)
   cfg = hf.load_config(found, dtype=dtype, param_dtype=param_dtype, remat=remat)
@@ -175,12 +171,9 @@ def _checksums(params: Params) -> Params:
 def fingerprint(params: Params) -> str:
   """Tells weights from others, in a moment and wherever they are.
 
-  Args:
-    params: weights, over any mesh.
-
-  Returns:
-    32 characters that are the same for the same weights in the same dtype.
-    Not safe against somebody who wants others to have the same.
+  Returns 32 characters that are the same for the same weights in the same
+  dtype, over any mesh. Not safe against somebody who wants others to have the
+  same.
   """
   digest = hashlib.sha256()
   sums = jax.device_get(_checksums(params))
@@ -199,12 +192,8 @@ def _forward(apply_fn: ApplyFn) -> Any:
 def logits(model: LanguageModel, ids: Any) -> Float[jax.Array, '*B T V']:
   """The plain forward of a research script.
 
-  Args:
-    model: from `load`.
-    ids: int [T] or [B, T], token ids without padding.
-
-  Returns:
-    float32: row t predicts token t + 1.
+  `ids` are int [T] or [B, T], without padding. Returns float32 logits: row t
+  predicts token t + 1.
   """
   ids = jax.numpy.asarray(ids, jax.numpy.int32)
   if ids.ndim == 1:

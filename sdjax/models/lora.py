@@ -1,12 +1,11 @@
 """Low-rank adapters beside a model's frozen matrices.
 
-The trained tree holds, for every matrix that is adapted, two thin factors;
-`adapt` puts them beside the frozen matrix, where the model's products find
-them, and everything else goes on as before. They are not added to the matrix
-while training: most of a small adapter is lost in a bfloat16 one. `merge` adds
-them, in float32, for who needs a single matrix. An adapter whose second
-factor is zero is the model itself: the frozen teacher of a run is its first
-adapter.
+The trained tree holds two thin factors for every matrix that is adapted;
+`adapt` puts them beside it, where the model's products find them. They are not
+added to the matrix while training: most of a small adapter is lost in a
+bfloat16 one. `merge` adds them, in float32, for who needs a single matrix. An
+adapter whose second factor is zero is the model itself: the frozen teacher of a
+run is its first adapter.
 """
 
 import re
@@ -24,19 +23,12 @@ def init_adapter(
 ) -> Params:
   """Makes an adapter that changes nothing yet.
 
-  Args:
-    params: the model's weights, or their shapes.
-    rank: r, columns of the first factor.
-    targets: a regex searched in the paths of the layers' matrices, such as
-      `layers/attn/q/kernel`.
-    key: PRNG key.
+  `targets` is a regex searched in the paths of the layers' matrices, such as
+  `layers/attn/q/kernel`; of `params` only the shapes are read. For each matrix
+  [L, in, out] that matches, the float32 tree has `a` [L, in, rank], uniform in
+  +-in^-1/2, and `b` [L, rank, out], zero.
 
-  Returns:
-    float32 tree with, for each matrix [L, in, out] that matches, `a`
-    [L, in, r], uniform in +-in^-1/2, and `b` [L, r, out], zero.
-
-  Raises:
-    ValueError: if nothing matches, with the paths there are.
+  Raises ValueError if nothing matches, with the paths there are.
 
   Source: arXiv 2106.09685; initial values as in the package `peft`.
   """
@@ -65,16 +57,10 @@ def init_adapter(
 
 
 def adapt(params: Params, adapter: Params, scale: float) -> Params:
-  """Puts an adapter beside the matrices it adapts.
+  """Puts an adapter beside the matrices it adapts, as `apply_fn` asks.
 
-  Args:
-    params: the frozen weights.
-    adapter: from `init_adapter`, or trained since.
-    scale: alpha / rank.
-
-  Returns:
-    Weights as `apply_fn` takes them: `params` with, beside each adapted
-    `kernel`, its factors `lora_a` and, times the scale, `lora_b`.
+  Returns `params` with, beside each adapted `kernel`, its factors `lora_a` and,
+  times the scale (alpha / rank), `lora_b`.
   """
   out = {}
   for name, value in params.items():
@@ -89,16 +75,9 @@ def adapt(params: Params, adapter: Params, scale: float) -> Params:
 
 
 def merge(params: Params, adapter: Params, scale: float) -> Params:
-  """Adds scale * a @ b to every adapted matrix.
+  """Adds scale * a @ b to every adapted matrix; scale is alpha / rank.
 
-  Args:
-    params: the frozen weights.
-    adapter: from `init_adapter`, or trained since.
-    scale: alpha / rank.
-
-  Returns:
-    Weights like `params`; the adapted matrices in float32, whatever the
-    others are.
+  The adapted matrices come in float32, whatever the others are.
   """
   if adapter.keys() == {'a', 'b'}:
     return params.astype(jnp.float32) + scale * (adapter['a'] @ adapter['b'])

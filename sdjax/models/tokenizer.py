@@ -33,18 +33,13 @@ def word_tokenizer(
 ) -> Any:
   """Makes a tokenizer of whole words, split at whitespace.
 
-  Args:
-    words: the vocabulary, distinct, without whitespace; ids follow the order,
-      after the specials.
-    specials: padding, end-of-sequence and unknown token, in this order.
+  The words are distinct and without whitespace; ids follow their order, after
+  the specials: padding, end-of-sequence and unknown token. Returns a
+  `transformers.PreTrainedTokenizerFast`; decoding joins words with one space
+  and touches nothing else.
 
-  Returns:
-    A `transformers.PreTrainedTokenizerFast`. Decoding joins words with one
-    space and touches nothing else.
-
-  Raises:
-    ValueError: a word is repeated, empty or holds whitespace, or there are
-      not three specials.
+  Raises ValueError if a word is repeated, empty or holds whitespace, or there
+  are not three specials.
   """
   import tokenizers
 
@@ -84,17 +79,13 @@ def word_tokenizer(
 def load_tokenizer(checkpoint: str | Path) -> Any:
   """Loads a checkpoint's tokenizer and nothing else of it.
 
-  Args:
-    checkpoint: a folder, a `.gguf` file, `builtin:NAME`, or `owner/model` for
-      one on the hub, of which all but the weights is fetched.
-
-  Returns:
-    The tokenizer.
+  The checkpoint is a folder, a `.gguf` file, `builtin:NAME`, or `owner/model`
+  for one on the hub, of which all but the weights is fetched.
 
   Raises:
     FileNotFoundError: the folder has no tokenizer files.
-    ValueError: there is no such checkpoint (a `CheckpointError`), or its
-      files cannot be read as a tokenizer.
+    ValueError: there is no such checkpoint (a `CheckpointError`), or its files
+      cannot be read as a tokenizer.
   """
   if hub.is_hub_name(checkpoint):
     folder = hub.hub_folder(str(checkpoint), weights=False)
@@ -118,18 +109,11 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
 
 
 def eos_ids(checkpoint: str | Path, tokenizer: Any) -> tuple[int, ...]:
-  """Collects the ids that end a completion.
+  """Collects the ids that end a completion, distinct and rising.
 
-  Args:
-    checkpoint: a folder, whose `generation_config.json`, when there is one,
-      lists one id or several, or a `.gguf` file, which names them itself.
-    tokenizer: the tokenizer, whose own end-of-sequence id is added.
-
-  Returns:
-    Distinct ids, rising.
-
-  Raises:
-    ValueError: the file cannot be read, or there is no such id at all.
+  They are the tokenizer's own and what a folder's `generation_config.json`,
+  when there is one, lists; a `.gguf` file names them itself. Raises ValueError
+  if the file cannot be read, or there is no such id at all.
   """
   if hf.is_gguf(Path(checkpoint)):
     return gguf.eos_ids(checkpoint)
@@ -158,14 +142,10 @@ def eos_ids(checkpoint: str | Path, tokenizer: Any) -> tuple[int, ...]:
 def control_tokens(tokenizer: Any) -> dict[int, str]:
   """Lists the tokens that steer a model and are no part of any text.
 
-  Args:
-    tokenizer: the tokenizer.
-
-  Returns:
-    Id to string of every special token, with two exceptions. The unknown
-    token stands for a word, so that an answer must not become right because
-    a wrong word was dropped from it. A thinking block's ends are needed to
-    tell the thinking from the answer.
+  Id to string of every special token, with two exceptions. The unknown token
+  stands for a word, so that an answer must not become right because a wrong
+  word was dropped from it. A thinking block's ends are needed to tell the
+  thinking from the answer.
   """
   specials = {
     i: token.content
@@ -185,15 +165,7 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def without_control_tokens(tokenizer: Any, text: str) -> str:
-  """Drops from a text whatever would be encoded as a control token.
-
-  Args:
-    tokenizer: the tokenizer.
-    text: any text.
-
-  Returns:
-    The text in which no control token is spelled out any more.
-  """
+  """Drops from a text whatever would be encoded as a control token."""
   strings = [s for s in control_tokens(tokenizer).values() if s]
   # Dropping one may join what stood around it into another.
   while found := [s for s in strings if s in text]:
@@ -203,14 +175,9 @@ def without_control_tokens(tokenizer: Any, text: str) -> str:
 
 
 def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
-  """Turns a completion's tokens into the text a verifier reads.
+  """Turns the tokens that count into the text a verifier reads.
 
-  Args:
-    tokenizer: the tokenizer.
-    ids: the tokens that count; the end-of-sequence token may be among them.
-
-  Returns:
-    The text without control tokens.
+  The end-of-sequence token may be among them; control tokens are left out.
   """
   control = control_tokens(tokenizer)
   return tokenizer.decode([i for i in map(int, ids) if i not in control])
@@ -219,14 +186,9 @@ def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
 def strip_thinking(answer: str, opened: bool = False) -> str:
   """Leaves of an answer what was said, not what was thought.
 
-  Args:
-    answer: a completion's text.
-    opened: whether its context had already opened a thinking block.
-
-  Returns:
-    The text without its thinking blocks: a block that was never closed
-    reaches to the end, one that was never opened begins at the start. Empty
-    when the answer is nothing but thinking.
+  `opened` tells whether its context had already opened a thinking block. A
+  block that was never closed reaches to the end, one that was never opened
+  begins at the start. Empty when the answer is nothing but thinking.
   """
   text = (_OPEN if opened else '') + answer
   said = _BLOCK.sub('', text).rpartition(_CLOSE)[2].partition(_OPEN)[0]

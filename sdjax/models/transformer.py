@@ -337,9 +337,9 @@ class Transformer(nn.Module):
       pad_QG: columns of left padding of each row of the block.
 
     Returns:
-      Final hidden states in `cfg.dtype` (after the last norm;
-      column t is what predicts token t + 1), and the block's keys and
-      values. Padding columns hold finite values without meaning.
+      Final hidden states in `cfg.dtype` (after the last norm; column t is what
+      predicts token t + 1), and the block's keys and values. Padding columns
+      hold finite values without meaning.
     """
     width = ids_QGT.shape[-1]
     column = jnp.arange(width)
@@ -383,11 +383,7 @@ class Transformer(nn.Module):
   ) -> Float[jax.Array, '*batch V']:
     """Logits of every row of the embedding, those that only pad it included.
 
-    Args:
-      hidden: as `hidden` gives them.
-
-    Returns:
-      float32, accumulated in float32 whatever `cfg.dtype` is.
+    Accumulated in float32 whatever `cfg.dtype` is.
     """
     if self.cfg.tie_embeddings:
       weight_DV = self.embedding.T
@@ -403,13 +399,9 @@ class Transformer(nn.Module):
   def head(
     self, hidden: Float[jax.Array, '*batch D']
   ) -> Float[jax.Array, '*batch V']:
-    """Logits of the next token, for sampling and for every loss.
+    """Float32 logits of the next token, for sampling and for every loss.
 
-    Args:
-      hidden: as `hidden` gives them.
-
-    Returns:
-      float32; ids that are no token have a logit of -1e30.
+    Ids that are no token have a logit of -1e30.
     """
     logits = self.logits(hidden)
     if not 0 < self.cfg.num_tokens < self.cfg.vocab_size:
@@ -425,15 +417,7 @@ class Transformer(nn.Module):
 
 
 def init_params(cfg: TransformerConfig, key: Key[jax.Array, '']) -> Any:
-  """Draws weights for a model that is to be trained from nothing.
-
-  Args:
-    cfg: sizes.
-    key: PRNG key.
-
-  Returns:
-    The nested dict of weights.
-  """
+  """Draws weights for a model that is to be trained from nothing."""
   return Transformer(cfg).init(key, jnp.zeros((1, 2), jnp.int32))['params']
 
 

@@ -55,12 +55,8 @@ class Safetensors:
   def __init__(self, folder: Path):
     """Reads the headers; nothing stays open.
 
-    Args:
-      folder: with `model.safetensors`, or shards and their index.
-
-    Raises:
-      CheckpointError: for a missing, truncated or unreadable file, or one
-        that holds no numbers.
+    Raises CheckpointError for a missing, truncated or unreadable file, or one
+    that holds no numbers.
     """
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
       files, listed = {WEIGHTS}, None
@@ -134,13 +130,8 @@ def plan(
 ) -> Iterator[tuple[str, list[str], bool, Any]]:
   """Lists a model's weights.
 
-  Args:
-    cfg: the model.
-    family: gives the names.
-
-  Yields:
-    Our path, their names (one for each layer if stacked), whether they store
-    it transposed, and our leaf's shape and dtype.
+  Yields our path, their names (one for each layer if stacked), whether they
+  store it transposed, and our leaf's shape and dtype.
   """
   tree = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
   for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -170,20 +161,13 @@ def read_params(
 ) -> Params:
   """Reads a model's weights to where they belong.
 
-  Args:
-    tensors: where they are.
-    cfg: the model; weights come in its `param_dtype`.
-    family: gives the names.
-    sharding: tree of shardings; None: the default device.
-    beside: tensors that the decoder has no place for and that are read by
-      somebody else, such as the head of a reward model.
+  They come in `cfg.param_dtype`, as the nested dict that `init_params` gives,
+  layers stacked on axis 0. `sharding` is a tree of shardings; None: the default
+  device. `beside` are tensors that the decoder has no place for and that are
+  read by somebody else, such as the head of a reward model.
 
-  Returns:
-    The nested dict that `init_params` gives, layers stacked on axis 0.
-
-  Raises:
-    CheckpointError: for a tensor that is missing, unexpected, of another
-      shape or not finite.
+  Raises CheckpointError for a tensor that is missing, unexpected, of another
+  shape or not finite.
   """
   wanted = list(plan(cfg, family))
   _check_names(tensors, cfg, family, wanted, beside)

@@ -101,15 +101,7 @@ class SdjaxConceptGraph(tfds.core.GeneratorBasedBuilder):
 
 
 def build(config: ConceptGraph, root: Path) -> Path:
-  """Writes the data set below a folder.
-
-  Args:
-    config: the task's settings.
-    root: an empty folder.
-
-  Returns:
-    The folder, somewhere below `root`, that holds the records.
-  """
+  """Writes the data set into an empty folder, and returns where below it."""
   builder = SdjaxConceptGraph(
     task_config=config, data_dir=root, file_format='array_record'
   )
@@ -121,14 +113,6 @@ def build(config: ConceptGraph, root: Path) -> Path:
 
 
 def open_split(folder: Path, split: str) -> Any:
-  """Opens one split for reading by index.
-
-  Args:
-    folder: what `build` returned, or where it was moved to.
-    split: one of `SPLITS`.
-
-  Returns:
-    A random-access source of examples, row i being graph i.
-  """
+  """Opens one split: a random-access source, row i being graph i."""
   builder: Any = tfds.builder_from_directory(folder)
   return builder.as_data_source(split=split)

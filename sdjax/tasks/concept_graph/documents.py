@@ -44,19 +44,12 @@ def _choose(
 def sample_document(
   rng: np.random.Generator, task: ConceptGraph, pretraining: Pretraining
 ) -> Document:
-  """Draws one document on a fresh graph.
+  """Draws one document on a fresh graph, in the compact rendering.
 
-  The author respects a cut: where the route the author would take is cut,
-  the answer is the other target's, and where a wrong one is, the other wrong
-  one. So what is right is right, and habits show where there is a choice.
-
-  Args:
-    rng: the source of randomness; the document depends on nothing else.
-    task: the task's settings; the rendering is always compact.
-    pretraining: the shares of each kind of document.
-
-  Returns:
-    The document.
+  The author respects a cut: where the route the author would take is cut, the
+  answer is the other target's, and where a wrong one is, the other wrong one.
+  So what is right is right, and habits show where there is a choice. The
+  document depends on nothing but `rng` and the two settings.
   """
   (
     varied,

@@ -97,29 +97,12 @@ def _text(graph: Graph) -> str:
 
 
 def render_question(graph: Graph, rendering: str) -> str:
-  """Writes a graph and what is asked of it.
-
-  Args:
-    graph: the graph.
-    rendering: `text` or `compact`.
-
-  Returns:
-    The question, without any template.
-  """
+  """Writes a graph and what is asked of it, without any template."""
   return _compact(graph) if rendering == 'compact' else _text(graph)
 
 
 def render_answer(graph: Graph, chain: Sequence[int], rendering: str) -> str:
-  """Writes the answer that walks a chain outward, over a gap if there is one.
-
-  Args:
-    graph: the graph.
-    chain: node ids from a neighbour of start to an endpoint.
-    rendering: `text` or `compact`.
-
-  Returns:
-    The answer.
-  """
+  """Writes the answer that walks a chain outward, over any gap in it."""
   if rendering == 'compact':
     return ' '.join(graph.names[node] for node in chain)
   names = [graph.names[node] for node in (0, *chain)]

@@ -38,14 +38,9 @@ _NOT_GENERATOR = (
 
 
 def data_folder(config: ConceptGraph) -> Path:
-  """Names the folder of a data set.
+  """Names the folder of a data set: `CACHE/concept_graph-VERSION-HASH`.
 
-  Args:
-    config: the task's settings. All but `name`, `rendering`, `template`,
-      `reference_route` and `cache_dir` shape the graphs and so the name.
-
-  Returns:
-    `CACHE/concept_graph-VERSION-HASH`; it need not exist.
+  It need not exist. The hash is of the settings that shape the graphs.
   """
   fields = dataclasses.asdict(config)
   for field in _NOT_GENERATOR:
@@ -72,16 +67,9 @@ def _write_manifest(folder: Path) -> None:
 
 
 def check(folder: Path) -> bool:
-  """Tells whether a folder is complete.
+  """Tells whether a folder is complete: not absent, nor left unfinished.
 
-  Args:
-    folder: what `data_folder` returned.
-
-  Returns:
-    True if it is whole; False if it is absent or was never finished.
-
-  Raises:
-    ValueError: it was finished, and a file was damaged or lost since.
+  Raises ValueError if it was finished, and a file was damaged or lost since.
   """
   try:
     files = json.loads((folder / MANIFEST).read_text())
@@ -157,16 +145,8 @@ def _build(config: ConceptGraph, folder: Path) -> None:
 def open_source(config: ConceptGraph, split: str) -> Any:
   """Opens a split, building the data set first where it is not there.
 
-  Args:
-    config: the task's settings.
-    split: the split's name.
-
-  Returns:
-    A random-access source of examples.
-
-  Raises:
-    ValueError: a file of the data set was damaged or lost.
-    OSError: the cache folder cannot be written.
+  Returns a random-access source of examples. Raises ValueError if a file of the
+  data set was damaged or lost, OSError if the cache folder cannot be written.
   """
   folder = data_folder(config)
   with _quiet():
