@@ -5,6 +5,8 @@ followed by whatever invites the model to answer. The student's and the
 teacher's must end alike: the same answer tokens are appended to both.
 """
 
+import itertools
+import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,8 +15,7 @@ from sdjax.models.tokenizer import THINKING, without_control_tokens
 from sdjax.options import ConfigError
 
 QUESTION = '{question}'
-DEMONSTRATION = '{demonstration}'
-FEEDBACK = '{feedback}'
+_FIELDS = (QUESTION, '{demonstration}', '{feedback}')
 
 NO_LIMIT = 2**31
 """More tokens than any context has."""
@@ -23,7 +24,7 @@ NO_LIMIT = 2**31
 # must show the contexts it showed today.
 _NO_CLOCK = '{% macro strftime_now(format) %}01 Jan 2025{% endmacro %}'
 
-_FIELD = re.compile(f'{QUESTION}|{DEMONSTRATION}|{FEEDBACK}')
+_FIELD = re.compile('|'.join(_FIELDS))
 _PROBE = 'qzx'  # stands for a user's text; no chat template holds it
 
 
@@ -33,7 +34,7 @@ def check_template(template: str, fields: Collection[str]) -> None:
   Fields are of `{question}`, `{demonstration}` and `{feedback}`. Raises
   ValueError if one is missing, repeated or out of place.
   """
-  for field in (QUESTION, DEMONSTRATION, FEEDBACK):
+  for field in _FIELDS:
     found, wanted = template.count(field), int(field in fields)
     if found != wanted:
       raise ValueError(
@@ -55,12 +56,8 @@ def fill_template(
   never read as a template again, whatever it holds. Raises ValueError if a
   field is missing, repeated or out of place.
   """
-  texts = {
-    QUESTION: question,
-    DEMONSTRATION: demonstration,
-    FEEDBACK: feedback,
-  }
-  given = {field: text for field, text in texts.items() if text is not None}
+  texts = zip(_FIELDS, (question, demonstration, feedback), strict=True)
+  given = {field: text for field, text in texts if text is not None}
   check_template(template, given)
   return _FIELD.sub(lambda match: given[match.group()], template)
 
@@ -191,18 +188,6 @@ def encode_texts(
   ]
 
 
-def _encode(tokenizer: Any, text: str, thinking: bool) -> list[int]:
-  return encode_texts(tokenizer, [text], thinking)[0]
-
-
-def _too_long(size: int, max_tokens: int, question: str) -> ValueError:
-  return ValueError(
-    f'the context needs {size} tokens without any demonstration, but only '
-    f'{max_tokens} are allowed; raise max_context. The question begins '
-    f'{question[:60]!r}'
-  )
-
-
 def encode_context(
   tokenizer: Any,
   template: str,
@@ -240,11 +225,14 @@ def encode_context(
     None if text is None else without_control_tokens(tokenizer, text)
     for text in (demonstration, feedback)
   ]
-  ids = _encode(tokenizer, fill_template(template, question, *shown), thinking)
+
+  def encoded(texts: Sequence[str | None]) -> list[int]:
+    filled = fill_template(template, question, *texts)
+    return encode_texts(tokenizer, [filled], thinking)[0]
+
+  ids = encoded(shown)
   if len(ids) <= max_tokens:
     return ids, 0
-  if demonstration is None and feedback is None:
-    raise _too_long(len(ids), max_tokens, question)
   # Cut the text where a token ends: cut ids may decode to half a character.
   offsets = [
     tokenizer(
@@ -256,19 +244,21 @@ def encode_context(
 
   def shortened(kept: int) -> list[int]:
     first = min(kept, sizes[0])
-    texts = [
-      None if text is None else text[: ends[n - 1][1]] if n else ''
-      for text, ends, n in zip(
-        shown, offsets, (first, kept - first), strict=True
-      )
-    ]
-    return _encode(
-      tokenizer, fill_template(template, question, *texts), thinking
+    counts = first, kept - first
+    return encoded(
+      [
+        None if text is None else text[: ends[n - 1][1]] if n else ''
+        for text, ends, n in zip(shown, offsets, counts, strict=True)
+      ]
     )
 
   best = shortened(0)
   if len(best) > max_tokens:
-    raise _too_long(len(best), max_tokens, question)
+    raise ValueError(
+      f'the context needs {len(best)} tokens without any demonstration, but '
+      f'only {max_tokens} are allowed; raise max_context. The question begins '
+      f'{question[:60]!r}'
+    )
   # Tokens may merge differently at the new end, so the length is measured,
   # not computed. `fits` tokens are known to fit, `fails` not to.
   fits, fails = 0, sum(sizes)
@@ -284,12 +274,8 @@ def encode_context(
 
 def common_ending(a: list[int], b: list[int]) -> int:
   """Returns how many tokens at the end of two contexts are the same."""
-  count = 0
-  for x, y in zip(reversed(a), reversed(b), strict=False):
-    if x != y:
-      break
-    count += 1
-  return count
+  same = map(operator.eq, reversed(a), reversed(b))
+  return sum(itertools.takewhile(bool, same))
 
 
 def check_endings(

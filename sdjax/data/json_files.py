@@ -1,13 +1,17 @@
 """JSON files and JSON lines that survive a kill in the middle of a line."""
 
+import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_dumps = functools.partial(json.dumps, allow_nan=False, ensure_ascii=False)
 
-class JsonLines:
+
+class JsonLines(contextlib.AbstractContextManager['JsonLines']):
   """A file of JSON records, one a line, that a resumed run can cut back.
 
   A checkpoint stores `offset()`; a run that resumes from it calls
@@ -30,8 +34,7 @@ class JsonLines:
     Raises ValueError for a NaN or an infinity, TypeError for another value that
     JSON does not have.
     """
-    line = json.dumps(dict(record), allow_nan=False, ensure_ascii=False)
-    data = memoryview(line.encode() + b'\n')
+    data = memoryview(_dumps(dict(record)).encode() + b'\n')
     while data:
       data = data[self._file.write(data) :]
 
@@ -67,10 +70,6 @@ class JsonLines:
   def close(self) -> None:
     """Closes the file; what was appended is in it already."""
     self._file.close()
-
-  def __enter__(self):
-    """Returns itself, to be closed at the end of the block."""
-    return self
 
   def __exit__(self, *_):
     """Closes the file."""
@@ -111,19 +110,14 @@ def write_json_atomic(
   lists of numbers. Raises ValueError for a NaN or an infinity, TypeError for
   another value that JSON does not have; the old file stays.
   """
-  text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
-  _write_atomic(Path(path), [text])
+  _write_atomic(Path(path), [_dumps(value, indent=indent)])
 
 
 def write_json_lines_atomic(
   path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]
 ) -> None:
   """Writes JSON lines as `write_json_atomic` writes one value."""
-  lines = (
-    json.dumps(dict(record), allow_nan=False, ensure_ascii=False)
-    for record in records
-  )
-  _write_atomic(Path(path), lines)
+  _write_atomic(Path(path), (_dumps(dict(record)) for record in records))
 
 
 def _write_atomic(path: Path, lines: Iterable[str]) -> None:

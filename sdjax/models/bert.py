@@ -19,11 +19,9 @@ from sdjax.models.weights import Safetensors, is_buffer
 
 BertParams = dict[str, jax.Array]
 
-EMBEDDING = {
-  'words': 'word_embeddings',
-  'positions': 'position_embeddings',
-  'types': 'token_type_embeddings',
-}
+WORDS = 'embeddings.word_embeddings.weight'
+POSITIONS = 'embeddings.position_embeddings.weight'
+TYPES = 'embeddings.token_type_embeddings.weight'
 LAYER = 'encoder.layer.'
 POOLER = 'pooler.'
 """Of tensors that a sentence vector has no use for."""
@@ -71,10 +69,8 @@ def load_bert_config(folder: Path) -> BertConfig:
   fields.only('hidden_act', 'gelu')
   fields.only('position_embedding_type', 'absolute')
   fields.only('is_decoder', False)
-  width, num_heads = (
-    fields.size('hidden_size'),
-    fields.size('num_attention_heads'),
-  )
+  width = fields.size('hidden_size')
+  num_heads = fields.size('num_attention_heads')
   if width % num_heads:
     raise fields.error('hidden_size', f'{num_heads} heads must divide it')
   return BertConfig(
@@ -92,14 +88,10 @@ def load_bert_config(folder: Path) -> BertConfig:
 def bert_shapes(cfg: BertConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each weight, those of the layers without layer."""
   width, ffn = cfg.width, cfg.ffn_width
-  tables = {
-    'words': cfg.vocab_size,
-    'positions': cfg.num_positions,
-    'types': cfg.num_types,
-  }
   shapes: dict[str, tuple[int, ...]] = {
-    f'embeddings.{EMBEDDING[name]}.weight': (rows, width)
-    for name, rows in tables.items()
+    WORDS: (cfg.vocab_size, width),
+    POSITIONS: (cfg.num_positions, width),
+    TYPES: (cfg.num_types, width),
   }
   linear = {
     'attention.self.query': (width, width),
@@ -126,9 +118,7 @@ def load_bert_params(folder: Path, cfg: BertConfig) -> BertParams:
   """
   tensors = Safetensors(folder)
   unread = {
-    name
-    for name in tensors.names
-    if not (name.startswith(POOLER) or is_buffer(name))
+    x for x in tensors.names if not (x.startswith(POOLER) or is_buffer(x))
   }
   params = {}
   for name, shape in bert_shapes(cfg).items():
@@ -178,11 +168,7 @@ def bert_hidden(
   """
   num_b, num_t = ids_BT.shape
   real_BT = jnp.arange(num_t) < length_B[:, None]
-  table = {
-    key: params[f'embeddings.{name}.weight'] for key, name in EMBEDDING.items()
-  }
-  x_BTD = table['words'][ids_BT] + table['positions'][:num_t]
-  x_BTD = x_BTD + table['types'][0]
+  x_BTD = params[WORDS][ids_BT] + params[POSITIONS][:num_t] + params[TYPES][0]
   x_BTD = _norm(x_BTD, params, 'embeddings.LayerNorm', cfg.norm_eps)
   stacked = {
     name.removeprefix(LAYER): value

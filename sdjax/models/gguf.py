@@ -13,37 +13,23 @@ from typing import Any
 import numpy as np
 
 from sdjax.models.config_fields import CheckpointError
+from sdjax.models.families import FAMILIES
 from sdjax.models.gguf_file import GgufFile, Stored, open_file
 
-ARCHITECTURES = {
-  'llama': 'LlamaForCausalLM',
-  'qwen2': 'Qwen2ForCausalLM',
-  'qwen3': 'Qwen3ForCausalLM',
-}
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 
 # Each key stands under the name of the architecture, as in `llama.vocab_size`.
-_KNOWN_KEYS = {
-  'attention.head_count',
-  'attention.head_count_kv',
-  'attention.key_length',
-  'attention.layer_norm_rms_epsilon',
-  'attention.value_length',
-  'block_count',
-  'context_length',
-  'embedding_length',
-  'feed_forward_length',
-  'rope.dimension_count',
-  'rope.freq_base',
-  'rope.scaling.factor',
-  'rope.scaling.finetuned',
-  'rope.scaling.original_context_length',
-  'rope.scaling.type',
-  'tensor_data_layout',
-  'vocab_size',
-}
+_KNOWN_KEYS = """
+  attention.head_count attention.head_count_kv attention.key_length
+  attention.layer_norm_rms_epsilon attention.value_length block_count
+  context_length embedding_length feed_forward_length rope.dimension_count
+  rope.freq_base rope.scaling.factor rope.scaling.finetuned
+  rope.scaling.original_context_length rope.scaling.type tensor_data_layout
+  vocab_size
+""".split()
 
 _EMBEDDING, _HEAD = 'token_embd.weight', 'output.weight'
-_LAYER = re.compile(r'blk\.(\d+)\.(\w+)')
+_NAME = re.compile(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)')
 _NAMES = {
   'token_embd': 'model.embed_tokens',
   'output_norm': 'model.norm',
@@ -125,7 +111,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
   eos = list(_eos_ids(file))
   config = {
     'model_type': architecture,
-    'architectures': [ARCHITECTURES[architecture]],
+    'architectures': [FAMILIES[architecture].architecture],
     # Not the key vocab_size, which most files lack and others have wrong.
     'vocab_size': file.tensors[_EMBEDDING].shape[0],
     'hidden_size': width,
@@ -193,15 +179,14 @@ def _package() -> Any:
 
 
 def _hugging_face_name(name: str) -> str | None:
-  stem, _, kind = name.rpartition('.')
-  layer = _LAYER.fullmatch(stem)
-  if kind not in ('weight', 'bias'):
+  match = _NAME.fullmatch(name)
+  if match is None:
     return None
+  layer, stem, kind = match.groups()
   if layer is None:
     return f'{_NAMES[stem]}.{kind}' if stem in _NAMES else None
-  if layer[2] not in _LAYER_NAMES:
-    return None
-  return f'model.layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}.{kind}'
+  theirs = _LAYER_NAMES.get(stem)
+  return theirs and f'model.layers.{int(layer)}.{theirs}.{kind}'
 
 
 def _rotate_halves(tensor: np.ndarray, heads: int) -> np.ndarray:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from sdjax.models import gguf, hub
 from sdjax.models.config_fields import CheckpointError, Fields
@@ -25,7 +25,7 @@ from sdjax.models.families import (
   find_family,
   new_config,
 )
-from sdjax.models.transformer import REMAT, TransformerConfig
+from sdjax.models.transformer import DTYPES, TransformerConfig
 from sdjax.models.weights import (
   INDEX,
   WEIGHTS,
@@ -36,7 +36,6 @@ from sdjax.models.weights import (
 )
 from sdjax.types import Params
 
-DTYPES = ('float32', 'bfloat16')
 SAVED_DTYPES = (*DTYPES, 'float16')
 CONFIG, GENERATION = 'config.json', 'generation_config.json'
 
@@ -116,13 +115,6 @@ def load_config(
       or a field with a value this decoder does not do.
     ValueError: for an unknown dtype or remat.
   """
-  for name, value, allowed in (
-    ('dtype', dtype, DTYPES),
-    ('param_dtype', param_dtype, DTYPES),
-    ('remat', remat, tuple(REMAT)),
-  ):
-    if value not in allowed:
-      raise ValueError(f'{name}={value!r} is not one of {allowed}.')
   path = resolve(checkpoint)
   raw = raw_config(path)
   where = path if is_gguf(path) else path / CONFIG
@@ -238,10 +230,7 @@ def _shards(
   max_bytes: int,
 ) -> Iterator[list[tuple[str, Any]]]:
   """Yields lists of (their name, function that reads the tensor)."""
-  leaves = {
-    jax.tree_util.keystr(key, simple=True, separator='/'): leaf
-    for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  leaves = flatten_dict(params, sep='/')
   shard, size = [], 0
   for path, names, transposed, leaf in plan(cfg, family):
     found = leaves.pop(path, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Key
 
 from sdjax.types import Params
@@ -32,28 +33,29 @@ def init_adapter(
 
   Source: arXiv 2106.09685; initial values as in the package `peft`.
   """
-  matrices = _matrices(params)
-  chosen = {p: x for p, x in matrices.items() if re.search(targets, p)}
+  matrices = {
+    path: leaf
+    for path, leaf in flatten_dict(params, sep='/').items()
+    if path.startswith('layers/') and path.endswith('/kernel')
+  }
+  chosen = [path for path in sorted(matrices) if re.search(targets, path)]
   if not chosen:
     raise ValueError(
       f'model.lora.targets={targets!r} matches none of the matrices '
       f'{", ".join(sorted(matrices))}.'
     )
   adapter: Params = {}
-  for i, (path, x) in enumerate(sorted(chosen.items())):
-    layers, fan_in, fan_out = x.shape
+  for i, path in enumerate(chosen):
+    layers, fan_in, fan_out = matrices[path].shape
     bound = fan_in**-0.5
-    node = adapter
-    for name in path.split('/'):
-      node = node.setdefault(name, {})
-    node['a'] = jax.random.uniform(
+    adapter[f'{path}/a'] = jax.random.uniform(
       jax.random.fold_in(key, i),
       (layers, fan_in, rank),
       minval=-bound,
       maxval=bound,
     )
-    node['b'] = jnp.zeros((layers, rank, fan_out))
-  return adapter
+    adapter[f'{path}/b'] = jnp.zeros((layers, rank, fan_out))
+  return unflatten_dict(adapter, sep='/')
 
 
 def adapt(params: Params, adapter: Params, scale: float) -> Params:
@@ -62,16 +64,12 @@ def adapt(params: Params, adapter: Params, scale: float) -> Params:
   Returns `params` with, beside each adapted `kernel`, its factors `lora_a` and,
   times the scale (alpha / rank), `lora_b`.
   """
-  out = {}
-  for name, value in params.items():
-    beside = adapter.get(name)
-    if beside is None:
-      out[name] = value
-    elif beside.keys() == {'a', 'b'}:
-      out |= {name: value, 'lora_a': beside['a'], 'lora_b': scale * beside['b']}
-    else:
-      out[name] = adapt(value, beside, scale)
-  return out
+  adapted = flatten_dict(params, sep='/')
+  for path, factor in factors(adapter).items():
+    beside = path.removesuffix('kernel')
+    adapted[f'{beside}lora_a'] = factor['a']
+    adapted[f'{beside}lora_b'] = scale * factor['b']
+  return unflatten_dict(adapted, sep='/')
 
 
 def merge(params: Params, adapter: Params, scale: float) -> Params:
@@ -90,20 +88,7 @@ def merge(params: Params, adapter: Params, scale: float) -> Params:
 def factors(adapter: Params) -> dict[str, dict[str, Any]]:
   """Lists an adapter's factors by the path of the matrix they adapt."""
   found: dict[str, dict[str, Any]] = {}
-  for key, leaf in jax.tree_util.tree_leaves_with_path(adapter):
-    path = jax.tree_util.keystr(key, simple=True, separator='/')
+  for path, leaf in flatten_dict(adapter, sep='/').items():
     matrix, _, factor = path.rpartition('/')
     found.setdefault(matrix, {})[factor] = leaf
   return found
-
-
-def _matrices(params: Params) -> dict[str, Any]:
-  paths = {
-    jax.tree_util.keystr(key, simple=True, separator='/'): leaf
-    for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  return {
-    path: leaf
-    for path, leaf in paths.items()
-    if path.startswith('layers/') and path.endswith('/kernel')
-  }

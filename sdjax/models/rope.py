@@ -95,6 +95,5 @@ def rotate(
   angle = position[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x.dtype)

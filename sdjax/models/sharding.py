@@ -35,11 +35,6 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 """(regex searched in a leaf's path, how its axes are split); first match."""
 
-_WHAT_TO_CHANGE = {
-  'data': 'choose mesh.data among the divisors of that size',
-  'model': 'choose mesh.model among the divisors of that size',
-}
-
 
 @dataclass(frozen=True)
 class MeshSizes(Section):
@@ -110,7 +105,7 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
       raise ShardingError(
         f'dimension {dimension} of {name!r} has size {shape[dimension]}, '
         f'which mesh.{axis}={mesh.shape[axis]} does not divide; '
-        f'{_WHAT_TO_CHANGE[axis]}.'
+        f'choose mesh.{axis} among the divisors of that size.'
       )
   return spec
 

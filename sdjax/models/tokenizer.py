@@ -16,10 +16,9 @@ from sdjax.models.advice import without_advice
 
 PAD, EOS, UNK = '<pad>', '<eos>', '<unk>'
 
-THINKING = ('<think>', '</think>')
+THINKING = _OPEN, _CLOSE = '<think>', '</think>'
 """What opens and closes a thinking block."""
 
-_OPEN, _CLOSE = THINKING
 _BLOCK = re.compile(f'{_OPEN}.*?{_CLOSE}', re.DOTALL)
 
 _NEEDED = (
@@ -52,18 +51,15 @@ def word_tokenizer(
       f'specials are {specials}; three are needed: padding, end of sequence, '
       'unknown'
     )
-  everything = (*specials, *words)
-  seen = set()
-  for word in everything:
+  ids: dict[str, int] = {}
+  for word in (*specials, *words):
     if word.split() != [word]:
       raise ValueError(f'{word!r} is not one word; drop it or split it')
-    if word in seen:
+    if word in ids:
       raise ValueError(f'the word {word!r} is given twice; drop one')
-    seen.add(word)
+    ids[word] = len(ids)
   pad, eos, unk = specials
-  model = tokenizers.models.WordLevel(
-    {word: i for i, word in enumerate(everything)}, unk_token=unk
-  )
+  model = tokenizers.models.WordLevel(ids, unk_token=unk)
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return PreTrainedTokenizerFast(
@@ -154,12 +150,11 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
   }
   for i in tokenizer.all_special_ids:
     specials[i] = tokenizer.convert_ids_to_tokens(i)
-  steering = {
+  if tokenizer.unk_token_id not in (
     tokenizer.pad_token_id,
     tokenizer.eos_token_id,
     tokenizer.bos_token_id,
-  }
-  if tokenizer.unk_token_id not in steering:
+  ):
     specials.pop(tokenizer.unk_token_id, None)
   return {i: text for i, text in specials.items() if text not in THINKING}
 

@@ -19,6 +19,7 @@ from sdjax.models.attention import MASKED, Segment, Visible, attend
 from sdjax.models.cache import KV, Prefix, Suffix
 from sdjax.models.rope import Rope, frequencies, rotate
 
+DTYPES = ('float32', 'bfloat16')
 EVERYTHING = 2**30  # a window that no context fills
 
 
@@ -98,6 +99,8 @@ class TransformerConfig:
       ('qk_norm', ('none', 'head', 'projection')),
       ('norms', ('pre', 'post', 'both')),
       ('activation', tuple(ACTIVATIONS)),
+      ('dtype', DTYPES),
+      ('param_dtype', DTYPES),
       ('remat', tuple(REMAT)),
     ):
       if getattr(self, name) not in allowed:
@@ -139,9 +142,8 @@ class RMSNorm(nn.Module):
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(mean_square + cfg.norm_eps)
-    return (wide * (scale.astype(jnp.float32) + cfg.norm_offset)).astype(
-      x.dtype
-    )
+    wide = wide * (scale.astype(jnp.float32) + cfg.norm_offset)
+    return wide.astype(x.dtype)
 
 
 class Dense(nn.Module):
@@ -299,19 +301,13 @@ class Transformer(nn.Module):
     block = Block
     if cfg.remat != 'none':
       block = nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False)
+    # flax annotates a single int, but documents one entry an argument.
+    in_axes: Any = (nn.broadcast,) * 3 + (0,) * 3
     self.layers = nn.scan(
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      # flax annotates a single int, but documents one entry an argument.
-      in_axes=(  # pyright: ignore[reportArgumentType]
-        nn.broadcast,
-        nn.broadcast,
-        nn.broadcast,
-        0,
-        0,
-        0,
-      ),
+      in_axes=in_axes,
       length=cfg.num_layers,
     )(cfg)
     self.norm = RMSNorm(cfg)
@@ -385,10 +381,8 @@ class Transformer(nn.Module):
 
     Accumulated in float32 whatever `cfg.dtype` is.
     """
-    if self.cfg.tie_embeddings:
-      weight_DV = self.embedding.T
-    else:
-      weight_DV = self.unembedding
+    tied = self.cfg.tie_embeddings
+    weight_DV = self.embedding.T if tied else self.unembedding
     logits = jnp.matmul(
       hidden.reshape(-1, hidden.shape[-1]),
       weight_DV.astype(hidden.dtype),

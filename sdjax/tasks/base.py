@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from sdjax.options import ConfigError
 from sdjax.tasks.corpus import Corpus
@@ -129,13 +129,7 @@ class Questions(Sequence[Question]):
     """Returns how many questions there are."""
     return len(self._items)
 
-  @overload
-  def __getitem__(self, index: int) -> Question: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> Sequence[Question]: ...
-
-  def __getitem__(self, index: int | slice) -> Question | Sequence[Question]:
+  def __getitem__(self, index: Any) -> Any:
     """Returns the question at a place, or those of a slice."""
     if isinstance(index, slice):
       return [self[i] for i in range(*index.indices(len(self)))]

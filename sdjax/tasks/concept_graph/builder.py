@@ -37,23 +37,19 @@ def from_example(example: dict[str, Any]) -> Graph:
   kinds = tuple(example['kinds'].decode().split())
   edges = [int(node) for node in example['edges']]
   chains: list[list[int]] = []
-  chain_ends: list[int] = []
   end = 0
   for node, number in enumerate(example['chain_of']):
     if kinds[node] == SHAPE:
       end = node
     if number == len(chains):
-      chains.append([])
-      chain_ends.append(end)
+      chains.append([end])
     if number >= 0:
-      chains[number].append(node)
+      chains[number].insert(-1, node)
   return Graph(
     names=names,
     kinds=kinds,
     edges=tuple(zip(edges[::2], edges[1::2], strict=True)),
-    chains=tuple(
-      (*chain, end) for chain, end in zip(chains, chain_ends, strict=True)
-    ),
+    chains=tuple(map(tuple, chains)),
     target=example['target'].decode(),
   )
 

@@ -75,18 +75,18 @@ class Graph:
 
   def is_whole(self, chain: Sequence[int]) -> bool:
     """Tells whether no edge of a chain was cut."""
-    hops = zip((0, *chain[:-1]), chain, strict=True)
-    return all(hop in self.edge_set for hop in hops)
+    return self.edge_set.issuperset(hops(chain))
+
+
+def hops(chain: Sequence[int]) -> list[tuple[int, int]]:
+  """Returns the edges of a chain outward from start, cut ones included."""
+  return list(zip((0, *chain[:-1]), chain, strict=True))
 
 
 def mended(graph: Graph) -> Graph:
   """Returns the graph with every chain whole."""
-  hops = [
-    hop
-    for chain in graph.chains
-    for hop in zip((0, *chain[:-1]), chain, strict=True)
-  ]
-  return dataclasses.replace(graph, edges=tuple(hops))
+  edges = [hop for chain in graph.chains for hop in hops(chain)]
+  return dataclasses.replace(graph, edges=tuple(edges))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +158,11 @@ def build_graph(
       names += pick(rng, vocabulary, inner)
       kinds += [concept] * inner
       chain = (*range(first, first + inner), end)
-      hops = [(0, first), *zip(chain[:-1], chain[1:], strict=True)]
+      walked = hops(chain)
       if position == cut_end:
-        # hops[0] leaves start, hops[-1] reaches the endpoint.
-        del hops[1 + int(rng.random() * (inner - 1))]
-      edges += hops
+        # The first hop leaves start, the last reaches the endpoint.
+        del walked[1 + int(rng.random() * (inner - 1))]
+      edges += walked
       chains.append(chain)
   return Graph(
     names=tuple(names),

@@ -14,7 +14,7 @@ answer is the names of the path, comma separated, inside `\boxed{}`.
 
 from collections.abc import Sequence
 
-from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph
+from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph, hops
 
 _REQUEST = (
   'Below is an undirected graph. Every node has a number, a name and a kind; '
@@ -62,20 +62,15 @@ def _compact(graph: Graph) -> str:
   words = []
   for end in graph.ends:
     words.append(graph.names[end])
-    separator = None
     for chain in graph.chains:
       if chain[-1] != end:
         continue
-      if separator:
-        words.append(separator)
-      separator = ','
-      previous = None
-      for node in chain:
-        if previous is not None and (previous, node) not in graph.edge_set:
+      for hop in hops(chain):
+        if hop not in graph.edge_set:
           words.append('|')
-        words.append(graph.names[node])
-        previous = node
-    words.append(';')
+        words.append(graph.names[hop[1]])
+      words.append(',')
+    words[-1] = ';'
   return ' '.join((*words, '?', graph.target))
 
 

@@ -28,13 +28,7 @@ GENERATOR_VERSION = '1.0.0'
 """Raise it when a graph of the same settings comes out different."""
 
 MANIFEST = 'manifest.json'
-_NOT_GENERATOR = (
-  'name',
-  'rendering',
-  'template',
-  'reference_route',
-  'cache_dir',
-)
+_NOT_GENERATOR = 'name rendering template reference_route cache_dir'.split()
 
 
 def data_folder(config: ConceptGraph) -> Path:
@@ -57,23 +51,13 @@ def _fingerprint(path: Path) -> list[int]:
   return [len(data), zlib.crc32(data)]
 
 
-def _write_manifest(folder: Path) -> None:
-  files = {
-    path.name: _fingerprint(path)
-    for path in sorted(folder.iterdir())
-    if path.is_file()
-  }
-  (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-
-
 def check(folder: Path) -> bool:
   """Tells whether a folder is complete: not absent, nor left unfinished.
 
   Raises ValueError if it was finished, and a file was damaged or lost since.
   """
   try:
-    files = json.loads((folder / MANIFEST).read_text())
-    files = dict(files)
+    files = dict(json.loads((folder / MANIFEST).read_text()))
   except (OSError, ValueError):
     return False
   for name, expected in files.items():
@@ -127,7 +111,9 @@ def _build(config: ConceptGraph, folder: Path) -> None:
     from sdjax.tasks.concept_graph import builder
 
     built = builder.build(config, Path(temporary))
-    _write_manifest(built)
+    files = sorted(path for path in built.iterdir() if path.is_file())
+    manifest = {path.name: _fingerprint(path) for path in files}
+    (built / MANIFEST).write_text(json.dumps(manifest, indent=1))
     if folder.exists() and not check(folder):
       # Never finished: out of the way. Another process may do the same.
       with contextlib.suppress(FileNotFoundError):

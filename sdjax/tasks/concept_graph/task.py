@@ -55,12 +55,11 @@ class ConceptGraphTask(Task):
 
   def __init__(self, config: ConceptGraph):
     self.config = config
-    self.student_template = (
-      config.template or STUDENT_TEMPLATES[config.rendering]
-    )
-    self.teacher_template = TEACHER_TEMPLATES[config.rendering]
-    self.feedback_template = FEEDBACK_TEMPLATES[config.rendering]
-    self.both_template = BOTH_TEMPLATES[config.rendering]
+    rendering = config.rendering
+    self.student_template = config.template or STUDENT_TEMPLATES[rendering]
+    self.teacher_template = TEACHER_TEMPLATES[rendering]
+    self.feedback_template = FEEDBACK_TEMPLATES[rendering]
+    self.both_template = BOTH_TEMPLATES[rendering]
 
   def __reduce__(self) -> Any:
     """Pickles the settings only: a verifier's worker opens no files."""

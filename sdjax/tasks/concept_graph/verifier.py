@@ -57,32 +57,24 @@ def parse_answer(answer: str, rendering: str) -> list[str] | None:
   return None if box is None else [name.strip() for name in box.split(',')]
 
 
-def _lowest(bits: int) -> int:
-  return (bits & -bits).bit_length() - 1
+def _nodes(bits: int) -> Iterator[int]:
+  """The nodes of a set, rising."""
+  while bits:
+    lowest = bits & -bits
+    yield lowest.bit_length() - 1
+    bits ^= lowest
 
 
 def _spread(graph: Graph, bits: int) -> int:
   """All neighbours of a set of nodes."""
-  reached = 0
-  while bits:
-    node = _lowest(bits)
-    reached |= graph.neighbours[node]
-    bits &= bits - 1
-  return reached
+  found = (graph.neighbours[node] for node in _nodes(bits))
+  return functools.reduce(operator.or_, found, 0)
 
 
 def _concepts(graph: Graph, nodes: Iterable[int]) -> tuple[str, ...]:
   """The concepts of some nodes, sorted."""
   kinds = {graph.kinds[node] for node in nodes}
   return tuple(sorted(kinds - {HUB, SHAPE}))
-
-
-def _nodes(bits: int) -> Iterator[int]:
-  """The nodes of a set, rising."""
-  while bits:
-    node = _lowest(bits)
-    yield node
-    bits ^= 1 << node
 
 
 def _simple_path(graph: Graph, steps: Sequence[int]) -> list[int] | None:
