@@ -32,21 +32,15 @@ class BertConfig:
   """Sizes of an encoder.
 
   Attributes:
-    vocab_size: V.
-    width: D.
-    num_layers: L.
-    num_heads: N, a divisor of D.
-    ffn_width: F.
     num_positions: the most tokens of a text.
     num_types: kinds of segments; a text by itself is of kind 0.
-    norm_eps: of the layer norms.
   """
 
-  vocab_size: int
-  width: int
-  num_layers: int
-  num_heads: int
-  ffn_width: int
+  vocab_size: int  # V
+  width: int  # D
+  num_layers: int  # L
+  num_heads: int  # N, a divisor of D
+  ffn_width: int  # F
   num_positions: int
   num_types: int
   norm_eps: float

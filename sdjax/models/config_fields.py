@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.advice import without_advice
+from sdjax.models.advice import from_transformers
 from sdjax.models.rope import Rope
 from sdjax.models.transformer import AttentionKind
 
@@ -82,11 +82,9 @@ _SIZES = (
 def _with_defaults(
   given: Mapping[str, Any], path: Path | str
 ) -> dict[str, Any]:
-  with without_advice():
-    from transformers import CONFIG_MAPPING
-
+  mapping = from_transformers('CONFIG_MAPPING')
   try:
-    config = CONFIG_MAPPING[given['model_type']].from_dict(dict(given))
+    config = mapping[given['model_type']].from_dict(dict(given))
   # Whatever the library's own checks raise.
   except Exception as error:
     reason = ' '.join(str(error).split())

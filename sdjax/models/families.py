@@ -11,11 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.config_fields import (
-  CheckpointError,
-  Fields,
-  attention_kinds,
-)
+from sdjax.models.config_fields import CheckpointError, Fields, attention_kinds
 from sdjax.models.transformer import TransformerConfig
 
 

@@ -19,13 +19,8 @@ from flax.traverse_util import flatten_dict
 
 from sdjax.models import gguf, hub
 from sdjax.models.config_fields import CheckpointError, Fields
-from sdjax.models.families import (
-  Family,
-  check_config,
-  find_family,
-  new_config,
-)
-from sdjax.models.transformer import DTYPES, TransformerConfig
+from sdjax.models.families import Family, check_config, find_family, new_config
+from sdjax.models.transformer import REMAT, TransformerConfig
 from sdjax.models.weights import (
   INDEX,
   WEIGHTS,
@@ -36,6 +31,7 @@ from sdjax.models.weights import (
 )
 from sdjax.types import Params
 
+DTYPES = ('float32', 'bfloat16')
 SAVED_DTYPES = (*DTYPES, 'float16')
 CONFIG, GENERATION = 'config.json', 'generation_config.json'
 
@@ -115,6 +111,13 @@ def load_config(
       or a field with a value this decoder does not do.
     ValueError: for an unknown dtype or remat.
   """
+  for name, value, allowed in (
+    ('dtype', dtype, DTYPES),
+    ('param_dtype', param_dtype, DTYPES),
+    ('remat', remat, tuple(REMAT)),
+  ):
+    if value not in allowed:
+      raise ValueError(f'{name}={value!r} is not one of {allowed}.')
   path = resolve(checkpoint)
   raw = raw_config(path)
   where = path if is_gguf(path) else path / CONFIG

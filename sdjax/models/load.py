@@ -113,8 +113,10 @@ def load(
     hf.check_vocabulary(cfg, tokenizer)
     known = min(hf.num_tokens(tokenizer), cfg.vocab_size)
     cfg = dataclasses.replace(cfg, num_tokens=known)
-  shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
-  places = None if mesh is None else state_sharding(shapes, mesh)
+  places = None
+  if mesh is not None:
+    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    places = state_sharding(shapes, mesh)
   return LanguageModel(
     config=cfg,
     apply_fn=make_apply_fn(cfg),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.models import gguf, gguf_tokenizer, hf, hub
-from sdjax.models.advice import without_advice
+from sdjax.models.advice import from_transformers
 
 PAD, EOS, UNK = '<pad>', '<eos>', '<unk>'
 
@@ -42,9 +42,6 @@ def word_tokenizer(
   """
   import tokenizers
 
-  with without_advice():
-    from transformers import PreTrainedTokenizerFast
-
   specials = tuple(specials)
   if len(specials) != 3:
     raise ValueError(
@@ -62,7 +59,7 @@ def word_tokenizer(
   model = tokenizers.models.WordLevel(ids, unk_token=unk)
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  return PreTrainedTokenizerFast(
+  return from_transformers('PreTrainedTokenizerFast')(
     tokenizer_object=tokenizer,
     pad_token=pad,
     eos_token=eos,
@@ -92,11 +89,9 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     if not (folder / name).is_file():
       raise FileNotFoundError(f'{folder} has no {name}; {_NEEDED}')
-  with without_advice():
-    from transformers import AutoTokenizer
-
+  loader = from_transformers('AutoTokenizer')
   try:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return loader.from_pretrained(folder, local_files_only=True)
   # A broken file surfaces as anything, bare Exception from Rust included.
   except Exception as error:
     raise ValueError(

@@ -19,7 +19,6 @@ from sdjax.models.attention import MASKED, Segment, Visible, attend
 from sdjax.models.cache import KV, Prefix, Suffix
 from sdjax.models.rope import Rope, frequencies, rotate
 
-DTYPES = ('float32', 'bfloat16')
 EVERYTHING = 2**30  # a window that no context fills
 
 
@@ -41,13 +40,6 @@ class TransformerConfig:
   """Sizes and numerics of a decoder.
 
   Attributes:
-    vocab_size: V.
-    width: D.
-    num_layers: L.
-    num_heads: N.
-    num_kv_heads: M, a divisor of N.
-    head_dim: H.
-    ffn_width: F.
     num_tokens: ids that mean something; the head gives the others, which
       only pad the embedding to a round size, no probability. 0: all do.
     attention: one kind for each layer, or a single one for all.
@@ -69,13 +61,13 @@ class TransformerConfig:
     remat: `none`, `dots` or `full`.
   """
 
-  vocab_size: int
-  width: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  ffn_width: int
+  vocab_size: int  # V
+  width: int  # D
+  num_layers: int  # L
+  num_heads: int  # N
+  num_kv_heads: int  # M, a divisor of N
+  head_dim: int  # H
+  ffn_width: int  # F
   num_tokens: int = 0
   attention: tuple[AttentionKind, ...] = (AttentionKind(),)
   qkv_bias: bool = False
@@ -99,8 +91,6 @@ class TransformerConfig:
       ('qk_norm', ('none', 'head', 'projection')),
       ('norms', ('pre', 'post', 'both')),
       ('activation', tuple(ACTIVATIONS)),
-      ('dtype', DTYPES),
-      ('param_dtype', DTYPES),
       ('remat', tuple(REMAT)),
     ):
       if getattr(self, name) not in allowed:
@@ -208,17 +198,15 @@ class Attention(nn.Module):
     """Returns the layer's output [Q, G, T, D] and the block's own KV."""
     cfg = self.cfg
 
-    def heads(name, count, norm=False):
-      flat = Dense(cfg, count * cfg.head_dim, cfg.qkv_bias, name=name)(x_QGTD)
-      if norm and cfg.qk_norm == 'projection':
-        flat = RMSNorm(cfg, name=f'{name}_norm')(flat)
-      split = flat.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
-      if norm and cfg.qk_norm == 'head':
-        split = RMSNorm(cfg, name=f'{name}_norm')(split)
-      return split
+    def heads(name, count, norm='none'):
+      x = Dense(cfg, count * cfg.head_dim, cfg.qkv_bias, name=name)(x_QGTD)
+      if norm == 'projection':
+        x = RMSNorm(cfg, name=f'{name}_norm')(x)
+      x = x.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
+      return RMSNorm(cfg, name=f'{name}_norm')(x) if norm == 'head' else x
 
     def turned(name, count):
-      x = heads(name, count, norm=True)
+      x = heads(name, count, cfg.qk_norm)
       return rotate(x, position_QGT, layer['frequency'], layer['magnitude'])
 
     q, k = turned('q', cfg.num_heads), turned('k', cfg.num_kv_heads)
