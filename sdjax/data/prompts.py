@@ -28,17 +28,12 @@ class PromptIterator(Iterator[list[Question]]):
     seed: int,
     fits: Callable[[Question], bool] | None = None,
   ):
-    """Starts before the first batch.
+    """Starts before the first batch of `num_questions`, Q.
 
-    Args:
-      questions: the questions of a split.
-      num_questions: Q, questions in a batch.
-      seed: of the order, in 0..2^32-1.
-      fits: says which questions may be in a batch, at least one of them; the
-        others are passed over when their turn comes. None: all.
-
-    Raises ValueError if there are fewer questions than a batch needs, or a
-    number is out of range.
+    The seed of the order is in 0..2^32-1. `fits` says which questions may be in
+    a batch, at least one of them; the others are passed over when their turn
+    comes. Raises ValueError if there are fewer questions than a batch needs, or
+    a number is out of range.
     """
     if not 1 <= num_questions <= len(questions):
       raise ValueError(

@@ -20,9 +20,8 @@ MASKED = -1e30  # finite, so that a row with no visible key stays finite
 class Segment(NamedTuple):
   """Keys and values of one piece of context, and who sees them.
 
-  Attributes:
-    k, v: without the axis G when a question's samples share them.
-    mask: True = visible.
+  They are without the axis G when a question's samples share them. In the mask,
+  True = visible.
   """
 
   k: Float[jax.Array, 'Q *G S M H']

@@ -37,16 +37,11 @@ _NAMES = {
 }
 _LAYER_NAMES = {
   'attn_norm': 'input_layernorm',
-  'attn_q': 'self_attn.q_proj',
-  'attn_k': 'self_attn.k_proj',
-  'attn_v': 'self_attn.v_proj',
-  'attn_q_norm': 'self_attn.q_norm',
-  'attn_k_norm': 'self_attn.k_norm',
   'attn_output': 'self_attn.o_proj',
   'ffn_norm': 'post_attention_layernorm',
-  'ffn_gate': 'mlp.gate_proj',
-  'ffn_up': 'mlp.up_proj',
-  'ffn_down': 'mlp.down_proj',
+  **{f'attn_{x}': f'self_attn.{x}_proj' for x in 'qkv'},
+  **{f'attn_{x}_norm': f'self_attn.{x}_norm' for x in 'qk'},
+  **{f'ffn_{x}': f'mlp.{x}_proj' for x in ('gate', 'up', 'down')},
 }
 
 TOKENIZER = 'tokenizer.ggml.'
@@ -196,12 +191,9 @@ def _rotate_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
 
 
 class GgufTensors:
-  """The weights of a GGUF file under their Hugging Face names.
+  """The weights of a GGUF file under their Hugging Face `names`.
 
   Nothing is kept open or in memory: each tensor is read when asked for.
-
-  Attributes:
-    names: of all its tensors.
   """
 
   def __init__(self, path: str | Path):

@@ -159,17 +159,12 @@ def save_checkpoint(
 ) -> None:
   """Writes a folder that transformers, vLLM and `load_params` read.
 
-  Args:
-    folder: made if it is not there; files of the same names are replaced.
-    cfg: the model's sizes.
-    params: its weights.
-    tokenizer: a transformers tokenizer; its chat template is written too.
-    eos_ids: tokens that end a completion.
-    dtype: the weights are stored in: `float32`, `bfloat16` or `float16`.
-    source: the checkpoint the model once came from; its `config.json` is kept
-      as it is but for the dtype, and so is its generation config. None: the
-      model was made here and is written as a Qwen3.
-    max_shard_bytes: weights beyond this go to several files with an index.
+  Files of the same names are replaced; the tokenizer's chat template is written
+  too. The weights are stored in `dtype`, which is `float32`, `bfloat16` or
+  `float16`; beyond `max_shard_bytes` they go to several files with an index.
+  `eos_ids` end a completion. `source` is the checkpoint the model once came
+  from: its `config.json` is kept as it is but for the dtype, and so is its
+  generation config. None: the model was made here and is written as a Qwen3.
 
   Raises CheckpointError if the vocabulary is smaller than the tokenizer's, the
   weights do not have the shapes of `cfg`, or the source is not of `cfg`.

@@ -1,11 +1,10 @@
 """Low-rank adapters beside a model's frozen matrices.
 
-The trained tree holds two thin factors for every matrix that is adapted;
-`adapt` puts them beside it, where the model's products find them. They are not
-added to the matrix while training: most of a small adapter is lost in a
-bfloat16 one. `merge` adds them, in float32, for who needs a single matrix. An
-adapter whose second factor is zero is the model itself: the frozen teacher of a
-run is its first adapter.
+For every matrix that is adapted the trained tree holds two thin factors, which
+`adapt` puts beside it, where the model's products find them. Added to the
+matrix while training, most of a small adapter would be lost in bfloat16;
+`merge` adds them, in float32, for who needs a single matrix. With a second
+factor of zero the model is itself: a run's frozen teacher is its first adapter.
 """
 
 import re

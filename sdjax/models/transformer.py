@@ -24,11 +24,9 @@ EVERYTHING = 2**30  # a window that no context fills
 
 @dataclasses.dataclass(frozen=True)
 class AttentionKind:
-  """How the layers of one kind look at what came before.
+  """The window and rotary positions of the layers of one kind.
 
-  Attributes:
-    window: tokens a query sees, itself included; 0: all of them.
-    rope: what queries and keys are turned by.
+  `window` counts the tokens a query sees, itself included; 0: all of them.
   """
 
   window: int = 0

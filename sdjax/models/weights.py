@@ -1,9 +1,8 @@
 """Weights on their way from files to devices, one slice at a time.
 
-Each device's part of a weight is read by itself, in the order of falling
-size, so that the host never holds more than the largest weight beside what
-is already in its place; with several processes, nobody reads what is not its
-own.
+Each device's part of a weight is read by itself, in the order of falling size:
+the host never holds more than the largest weight beside what is already in its
+place, and no process reads what is not its own.
 """
 
 import functools
@@ -31,11 +30,7 @@ FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
 class Safetensors:
-  """The tensors of a folder: one file, or shards with an index.
-
-  Attributes:
-    names: of all tensors.
-  """
+  """The tensors, by `names`, of a folder: one file, or shards with an index."""
 
   def __init__(self, folder: Path):
     """Reads the headers; nothing stays open.

@@ -62,10 +62,7 @@ def check(folder: Path) -> bool:
     return False
   for name, expected in files.items():
     path = folder / name
-    try:
-      actual = _fingerprint(path)
-    except FileNotFoundError:
-      actual = None
+    actual = _fingerprint(path) if path.exists() else None
     if actual != expected:
       what = 'is missing'
       if actual is not None:
