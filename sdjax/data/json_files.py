@@ -1,13 +1,17 @@
 """JSON files and JSON lines that survive a kill in the middle of a line."""
 
+import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_dumps = functools.partial(json.dumps, allow_nan=False, ensure_ascii=False)
 
-class JsonLines:
+
+class JsonLines(contextlib.AbstractContextManager['JsonLines']):
   """A file of JSON records, one a line, that a resumed run can cut back.
 
   A checkpoint stores `offset()`; a run that resumes from it calls
@@ -17,11 +21,7 @@ class JsonLines:
   """
 
   def __init__(self, path: str | os.PathLike[str]):
-    """Opens the file for appending, making it and its folder if need be.
-
-    Args:
-      path: the file.
-    """
+    """Opens the file for appending, making it and its folder if need be."""
     self.path = Path(path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     # Unbuffered: a record is in the file, for a reader, when `append` returns.
@@ -29,17 +29,12 @@ class JsonLines:
     self._file.truncate(_end_of_last_line(self._file))
 
   def append(self, record: Mapping[str, Any]) -> None:
-    """Writes one record as one line.
+    """Writes one record as one line; keys keep their order.
 
-    Args:
-      record: JSON-serialisable; keys keep their order.
-
-    Raises:
-      ValueError: for a NaN or an infinity, which JSON does not have.
-      TypeError: for a value that JSON does not have.
+    Raises ValueError for a NaN or an infinity, TypeError for another value that
+    JSON does not have.
     """
-    line = json.dumps(dict(record), allow_nan=False, ensure_ascii=False)
-    data = memoryview(line.encode() + b'\n')
+    data = memoryview(_dumps(dict(record)).encode() + b'\n')
     while data:
       data = data[self._file.write(data) :]
 
@@ -51,12 +46,8 @@ class JsonLines:
   def truncate(self, offset: int) -> None:
     """Cuts the file back to a size that `offset` gave.
 
-    Args:
-      offset: bytes to keep.
-
-    Raises:
-      ValueError: when the file is shorter than that, or that is not the end
-        of a line: the file is not the one the offset was taken of.
+    Raises ValueError when the file is shorter than that, or that is not the end
+    of a line: the file is not the one the offset was taken of.
     """
     size = self._file.seek(0, os.SEEK_END)
     if not 0 <= offset <= size:
@@ -80,39 +71,22 @@ class JsonLines:
     """Closes the file; what was appended is in it already."""
     self._file.close()
 
-  def __enter__(self):
-    """Returns itself, to be closed at the end of the block."""
-    return self
-
   def __exit__(self, *_):
     """Closes the file."""
     self.close()
 
 
 def parse(text: str) -> Any:
-  """Reads JSON; NaN and infinities, which it does not have, are None.
-
-  Args:
-    text: one value.
-
-  Raises:
-    ValueError: when it is not JSON.
-  """
+  """Reads JSON; NaN and infinities, which it does not have, are None."""
   return json.loads(text, parse_constant=lambda _: None)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-  """Yields the records of a file of JSON lines.
+  """Yields the object on each line of a file.
 
-  Args:
-    path: the file.
-
-  Yields:
-    Each line's object. A last line that is half-written is skipped: the run
-    may be writing it, or was killed while it did.
-
-  Raises:
-    ValueError: for any other line that is not a JSON object, by its number.
+  A last line that is half-written is skipped: the run may be writing it, or was
+  killed while it did. Raises ValueError for any other line that is not a JSON
+  object, by its number.
   """
   with open(path, encoding='utf-8', errors='replace') as file:
     for number, line in enumerate(file, 1):
@@ -132,37 +106,18 @@ def write_json_atomic(
 ) -> None:
   """Writes a JSON file so that a reader sees the old one or all of the new.
 
-  Args:
-    path: the file; its folder is made if need be.
-    value: JSON-serialisable, NaN and infinities excluded.
-    indent: spaces a level; None: all in one line, for long lists of numbers.
-
-  Raises:
-    ValueError: for a NaN or an infinity; the old file stays.
-    TypeError: for a value that JSON does not have; the old file stays.
+  Its folder is made if need be; `indent=None` puts all in one line, for long
+  lists of numbers. Raises ValueError for a NaN or an infinity, TypeError for
+  another value that JSON does not have; the old file stays.
   """
-  text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
-  _write_atomic(Path(path), [text])
+  _write_atomic(Path(path), [_dumps(value, indent=indent)])
 
 
 def write_json_lines_atomic(
   path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]
 ) -> None:
-  """Writes JSON lines so that a reader sees the old file or all of the new.
-
-  Args:
-    path: the file; its folder is made if need be.
-    records: JSON-serialisable, NaN and infinities excluded.
-
-  Raises:
-    ValueError: for a NaN or an infinity; the old file stays.
-    TypeError: for a value that JSON does not have; the old file stays.
-  """
-  lines = (
-    json.dumps(dict(record), allow_nan=False, ensure_ascii=False)
-    for record in records
-  )
-  _write_atomic(Path(path), lines)
+  """Writes JSON lines as `write_json_atomic` writes one value."""
+  _write_atomic(Path(path), (_dumps(dict(record)) for record in records))
 
 
 def _write_atomic(path: Path, lines: Iterable[str]) -> None:

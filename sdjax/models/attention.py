@@ -20,10 +20,8 @@ MASKED = -1e30  # finite, so that a row with no visible key stays finite
 class Segment(NamedTuple):
   """Keys and values of one piece of context, and who sees them.
 
-  Attributes:
-    k: without the axis G when a question's samples share them.
-    v: as `k`.
-    mask: True = visible.
+  They are without the axis G when a question's samples share them. In the mask,
+  True = visible.
   """
 
   k: Float[jax.Array, 'Q *G S M H']
@@ -54,13 +52,8 @@ def attend(
 ) -> Float[jax.Array, 'Q G T N H']:
   """Grouped-query attention over several segments as if they were one.
 
-  Args:
-    q_QGTNH: queries; N is a multiple of M.
-    segments: what they may see.
-    scale: factor of the scores.
-
-  Returns:
-    In the dtype of the queries; the softmax is float32.
+  N is a multiple of M, and `scale` a factor of the scores. The softmax is
+  float32, the result in the dtype of the queries.
   """
   num_q, num_g, num_t, num_n, dim = q_QGTNH.shape
   num_m = segments[0].k.shape[-2]

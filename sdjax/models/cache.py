@@ -14,12 +14,7 @@ from sdjax.types import Array
 
 @struct.dataclass
 class KV:
-  """Keys and values of a block of tokens.
-
-  Attributes:
-    k: rotated already; of one layer, or of all of them (L).
-    v: as `k`.
-  """
+  """Keys (rotated already) and values of tokens, of one layer or all L."""
 
   k: Float[Array, '*L Q G T M H']
   v: Float[Array, '*L Q G T M H']
@@ -48,28 +43,14 @@ class Prefix:
 
 @struct.dataclass
 class Suffix:
-  """The part of each completion that was decoded so far.
-
-  Attributes:
-    kv: block of T columns.
-    filled: columns that hold a token.
-  """
+  """What was decoded so far of T columns: `filled` of them hold a token."""
 
   kv: KV
   filled: Int[Array, '']
 
 
 def empty_suffix(prefix: Prefix, num_samples: int, width: int) -> Suffix:
-  """Makes room for `width` tokens of G samples of each question.
-
-  Args:
-    prefix: gives layers, questions, heads and dtype.
-    num_samples: G.
-    width: T.
-
-  Returns:
-    A suffix with no column filled.
-  """
+  """Makes room for `width` tokens of G samples of each question."""
   layers, questions, _, _, heads, dim = prefix.kv.k.shape
   zeros = jnp.zeros(
     (layers, questions, num_samples, width, heads, dim), prefix.kv.k.dtype
@@ -78,15 +59,7 @@ def empty_suffix(prefix: Prefix, num_samples: int, width: int) -> Suffix:
 
 
 def append(suffix: Suffix, new: KV) -> Suffix:
-  """Writes a block behind the filled columns.
-
-  Args:
-    suffix: with room for the block.
-    new: keys and values of the block, [L, Q, G, S, M, H].
-
-  Returns:
-    The suffix with S more columns filled.
-  """
+  """Writes a block [L, Q, G, S, M, H] behind the filled columns."""
 
   def write(old, block):
     return jax.lax.dynamic_update_slice_in_dim(

@@ -1,11 +1,12 @@
 """The fields of a model's `config.json`, read with errors that name them."""
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.advice import without_advice
+from sdjax.models.advice import from_transformers
 from sdjax.models.rope import Rope
 from sdjax.models.transformer import AttentionKind
 
@@ -35,11 +36,10 @@ class Fields:
     return CheckpointError(f'{self.path}: {field} is {value!r}; {allowed}.')
 
   def _size(self, raw: Mapping[str, Any], field: str) -> int:
-    value = raw.get(field)
+    value = raw.get(field, 'missing')
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-      found = raw.get(field, 'missing')
       raise CheckpointError(
-        f'{self.path}: {field} is {found!r}; it must be a whole number above 0.'
+        f'{self.path}: {field} is {value!r}; it must be a whole number above 0.'
       )
     return value
 
@@ -82,11 +82,9 @@ _SIZES = (
 def _with_defaults(
   given: Mapping[str, Any], path: Path | str
 ) -> dict[str, Any]:
-  with without_advice():
-    from transformers import CONFIG_MAPPING
-
+  mapping = from_transformers('CONFIG_MAPPING')
   try:
-    config = CONFIG_MAPPING[given['model_type']].from_dict(dict(given))
+    config = mapping[given['model_type']].from_dict(dict(given))
   # Whatever the library's own checks raise.
   except Exception as error:
     reason = ' '.join(str(error).split())
@@ -97,34 +95,21 @@ def _with_defaults(
   return config.to_dict()
 
 
+_LONGER = ('factor', 'original_max_position_embeddings')
+_YARN = ('attention_factor', 'mscale', 'mscale_all_dim', 'truncate')
 _ROPE_FIELDS = {
   'default': (),
   'linear': ('factor',),
-  'llama3': (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  ),
-  'yarn': (
-    'factor',
-    'original_max_position_embeddings',
-    'attention_factor',
-    'beta_fast',
-    'beta_slow',
-    'mscale',
-    'mscale_all_dim',
-    'truncate',
-  ),
+  'llama3': (*_LONGER, 'low_freq_factor', 'high_freq_factor'),
+  'yarn': (*_LONGER, 'beta_fast', 'beta_slow', *_YARN),
 }
 _PLAIN = {'partial_rotary_factor': 1}
 
 
 def _rope(fields: Fields, options: Any) -> Rope:
   """Reads one set of rotary options, refusing what would change the model."""
-  field = (
-    'rope_scaling' if fields.given.get('rope_scaling') else ('rope_parameters')
-  )
+  old = fields.given.get('rope_scaling')
+  field = 'rope_scaling' if old else 'rope_parameters'
   if not isinstance(options, dict):
     raise fields.error(field, 'it must be an object')
   options = {k: v for k, v in options.items() if v is not None}
@@ -153,20 +138,16 @@ def _rope(fields: Fields, options: Any) -> Rope:
       raise fields.error(field, f'{name} must be a number above 0')
     return value
 
+  rope = functools.partial(Rope, theta=float(theta), scaling=kind)
   if kind == 'default':
-    return Rope(theta=float(theta))
+    return rope()
   if kind == 'linear':
-    return Rope(theta=float(theta), scaling=kind, factor=get('factor'))
+    return rope(factor=get('factor'))
   original = int(get('original_max_position_embeddings'))
+  rope = functools.partial(rope, original_context=original)
   if kind == 'llama3':
-    return Rope(
-      theta=float(theta),
-      scaling=kind,
-      factor=get('factor'),
-      original_context=original,
-      low=get('low_freq_factor'),
-      high=get('high_freq_factor'),
-    )
+    low, high = get('low_freq_factor'), get('high_freq_factor')
+    return rope(factor=get('factor'), low=low, high=high)
   longest = fields.raw.get('max_position_embeddings') or original
   factor = get('factor', longest / original)
   magnitude = options.get('attention_factor')
@@ -176,11 +157,8 @@ def _rope(fields: Fields, options: Any) -> Rope:
       magnitude = _magnitude(factor, top) / _magnitude(factor, bottom)
     else:
       magnitude = _magnitude(factor, 1.0)
-  return Rope(
-    theta=float(theta),
-    scaling=kind,
+  return rope(
     factor=factor,
-    original_context=original,
     low=get('beta_slow', 1),
     high=get('beta_fast', 32),
     magnitude=float(magnitude),

@@ -11,11 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.config_fields import (
-  CheckpointError,
-  Fields,
-  attention_kinds,
-)
+from sdjax.models.config_fields import CheckpointError, Fields, attention_kinds
 from sdjax.models.transformer import TransformerConfig
 
 
@@ -44,8 +40,9 @@ def _decoder(
   gates = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}
   fields.only(activation, *gates)
   heads = fields.size('num_attention_heads')
-  kv_heads = fields.raw.get('num_key_value_heads')
-  kv_heads = heads if kv_heads is None else fields.size('num_key_value_heads')
+  kv_heads = heads
+  if fields.raw.get('num_key_value_heads') is not None:
+    kv_heads = fields.size('num_key_value_heads')
   if heads % kv_heads:
     raise fields.error(
       'num_attention_heads',
@@ -78,13 +75,12 @@ def _decoder(
   }
 
 
+def _attention_bias(fields: Fields) -> dict[str, Any]:
+  return dict.fromkeys(('qkv_bias', 'o_bias'), fields.flag('attention_bias'))
+
+
 def _read_qwen3(fields: Fields) -> dict[str, Any]:
-  biased = fields.flag('attention_bias')
-  return _decoder(fields) | {
-    'qk_norm': 'head',
-    'qkv_bias': biased,
-    'o_bias': biased,
-  }
+  return _decoder(fields) | _attention_bias(fields) | {'qk_norm': 'head'}
 
 
 def _read_qwen2(fields: Fields) -> dict[str, Any]:
@@ -92,62 +88,46 @@ def _read_qwen2(fields: Fields) -> dict[str, Any]:
 
 
 def _read_llama(fields: Fields) -> dict[str, Any]:
-  biased = fields.flag('attention_bias')
-  return _decoder(fields) | {
-    'qkv_bias': biased,
-    'o_bias': biased,
-    'mlp_bias': fields.flag('mlp_bias'),
-  }
-
-
-def _read_mistral(fields: Fields) -> dict[str, Any]:
-  return _decoder(fields)
+  mlp = {'mlp_bias': fields.flag('mlp_bias')}
+  return _decoder(fields) | _attention_bias(fields) | mlp
 
 
 def _read_olmo2(fields: Fields) -> dict[str, Any]:
-  biased = fields.flag('attention_bias')
-  return _decoder(fields) | {
-    'qk_norm': 'projection',
-    'norms': 'post',
-    'qkv_bias': biased,
-    'o_bias': biased,
-  }
+  norms = {'qk_norm': 'projection', 'norms': 'post'}
+  return _decoder(fields) | _attention_bias(fields) | norms
 
 
 def _read_gemma3(fields: Fields) -> dict[str, Any]:
   fields.only('final_logit_softcapping', None)
   fields.only('attn_logit_softcapping', None)
   fields.only('use_bidirectional_attention', False, None)
-  biased = fields.flag('attention_bias')
-  return _decoder(fields, activation='hidden_activation') | {
-    'qk_norm': 'head',
-    'norms': 'both',
-    'norm_offset': 1.0,
-    'query_scale': fields.number('query_pre_attn_scalar') ** -0.5,
-    'embedding_scale': math.sqrt(fields.size('hidden_size')),
-    'qkv_bias': biased,
-    'o_bias': biased,
-  }
+  sizes = _decoder(fields, activation='hidden_activation')
+  return (
+    sizes
+    | _attention_bias(fields)
+    | {
+      'qk_norm': 'head',
+      'norms': 'both',
+      'norm_offset': 1.0,
+      'query_scale': fields.number('query_pre_attn_scalar') ** -0.5,
+      'embedding_scale': math.sqrt(fields.size('hidden_size')),
+    }
+  )
 
 
 _LAYER = 'model.layers.{}.'
+_MATRICES = {x: f'mlp.{x}' for x in ('gate', 'up', 'down')}
+_MATRICES |= {f'attn/{x}': f'self_attn.{x}' for x in 'qkvo'}
 _NAMES = {
   'embedding': 'model.embed_tokens.weight',
   'norm/scale': 'model.norm.weight',
   'unembedding': 'lm_head.weight',
+  'layers/attn/q_norm/scale': f'{_LAYER}self_attn.q_norm.weight',
+  'layers/attn/k_norm/scale': f'{_LAYER}self_attn.k_norm.weight',
   **{
-    f'layers/{x}/{leaf}': f'{_LAYER}mlp.{x}_proj.{name}'
-    for x in ('gate', 'up', 'down')
+    f'layers/{ours}/{leaf}': f'{_LAYER}{theirs}_proj.{name}'
+    for ours, theirs in _MATRICES.items()
     for leaf, name in (('kernel', 'weight'), ('bias', 'bias'))
-  },
-  **{
-    f'layers/attn/{x}/{leaf}': f'{_LAYER}self_attn.{x}_proj.{name}'
-    for x in 'qkvo'
-    for leaf, name in (('kernel', 'weight'), ('bias', 'bias'))
-  },
-  **{
-    f'layers/attn/{x}_norm/scale': f'{_LAYER}self_attn.{x}_norm.weight'
-    for x in 'qk'
   },
 }
 
@@ -174,7 +154,7 @@ FAMILIES: dict[str, Family] = {
   'qwen3': Family('Qwen3ForCausalLM', _read_qwen3, _PRE),
   'qwen2': Family('Qwen2ForCausalLM', _read_qwen2, _PRE),
   'llama': Family('LlamaForCausalLM', _read_llama, _PRE),
-  'mistral': Family('MistralForCausalLM', _read_mistral, _PRE),
+  'mistral': Family('MistralForCausalLM', _decoder, _PRE),
   'olmo2': Family('Olmo2ForCausalLM', _read_olmo2, _POST),
   'olmo3': Family('Olmo3ForCausalLM', _read_olmo2, _POST),
   'gemma3_text': Family('Gemma3ForCausalLM', _read_gemma3, _BOTH),
@@ -183,17 +163,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(model_type: Any, path: Path | str) -> Family:
-  """Looks a family up.
+  """Looks a family up; the error names the path the name was found at.
 
-  Args:
-    model_type: as `config.json` names it.
-    path: where the name was found, for the error.
-
-  Returns:
-    The family.
-
-  Raises:
-    CheckpointError: if sdjax does not know it.
+  Raises CheckpointError if sdjax does not know it.
   """
   if model_type not in FAMILIES:
     raise CheckpointError(
@@ -206,14 +178,8 @@ def find_family(model_type: Any, path: Path | str) -> Family:
 def new_config(cfg: TransformerConfig) -> dict[str, Any]:
   """Describes a model that was made here, not loaded, as a Qwen3.
 
-  Args:
-    cfg: the model; what is not a size must be as in that family.
-
-  Returns:
-    The content of its `config.json`.
-
-  Raises:
-    CheckpointError: if the family has no such model.
+  Returns the content of its `config.json`. Raises CheckpointError if that
+  family has no such model.
   """
   raw = {
     'model_type': 'qwen3',
@@ -251,15 +217,9 @@ def new_config(cfg: TransformerConfig) -> dict[str, Any]:
 def check_config(
   raw: Mapping[str, Any], cfg: TransformerConfig, path: Path | str
 ) -> None:
-  """Refuses a configuration that does not describe the model.
+  """Refuses the content of a `config.json` that describes another model.
 
-  Args:
-    raw: the content of a `config.json`.
-    cfg: the model.
-    path: where `raw` is from, for the error.
-
-  Raises:
-    CheckpointError: naming the first difference.
+  Raises CheckpointError with the path and the first difference.
   """
   sizes = find_family(raw.get('model_type'), path).read(Fields(raw, path))
   described = TransformerConfig(**sizes)

@@ -13,37 +13,23 @@ from typing import Any
 import numpy as np
 
 from sdjax.models.config_fields import CheckpointError
+from sdjax.models.families import FAMILIES
 from sdjax.models.gguf_file import GgufFile, Stored, open_file
 
-ARCHITECTURES = {
-  'llama': 'LlamaForCausalLM',
-  'qwen2': 'Qwen2ForCausalLM',
-  'qwen3': 'Qwen3ForCausalLM',
-}
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 
 # Each key stands under the name of the architecture, as in `llama.vocab_size`.
-_KNOWN_KEYS = {
-  'attention.head_count',
-  'attention.head_count_kv',
-  'attention.key_length',
-  'attention.layer_norm_rms_epsilon',
-  'attention.value_length',
-  'block_count',
-  'context_length',
-  'embedding_length',
-  'feed_forward_length',
-  'rope.dimension_count',
-  'rope.freq_base',
-  'rope.scaling.factor',
-  'rope.scaling.finetuned',
-  'rope.scaling.original_context_length',
-  'rope.scaling.type',
-  'tensor_data_layout',
-  'vocab_size',
-}
+_KNOWN_KEYS = """
+  attention.head_count attention.head_count_kv attention.key_length
+  attention.layer_norm_rms_epsilon attention.value_length block_count
+  context_length embedding_length feed_forward_length rope.dimension_count
+  rope.freq_base rope.scaling.factor rope.scaling.finetuned
+  rope.scaling.original_context_length rope.scaling.type tensor_data_layout
+  vocab_size
+""".split()
 
 _EMBEDDING, _HEAD = 'token_embd.weight', 'output.weight'
-_LAYER = re.compile(r'blk\.(\d+)\.(\w+)')
+_NAME = re.compile(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)')
 _NAMES = {
   'token_embd': 'model.embed_tokens',
   'output_norm': 'model.norm',
@@ -51,16 +37,11 @@ _NAMES = {
 }
 _LAYER_NAMES = {
   'attn_norm': 'input_layernorm',
-  'attn_q': 'self_attn.q_proj',
-  'attn_k': 'self_attn.k_proj',
-  'attn_v': 'self_attn.v_proj',
-  'attn_q_norm': 'self_attn.q_norm',
-  'attn_k_norm': 'self_attn.k_norm',
   'attn_output': 'self_attn.o_proj',
   'ffn_norm': 'post_attention_layernorm',
-  'ffn_gate': 'mlp.gate_proj',
-  'ffn_up': 'mlp.up_proj',
-  'ffn_down': 'mlp.down_proj',
+  **{f'attn_{x}': f'self_attn.{x}_proj' for x in 'qkv'},
+  **{f'attn_{x}_norm': f'self_attn.{x}_norm' for x in 'qk'},
+  **{f'ffn_{x}': f'mlp.{x}_proj' for x in ('gate', 'up', 'down')},
 }
 
 TOKENIZER = 'tokenizer.ggml.'
@@ -125,7 +106,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
   eos = list(_eos_ids(file))
   config = {
     'model_type': architecture,
-    'architectures': [ARCHITECTURES[architecture]],
+    'architectures': [FAMILIES[architecture].architecture],
     # Not the key vocab_size, which most files lack and others have wrong.
     'vocab_size': file.tensors[_EMBEDDING].shape[0],
     'hidden_size': width,
@@ -153,20 +134,12 @@ def _config(file: GgufFile) -> dict[str, Any]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-  """Reads the sizes of a model.
+  """Reads the fields that `config.json` has in the model's folder.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    The fields that `config.json` has in the model's Hugging Face folder. The
-    vocabulary is as large as the embedding, and the embedding is tied if the
-    file has no other head.
-
-  Raises:
-    CheckpointError: the file cannot be read, holds another architecture than
-      `ARCHITECTURES` or a part of a model, lacks a size, or asks for what
-      the fields cannot say.
+  The vocabulary is as large as the embedding, and the embedding is tied if the
+  file has no other head. Raises CheckpointError if the file cannot be read,
+  holds another architecture than `ARCHITECTURES` or a part of a model, lacks a
+  size, or asks for what the fields cannot say.
 
   Source: the GGUF specification in the ggml repository; what a missing key
   means is what llama.cpp makes of it.
@@ -175,17 +148,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def eos_ids(path: str | Path) -> tuple[int, ...]:
-  """Reads the ids that end a completion.
+  """Reads the ids that end a completion, distinct and rising.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    Distinct ids, rising: end of sequence, of turn and of message, as far as
-    the file names them.
-
-  Raises:
-    CheckpointError: the file cannot be read or names none.
+  They are those of end of sequence, of turn and of message that the file names.
+  Raises CheckpointError if it cannot be read or names none.
   """
   file = open_file(path)
   ids = _eos_ids(file)
@@ -208,15 +174,14 @@ def _package() -> Any:
 
 
 def _hugging_face_name(name: str) -> str | None:
-  stem, _, kind = name.rpartition('.')
-  layer = _LAYER.fullmatch(stem)
-  if kind not in ('weight', 'bias'):
+  match = _NAME.fullmatch(name)
+  if match is None:
     return None
+  layer, stem, kind = match.groups()
   if layer is None:
     return f'{_NAMES[stem]}.{kind}' if stem in _NAMES else None
-  if layer[2] not in _LAYER_NAMES:
-    return None
-  return f'model.layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}.{kind}'
+  theirs = _LAYER_NAMES.get(stem)
+  return theirs and f'model.layers.{int(layer)}.{theirs}.{kind}'
 
 
 def _rotate_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
@@ -226,23 +191,17 @@ def _rotate_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
 
 
 class GgufTensors:
-  """The weights of a GGUF file under their Hugging Face names.
+  """The weights of a GGUF file under their Hugging Face `names`.
 
   Nothing is kept open or in memory: each tensor is read when asked for.
-
-  Attributes:
-    names: of all its tensors.
   """
 
   def __init__(self, path: str | Path):
     """Finds the tensors.
 
-    Args:
-      path: a GGUF file.
-
     Raises:
-      CheckpointError: as `read_config`, and for a tensor that is no part of
-        the architecture, of an unknown type, or cut off.
+      CheckpointError: as `read_config`, and for a tensor that is no part of the
+        architecture, of an unknown type, or cut off.
       ImportError: the package gguf is not installed.
     """
     package = _package()
@@ -286,29 +245,15 @@ class GgufTensors:
     return self._file
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Looks a tensor's shape up.
-
-    Args:
-      name: one of `names`.
-
-    Returns:
-      The shape, (out, in) for a matrix.
-    """
+    """Returns a tensor's shape, (out, in) for a matrix."""
     return self._stored[name][0].shape
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Reads one tensor.
+    """Reads a tensor, or the part at `index`, as float32.
 
-    Args:
-      name: one of `names`.
-      index: the part of it to return.
-
-    Returns:
-      float32, whatever it is stored as. Rows of q and k projections come in
-      the order of Hugging Face: pairs of a rotation are half a head apart.
-
-    Raises:
-      CheckpointError: the file changed, or gguf cannot expand the type.
+    Rows of q and k projections come in the order of Hugging Face: pairs of a
+    rotation are half a head apart. Raises CheckpointError if the file changed
+    or gguf cannot expand the type.
     """
     stored, kind, byte_shape = self._stored[name]
     try:

@@ -145,16 +145,9 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
 
 
 def open_file(path: str | Path) -> GgufFile:
-  """Reads what stands before the weights of a file.
+  """Reads metadata and the places of tensors of a GGUF file.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    Its metadata and the places of its tensors.
-
-  Raises:
-    CheckpointError: the file is missing, truncated or no GGUF.
+  Raises CheckpointError if it is missing, truncated or no GGUF.
   """
   path = Path(path)
   try:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -22,7 +21,7 @@ from sdjax.options import ConfigError, Count, NonNegative, Section, refuse
 from sdjax.types import ApplyFn, Params
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Lora(Section):
   """Training a low-rank adapter instead of the weights.
 
@@ -47,7 +46,7 @@ class Lora(Section):
       refuse(self, ('alpha', 'targets'), 'when rank=0.')
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Model(Section):
   """Which weights to start from and how to run them.
 
@@ -80,8 +79,7 @@ class LanguageModel:
     config: sizes and numerics.
     apply_fn: `apply_fn(params, *args, method=name)`, as the steps take it.
     params: the weights, on the default device or over a mesh.
-    tokenizer: a fast tokenizer of `transformers`; None if the checkpoint has
-      none.
+    tokenizer: a fast tokenizer of `transformers`, or None if there is none.
     eos_ids: tokens that end a completion.
   """
 
@@ -100,22 +98,11 @@ def load(
   remat: str = 'none',
   mesh: Any = None,
 ) -> LanguageModel:
-  """Loads a checkpoint.
+  """Loads a checkpoint, split over the devices of a mesh if one is given.
 
-  Args:
-    path: a Hugging Face folder, a `.gguf` file, `owner/model` for one on the
-      hub, or `builtin:NAME` for a model inside the package.
-    dtype: what matrix products run in.
-    param_dtype: what the weights are kept in.
-    remat: what the backward pass recomputes; see `TransformerConfig`.
-    mesh: devices to split the weights over; None: the default device.
-
-  Returns:
-    The model.
-
-  Raises:
-    ValueError: (a `CheckpointError`) naming what is missing, damaged or not
-      supported.
+  `path` is as in `Model`, or a `.gguf` file; `dtype`, `param_dtype` and `remat`
+  are as there. Raises ValueError (a `CheckpointError`) naming what is missing,
+  damaged or not supported.
   """
   found = hf.resolve(path)
   cfg = hf.load_config(found, dtype=dtype, param_dtype=param_dtype, remat=remat)
@@ -123,7 +110,6 @@ def load(
   if hf.is_gguf(found) or any(found.glob('tokenizer*')):
     tokenizer = tokenizer_lib.load_tokenizer(found)
     eos_ids = tokenizer_lib.eos_ids(found, tokenizer)
-  if tokenizer is not None:
     hf.check_vocabulary(cfg, tokenizer)
     known = min(hf.num_tokens(tokenizer), cfg.vocab_size)
     cfg = dataclasses.replace(cfg, num_tokens=known)
@@ -175,12 +161,9 @@ def _checksums(params: Params) -> Params:
 def fingerprint(params: Params) -> str:
   """Tells weights from others, in a moment and wherever they are.
 
-  Args:
-    params: weights, over any mesh.
-
-  Returns:
-    32 characters that are the same for the same weights in the same dtype.
-    Not safe against somebody who wants others to have the same.
+  Returns 32 characters that are the same for the same weights in the same
+  dtype, over any mesh. Not safe against somebody who wants others to have the
+  same.
   """
   digest = hashlib.sha256()
   sums = jax.device_get(_checksums(params))
@@ -191,22 +174,15 @@ def fingerprint(params: Params) -> str:
   return digest.hexdigest()[:32]
 
 
-@functools.cache
-def _forward(apply_fn: ApplyFn) -> Any:
-  return jax.jit(apply_fn)
+_forward: Any = functools.cache(jax.jit)
 
 
 def logits(model: LanguageModel, ids: Any) -> Float[jax.Array, '*B T V']:
   """The plain forward of a research script.
 
-  Args:
-    model: from `load`.
-    ids: int [T] or [B, T], token ids without padding.
-
-  Returns:
-    float32: row t predicts token t + 1.
+  `ids` are int [T] or [B, T], without padding. Returns float32 logits: row t
+  predicts token t + 1.
   """
-  ids = jax.numpy.asarray(ids, jax.numpy.int32)
-  if ids.ndim == 1:
-    return _forward(model.apply_fn)(model.params, ids[None])[0]
-  return _forward(model.apply_fn)(model.params, ids)
+  ids = jnp.asarray(ids, jnp.int32)
+  logits_BTV = _forward(model.apply_fn)(model.params, jnp.atleast_2d(ids))
+  return logits_BTV[0] if ids.ndim == 1 else logits_BTV

@@ -1,12 +1,10 @@
 """Low-rank adapters beside a model's frozen matrices.
 
-The trained tree holds, for every matrix that is adapted, two thin factors;
-`adapt` puts them beside the frozen matrix, where the model's products find
-them, and everything else goes on as before. They are not added to the matrix
-while training: most of a small adapter is lost in a bfloat16 one. `merge` adds
-them, in float32, for who needs a single matrix. An adapter whose second
-factor is zero is the model itself: the frozen teacher of a run is its first
-adapter.
+For every matrix that is adapted the trained tree holds two thin factors, which
+`adapt` puts beside it, where the model's products find them. Added to the
+matrix while training, most of a small adapter would be lost in bfloat16;
+`merge` adds them, in float32, for who needs a single matrix. With a second
+factor of zero the model is itself: a run's frozen teacher is its first adapter.
 """
 
 import re
@@ -14,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Key
 
 from sdjax.types import Params
@@ -24,81 +23,58 @@ def init_adapter(
 ) -> Params:
   """Makes an adapter that changes nothing yet.
 
-  Args:
-    params: the model's weights, or their shapes.
-    rank: r, columns of the first factor.
-    targets: a regex searched in the paths of the layers' matrices, such as
-      `layers/attn/q/kernel`.
-    key: PRNG key.
+  `targets` is a regex searched in the paths of the layers' matrices, such as
+  `layers/attn/q/kernel`; of `params` only the shapes are read. For each matrix
+  [L, in, out] that matches, the float32 tree has `a` [L, in, rank], uniform in
+  +-in^-1/2, and `b` [L, rank, out], zero.
 
-  Returns:
-    float32 tree with, for each matrix [L, in, out] that matches, `a`
-    [L, in, r], uniform in +-in^-1/2, and `b` [L, r, out], zero.
-
-  Raises:
-    ValueError: if nothing matches, with the paths there are.
+  Raises ValueError if nothing matches, with the paths there are.
 
   Source: arXiv 2106.09685; initial values as in the package `peft`.
   """
-  matrices = _matrices(params)
-  chosen = {p: x for p, x in matrices.items() if re.search(targets, p)}
+  matrices = {
+    path: leaf
+    for path, leaf in flatten_dict(params, sep='/').items()
+    if path.startswith('layers/') and path.endswith('/kernel')
+  }
+  chosen = [path for path in sorted(matrices) if re.search(targets, path)]
   if not chosen:
     raise ValueError(
       f'model.lora.targets={targets!r} matches none of the matrices '
       f'{", ".join(sorted(matrices))}.'
     )
   adapter: Params = {}
-  for i, (path, x) in enumerate(sorted(chosen.items())):
-    layers, fan_in, fan_out = x.shape
+  for i, path in enumerate(chosen):
+    layers, fan_in, fan_out = matrices[path].shape
     bound = fan_in**-0.5
-    node = adapter
-    for name in path.split('/'):
-      node = node.setdefault(name, {})
-    node['a'] = jax.random.uniform(
+    adapter[f'{path}/a'] = jax.random.uniform(
       jax.random.fold_in(key, i),
       (layers, fan_in, rank),
       minval=-bound,
       maxval=bound,
     )
-    node['b'] = jnp.zeros((layers, rank, fan_out))
-  return adapter
+    adapter[f'{path}/b'] = jnp.zeros((layers, rank, fan_out))
+  return unflatten_dict(adapter, sep='/')
 
 
 def adapt(params: Params, adapter: Params, scale: float) -> Params:
-  """Puts an adapter beside the matrices it adapts.
+  """Puts an adapter beside the matrices it adapts, as `apply_fn` asks.
 
-  Args:
-    params: the frozen weights.
-    adapter: from `init_adapter`, or trained since.
-    scale: alpha / rank.
-
-  Returns:
-    Weights as `apply_fn` takes them: `params` with, beside each adapted
-    `kernel`, its factors `lora_a` and, times the scale, `lora_b`.
+  Returns `params` with, beside each adapted `kernel`, its factors `lora_a` and,
+  times the scale (alpha / rank), `lora_b`.
   """
-  out = {}
-  for name, value in params.items():
-    beside = adapter.get(name)
-    if beside is None:
-      out[name] = value
-    elif beside.keys() == {'a', 'b'}:
-      out |= {name: value, 'lora_a': beside['a'], 'lora_b': scale * beside['b']}
-    else:
-      out[name] = adapt(value, beside, scale)
-  return out
+  adapted = flatten_dict(params, sep='/')
+  for path, factor in factors(adapter).items():
+    beside = path.removesuffix('kernel')
+    adapted[f'{beside}lora_a'] = factor['a']
+    adapted[f'{beside}lora_b'] = scale * factor['b']
+  return unflatten_dict(adapted, sep='/')
 
 
 def merge(params: Params, adapter: Params, scale: float) -> Params:
-  """Adds scale * a @ b to every adapted matrix.
+  """Adds scale * a @ b to every adapted matrix; scale is alpha / rank.
 
-  Args:
-    params: the frozen weights.
-    adapter: from `init_adapter`, or trained since.
-    scale: alpha / rank.
-
-  Returns:
-    Weights like `params`; the adapted matrices in float32, whatever the
-    others are.
+  The adapted matrices come in float32, whatever the others are.
   """
   if adapter.keys() == {'a', 'b'}:
     return params.astype(jnp.float32) + scale * (adapter['a'] @ adapter['b'])
@@ -111,20 +87,7 @@ def merge(params: Params, adapter: Params, scale: float) -> Params:
 def factors(adapter: Params) -> dict[str, dict[str, Any]]:
   """Lists an adapter's factors by the path of the matrix they adapt."""
   found: dict[str, dict[str, Any]] = {}
-  for key, leaf in jax.tree_util.tree_leaves_with_path(adapter):
-    path = jax.tree_util.keystr(key, simple=True, separator='/')
+  for path, leaf in flatten_dict(adapter, sep='/').items():
     matrix, _, factor = path.rpartition('/')
     found.setdefault(matrix, {})[factor] = leaf
   return found
-
-
-def _matrices(params: Params) -> dict[str, Any]:
-  paths = {
-    jax.tree_util.keystr(key, simple=True, separator='/'): leaf
-    for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  return {
-    path: leaf
-    for path, leaf in paths.items()
-    if path.startswith('layers/') and path.endswith('/kernel')
-  }

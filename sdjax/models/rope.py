@@ -46,14 +46,7 @@ class Rope:
 
 
 def frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, 'half']:
-  """Radians a token, of every pair of a head's dimensions.
-
-  Args:
-    rope: what to turn by.
-    head_dim: H, even.
-
-  Returns:
-    [H/2], falling.
+  """Radians a token of every pair of a head's dimensions, falling.
 
   Source: arXiv 2104.09864 (rotary positions), arXiv 2309.00071 (YaRN), the
   release notes of Llama 3.1 (llama3).
@@ -95,18 +88,12 @@ def rotate(
 ) -> Float[jax.Array, 'Q G T heads H']:
   """Rotates halves of each head by the token's position.
 
-  Args:
-    x: queries or keys.
-    position: counts real tokens only.
-    frequency: radians a token.
-    magnitude: factor of the result.
-
-  Returns:
-    As `x`. The pairing (i, i + H/2) is that of Hugging Face checkpoints.
+  Positions count real tokens only; frequencies are radians a token, and
+  `magnitude` is a factor of the result, which has the dtype of `x`. The pairing
+  (i, i + H/2) is that of Hugging Face checkpoints.
   """
   angle = position[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x.dtype)

@@ -35,11 +35,6 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 """(regex searched in a leaf's path, how its axes are split); first match."""
 
-_WHAT_TO_CHANGE = {
-  'data': 'choose mesh.data among the divisors of that size',
-  'model': 'choose mesh.model among the divisors of that size',
-}
-
 
 @dataclass(frozen=True)
 class MeshSizes(Section):
@@ -61,16 +56,10 @@ class ShardingError(ValueError):
 def make_mesh(sizes: MeshSizes, devices: Any = None) -> Mesh:
   """Arranges devices in a (data, model) grid.
 
-  Args:
-    sizes: of the two axes; `data = -1` takes what `model` leaves.
-    devices: which devices; all of them (of all processes) by default.
-
-  Returns:
-    A mesh whose axes are Auto: the compiler propagates shardings from the
-    arguments, and code written for one device runs unchanged.
-
-  Raises:
-    ShardingError: if the sizes do not multiply to the number of devices.
+  By default these are all devices of all processes. The mesh's axes are Auto:
+  the compiler propagates shardings from the arguments, and code written for one
+  device runs unchanged. Raises ShardingError if the sizes do not multiply to
+  the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   count = len(devices)
@@ -94,18 +83,9 @@ def path_name(path: Any) -> str:
 
 
 def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """Looks up how one array is split.
+  """Returns the spec of the first rule that matches an array's path.
 
-  Args:
-    name: its path, as `path_name` gives it.
-    shape: its shape.
-    mesh: the devices.
-
-  Returns:
-    The spec of the first rule that matches.
-
-  Raises:
-    ShardingError: if no rule matches, or an axis cannot be split evenly.
+  Raises ShardingError if no rule matches, or an axis cannot be split evenly.
   """
   rule = next((r for r in RULES if re.search(r[0], name)), None)
   if rule is None:
@@ -125,7 +105,7 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
       raise ShardingError(
         f'dimension {dimension} of {name!r} has size {shape[dimension]}, '
         f'which mesh.{axis}={mesh.shape[axis]} does not divide; '
-        f'{_WHAT_TO_CHANGE[axis]}.'
+        f'choose mesh.{axis} among the divisors of that size.'
       )
   return spec
 
@@ -133,17 +113,9 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
   """Places a training state, or any tree that ends in weight names.
 
-  Args:
-    abstract_state: tree of arrays or `jax.ShapeDtypeStruct`s, such as
-      `jax.eval_shape` gives.
-    mesh: the devices.
-
-  Returns:
-    The same tree of `NamedSharding`s, for `jax.device_put`, `out_shardings`
-    or a restore.
-
-  Raises:
-    ShardingError: as `leaf_spec`.
+  Takes arrays or `jax.ShapeDtypeStruct`s, such as `jax.eval_shape` gives, and
+  returns the same tree of `NamedSharding`s, for `jax.device_put`,
+  `out_shardings` or a restore. Raises ShardingError as `leaf_spec`.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(
@@ -156,13 +128,8 @@ def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
 def with_sharding(abstract_state: Any, mesh: Mesh) -> Any:
   """Writes the place of each array into its abstract value.
 
-  Args:
-    abstract_state: as in `state_sharding`.
-    mesh: the devices.
-
-  Returns:
-    Tree of `jax.ShapeDtypeStruct`s with shardings: what
-    `sdjax.training.checkpoint.Checkpoints.restore` takes.
+  The `jax.ShapeDtypeStruct`s with shardings are what
+  `sdjax.training.checkpoint.Checkpoints.restore` takes.
   """
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
@@ -184,19 +151,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
-  """Moves a batch to the devices.
+  """Moves a batch of host arrays with axis 0 = questions to the devices.
 
-  Args:
-    tree: host arrays with axis 0 = questions. With several processes, each
-      gives the rows of its own devices (processes that hold the same rows
-      of the mesh's `data` axis give the same rows).
-    mesh: the devices.
-
-  Returns:
-    The tree as global arrays with `batch_sharding`.
-
-  Raises:
-    ShardingError: if the questions cannot be split evenly.
+  With several processes, each gives the rows of its own devices (processes that
+  hold the same rows of the mesh's `data` axis give the same rows). Returns
+  global arrays with `batch_sharding`. Raises ShardingError if the questions
+  cannot be split evenly.
   """
   place = batch_sharding(mesh)
   data = mesh.shape['data']

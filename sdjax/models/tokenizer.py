@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.models import gguf, gguf_tokenizer, hf, hub
-from sdjax.models.advice import without_advice
+from sdjax.models.advice import from_transformers
 
 PAD, EOS, UNK = '<pad>', '<eos>', '<unk>'
 
-THINKING = ('<think>', '</think>')
+THINKING = _OPEN, _CLOSE = '<think>', '</think>'
 """What opens and closes a thinking block."""
 
-_OPEN, _CLOSE = THINKING
 _BLOCK = re.compile(f'{_OPEN}.*?{_CLOSE}', re.DOTALL)
 
 _NEEDED = (
@@ -33,23 +32,15 @@ def word_tokenizer(
 ) -> Any:
   """Makes a tokenizer of whole words, split at whitespace.
 
-  Args:
-    words: the vocabulary, distinct, without whitespace; ids follow the order,
-      after the specials.
-    specials: padding, end-of-sequence and unknown token, in this order.
+  The words are distinct and without whitespace; ids follow their order, after
+  the specials: padding, end-of-sequence and unknown token. Returns a
+  `transformers.PreTrainedTokenizerFast`; decoding joins words with one space
+  and touches nothing else.
 
-  Returns:
-    A `transformers.PreTrainedTokenizerFast`. Decoding joins words with one
-    space and touches nothing else.
-
-  Raises:
-    ValueError: a word is repeated, empty or holds whitespace, or there are
-      not three specials.
+  Raises ValueError if a word is repeated, empty or holds whitespace, or there
+  are not three specials.
   """
   import tokenizers
-
-  with without_advice():
-    from transformers import PreTrainedTokenizerFast
 
   specials = tuple(specials)
   if len(specials) != 3:
@@ -57,21 +48,18 @@ def word_tokenizer(
       f'specials are {specials}; three are needed: padding, end of sequence, '
       'unknown'
     )
-  everything = (*specials, *words)
-  seen = set()
-  for word in everything:
+  ids: dict[str, int] = {}
+  for word in (*specials, *words):
     if word.split() != [word]:
       raise ValueError(f'{word!r} is not one word; drop it or split it')
-    if word in seen:
+    if word in ids:
       raise ValueError(f'the word {word!r} is given twice; drop one')
-    seen.add(word)
+    ids[word] = len(ids)
   pad, eos, unk = specials
-  model = tokenizers.models.WordLevel(
-    {word: i for i, word in enumerate(everything)}, unk_token=unk
-  )
+  model = tokenizers.models.WordLevel(ids, unk_token=unk)
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  return PreTrainedTokenizerFast(
+  return from_transformers('PreTrainedTokenizerFast')(
     tokenizer_object=tokenizer,
     pad_token=pad,
     eos_token=eos,
@@ -84,17 +72,13 @@ def word_tokenizer(
 def load_tokenizer(checkpoint: str | Path) -> Any:
   """Loads a checkpoint's tokenizer and nothing else of it.
 
-  Args:
-    checkpoint: a folder, a `.gguf` file, `builtin:NAME`, or `owner/model` for
-      one on the hub, of which all but the weights is fetched.
-
-  Returns:
-    The tokenizer.
+  The checkpoint is a folder, a `.gguf` file, `builtin:NAME`, or `owner/model`
+  for one on the hub, of which all but the weights is fetched.
 
   Raises:
     FileNotFoundError: the folder has no tokenizer files.
-    ValueError: there is no such checkpoint (a `CheckpointError`), or its
-      files cannot be read as a tokenizer.
+    ValueError: there is no such checkpoint (a `CheckpointError`), or its files
+      cannot be read as a tokenizer.
   """
   if hub.is_hub_name(checkpoint):
     folder = hub.hub_folder(str(checkpoint), weights=False)
@@ -105,11 +89,9 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     if not (folder / name).is_file():
       raise FileNotFoundError(f'{folder} has no {name}; {_NEEDED}')
-  with without_advice():
-    from transformers import AutoTokenizer
-
+  loader = from_transformers('AutoTokenizer')
   try:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return loader.from_pretrained(folder, local_files_only=True)
   # A broken file surfaces as anything, bare Exception from Rust included.
   except Exception as error:
     raise ValueError(
@@ -118,18 +100,11 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
 
 
 def eos_ids(checkpoint: str | Path, tokenizer: Any) -> tuple[int, ...]:
-  """Collects the ids that end a completion.
+  """Collects the ids that end a completion, distinct and rising.
 
-  Args:
-    checkpoint: a folder, whose `generation_config.json`, when there is one,
-      lists one id or several, or a `.gguf` file, which names them itself.
-    tokenizer: the tokenizer, whose own end-of-sequence id is added.
-
-  Returns:
-    Distinct ids, rising.
-
-  Raises:
-    ValueError: the file cannot be read, or there is no such id at all.
+  They are the tokenizer's own and what a folder's `generation_config.json`,
+  when there is one, lists; a `.gguf` file names them itself. Raises ValueError
+  if the file cannot be read, or there is no such id at all.
   """
   if hf.is_gguf(Path(checkpoint)):
     return gguf.eos_ids(checkpoint)
@@ -158,14 +133,10 @@ def eos_ids(checkpoint: str | Path, tokenizer: Any) -> tuple[int, ...]:
 def control_tokens(tokenizer: Any) -> dict[int, str]:
   """Lists the tokens that steer a model and are no part of any text.
 
-  Args:
-    tokenizer: the tokenizer.
-
-  Returns:
-    Id to string of every special token, with two exceptions. The unknown
-    token stands for a word, so that an answer must not become right because
-    a wrong word was dropped from it. A thinking block's ends are needed to
-    tell the thinking from the answer.
+  Id to string of every special token, with two exceptions. The unknown token
+  stands for a word, so that an answer must not become right because a wrong
+  word was dropped from it. A thinking block's ends are needed to tell the
+  thinking from the answer.
   """
   specials = {
     i: token.content
@@ -174,26 +145,17 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
   }
   for i in tokenizer.all_special_ids:
     specials[i] = tokenizer.convert_ids_to_tokens(i)
-  steering = {
+  if tokenizer.unk_token_id not in (
     tokenizer.pad_token_id,
     tokenizer.eos_token_id,
     tokenizer.bos_token_id,
-  }
-  if tokenizer.unk_token_id not in steering:
+  ):
     specials.pop(tokenizer.unk_token_id, None)
   return {i: text for i, text in specials.items() if text not in THINKING}
 
 
 def without_control_tokens(tokenizer: Any, text: str) -> str:
-  """Drops from a text whatever would be encoded as a control token.
-
-  Args:
-    tokenizer: the tokenizer.
-    text: any text.
-
-  Returns:
-    The text in which no control token is spelled out any more.
-  """
+  """Drops from a text whatever would be encoded as a control token."""
   strings = [s for s in control_tokens(tokenizer).values() if s]
   # Dropping one may join what stood around it into another.
   while found := [s for s in strings if s in text]:
@@ -203,14 +165,9 @@ def without_control_tokens(tokenizer: Any, text: str) -> str:
 
 
 def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
-  """Turns a completion's tokens into the text a verifier reads.
+  """Turns the tokens that count into the text a verifier reads.
 
-  Args:
-    tokenizer: the tokenizer.
-    ids: the tokens that count; the end-of-sequence token may be among them.
-
-  Returns:
-    The text without control tokens.
+  The end-of-sequence token may be among them; control tokens are left out.
   """
   control = control_tokens(tokenizer)
   return tokenizer.decode([i for i in map(int, ids) if i not in control])
@@ -219,14 +176,9 @@ def decode_completion(tokenizer: Any, ids: Iterable[int]) -> str:
 def strip_thinking(answer: str, opened: bool = False) -> str:
   """Leaves of an answer what was said, not what was thought.
 
-  Args:
-    answer: a completion's text.
-    opened: whether its context had already opened a thinking block.
-
-  Returns:
-    The text without its thinking blocks: a block that was never closed
-    reaches to the end, one that was never opened begins at the start. Empty
-    when the answer is nothing but thinking.
+  `opened` tells whether its context had already opened a thinking block. A
+  block that was never closed reaches to the end, one that was never opened
+  begins at the start. Empty when the answer is nothing but thinking.
   """
   text = (_OPEN if opened else '') + answer
   said = _BLOCK.sub('', text).rpartition(_CLOSE)[2].partition(_OPEN)[0]

@@ -18,15 +18,8 @@ __all__ = [
 
 
 def make_task(options: TaskOptions) -> Task:
-  """Makes the task a config selects.
+  """Makes the task that the section `task` of a run's config selects.
 
-  Args:
-    options: the section `task` of a run's config.
-
-  Returns:
-    The task.
-
-  Raises:
-    ConfigError: a value is not allowed, or a user's own cannot be made.
+  Raises ConfigError if a value is not allowed, or a user's own cannot be made.
   """
   return options.make()

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from sdjax.options import ConfigError
 from sdjax.tasks.corpus import Corpus
@@ -97,15 +97,9 @@ class Verdict:
 def as_verdict(judged: Any) -> Verdict:
   """Reads what a verifier returned.
 
-  Args:
-    judged: a verdict; or whether the answer is right; or its reward, which
-      from 0.5 on is that of a right one.
-
-  Returns:
-    The verdict.
-
-  Raises:
-    TypeError: it is something else, or not finite.
+  That may be a verdict; or whether the answer is right; or its reward, which
+  from 0.5 on is that of a right one. Raises TypeError if it is something else,
+  or not finite.
   """
   if isinstance(judged, Verdict):
     return judged
@@ -122,30 +116,20 @@ def as_verdict(judged: Any) -> Verdict:
 
 
 class Questions(Sequence[Question]):
-  """The questions of a split, each read when it is asked for."""
+  """The questions of a split, each read when it is asked for.
+
+  Its items have a length and places: texts, pairs of a text and a payload, or
+  questions that are numbered already. The others are numbered from `first_id`.
+  """
 
   def __init__(self, items: Any, split: str, first_id: int):
-    """Numbers the items.
-
-    Args:
-      items: with a length and places: texts, pairs of a text and a payload,
-        or questions that are numbered already.
-      split: its name.
-      first_id: id of the first question.
-    """
     self._items, self._split, self._first_id = items, split, first_id
 
   def __len__(self) -> int:
     """Returns how many questions there are."""
     return len(self._items)
 
-  @overload
-  def __getitem__(self, index: int) -> Question: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> Sequence[Question]: ...
-
-  def __getitem__(self, index: int | slice) -> Question | Sequence[Question]:
+  def __getitem__(self, index: Any) -> Any:
     """Returns the question at a place, or those of a slice."""
     if isinstance(index, slice):
       return [self[i] for i in range(*index.indices(len(self)))]
@@ -192,27 +176,19 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def questions(self, split: str) -> Any:
-    """Gives the questions of a split.
+    """Gives the questions of one of `splits`.
 
-    Args:
-      split: one of `splits`.
-
-    Returns:
-      Texts, or pairs of a text and the payload that `verify` needs, always in
-      the same order; or `Question`s, with ids of their own. Anything that can
-      be gone through will do; what has places is read one by one.
+    Texts, or pairs of a text and the payload that `verify` needs, always in the
+    same order; or `Question`s, with ids of their own. Anything that can be gone
+    through will do; what has places is read one by one.
     """
 
   @abc.abstractmethod
   def verify(self, question: Question, answer: str) -> Any:
-    """Judges an answer; total: no string makes it raise.
+    """Judges an answer: decoded, without special tokens.
 
-    Args:
-      question: from `questions`.
-      answer: the completion, decoded, without special tokens.
-
-    Returns:
-      A `Verdict`, or what `as_verdict` reads as one.
+    Total: no string makes it raise. Returns a `Verdict`, or what `as_verdict`
+    reads as one.
     """
 
   def example(self, question: Question) -> str:
@@ -223,11 +199,8 @@ class Task(abc.ABC):
   def corpus(self, method: Any) -> Corpus:
     """Returns what a small model of this task is pretrained on.
 
-    Args:
-      method: the section `method` of a run of mode `pretrain`.
-
-    Raises:
-      ConfigError: the task, or its settings, have no documents.
+    `method` is the section `method` of a run of mode `pretrain`. Raises
+    ConfigError if the task, or its settings, have no documents.
     """
     del method
     raise ConfigError(

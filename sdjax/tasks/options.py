@@ -18,27 +18,17 @@ class TaskOptions(Option):
   """A task with its settings; or a function of a user's that makes one."""
 
   def make(self) -> Task:
-    """Makes the task.
-
-    Raises:
-      ConfigError: a setting is not allowed.
-    """
+    """Makes the task; raises ConfigError if a setting is not allowed."""
     raise NotImplementedError
 
   @classmethod
   def parse(cls, text: str) -> Any:
-    """Reads a task from text, strictly.
+    """Reads a task's options from text, strictly.
 
-    Args:
-      text: `name(option=value, ...)` for a task of the library's, or
-        `path/to/file.py:name(option=value, ...)` or
-        `package.module:name(option=value, ...)` for one of a user's own.
-
-    Returns:
-      The task's options.
-
-    Raises:
-      ConfigError: the text has neither form, or there is no such task.
+    The text is `name(option=value, ...)` for a task of the library's,
+    `path/to/file.py:name(option=value, ...)` or
+    `package.module:name(option=value, ...)` for one of a user's own. Raises
+    ConfigError if it is none of these, or there is no such task.
     """
     if call := _CALL.fullmatch(text.strip()):
       return Factory(call[1], _literals(text, call[2] or '()'))
@@ -87,13 +77,9 @@ class Factory(TaskOptions):
     return f'{self.function}({options})'
 
   def make(self) -> Task:
-    """Calls the function.
+    """Calls the function for the task that it makes.
 
-    Returns:
-      The task that it made.
-
-    Raises:
-      ConfigError: naming the file and the function, and what is missing.
+    Raises ConfigError with the file and the function, and what is missing.
     """
     told, options = f'task {str(self)!r}', dict(self.options)
     try:

@@ -1,8 +1,8 @@
 """A task from a function and a list, without a class.
 
 SimpleTask(
-{'train': [('2 + 3 =', 5), ('4 + 4 =', 8)], 'test': [('1 + 6 =', 7)]},
-lambda question, answer: answer.strip() == str(question.payload),
+  {'train': [('2 + 3 =', 5), ('4 + 4 =', 8)], 'test': [('1 + 6 =', 7)]},
+  lambda question, answer: answer.strip() == str(question.payload),
 )
 """
 
@@ -13,7 +13,13 @@ from sdjax.tasks.base import Question, Task
 
 
 class SimpleTask(Task):
-  """A task from a function and questions."""
+  """A task from a function and questions.
+
+  Questions are of each split, or of `train` alone, as `Task.questions` gives
+  them; the function is as `Task.verify`. What else is given, the name and
+  templates, replaces the defaults; raises TypeError if there is nothing of such
+  a name to change.
+  """
 
   def __init__(
     self,
@@ -21,17 +27,6 @@ class SimpleTask(Task):
     verify: Callable[[Question, str], Any],
     **changes: str,
   ):
-    """Puts them together.
-
-    Args:
-      questions: of each split, or of `train` alone, as `Task.questions` gives
-        them.
-      verify: as `Task.verify`.
-      **changes: the name, and templates, in place of the defaults.
-
-    Raises:
-      TypeError: there is nothing of such a name to change.
-    """
     if not isinstance(questions, Mapping):
       questions = {'train': questions}
     self._questions, self._verify = questions, verify

@@ -21,14 +21,11 @@ def load(
   """Imports a user's function.
 
   Args:
-    function: `path/to/file.py:name` or `package.module:name`. A file may
-      import what lies beside it.
+    function: `path/to/file.py:name` or `package.module:name`. A file may import
+      what lies beside it.
     what: what it is to be, for the errors: `reward function`.
     signature: how it is called and what it gives, for the errors.
-    error: what is raised.
-
-  Returns:
-    The function. What its module raises when imported is not caught.
+    error: what is raised; what its module raises when imported is not caught.
   """
   told = f'{what} {function!r}'
   place, _, name = function.rpartition(':')

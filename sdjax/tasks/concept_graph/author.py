@@ -62,9 +62,8 @@ class Pretraining:
   def __post_init__(self):
     """Checks the shares that shape the documents.
 
-    Raises:
-      ConfigError: a share is outside 0..1, or the shares of copies and slips
-        add up to more than 1.
+    Raises ConfigError if a share is outside 0..1, or the shares of copies and
+    slips add up to more than 1.
     """
     for field in dataclasses.fields(self):
       share = getattr(self, field.name)

@@ -21,11 +21,7 @@ from sdjax.tasks.corpus import Corpus, Document, Probe
 def compact_words(config: ConceptGraph) -> tuple[str, ...]:
   """Lists every word a compact question, template or answer can hold.
 
-  Args:
-    config: `num_concepts` and `names_per_concept` are read.
-
-  Returns:
-    Distinct words in a fixed order: punctuation, `start`, shapes, names.
+  Distinct and in a fixed order: punctuation, `start`, shapes, names.
   """
   names = []
   for concept in list(CONCEPTS)[: config.num_concepts]:
@@ -81,17 +77,9 @@ PROBES = (_shown(0, 'easy'), _shown(-1, 'other'), _cut('with'), _cut('without'))
 
 
 def corpus(task: ConceptGraph, method: Pretraining) -> Corpus:
-  """Makes the documents of the task.
+  """Makes documents by a careful author at first, then by the one given.
 
-  Args:
-    task: the task's settings.
-    method: their author.
-
-  Returns:
-    Documents by a careful author at first, then by the one given.
-
-  Raises:
-    ConfigError: the rendering is not the compact one.
+  Raises ConfigError if the rendering is not the compact one.
   """
   if task.rendering != 'compact':
     raise ConfigError(

@@ -7,6 +7,7 @@ repeats it or takes the other target's route, and seldom slips. A chain that
 is cut is not walked while another of its kind is whole.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,29 +45,14 @@ def _choose(
 def sample_document(
   rng: np.random.Generator, task: ConceptGraph, pretraining: Pretraining
 ) -> Document:
-  """Draws one document on a fresh graph.
+  """Draws one document on a fresh graph, in the compact rendering.
 
-  The author respects a cut: where the route the author would take is cut,
-  the answer is the other target's, and where a wrong one is, the other wrong
-  one. So what is right is right, and habits show where there is a choice.
-
-  Args:
-    rng: the source of randomness; the document depends on nothing else.
-    task: the task's settings; the rendering is always compact.
-    pretraining: the shares of each kind of document.
-
-  Returns:
-    The document.
+  The author respects a cut: where the route the author would take is cut, the
+  answer is the other target's, and where a wrong one is, the other wrong one.
+  So what is right is right, and habits show where there is a choice. The
+  document depends on nothing but `rng` and the two settings.
   """
-  (
-    varied,
-    cut,
-    cut_at,
-    shown,
-    shown_easy,
-    kind,
-    easy,
-  ) = rng.random(7).tolist()
+  varied, cut, cut_at, shown, shown_easy, kind, easy = rng.random(7).tolist()
   ends = draw_ends(rng, task)
   if varied < pretraining.varied_share:
     # Inner lengths 2..larger-2; a path has two nodes more.
@@ -83,31 +69,27 @@ def sample_document(
     for i in range(4)
   ]
   distractors = [chain for end in ends.distractors for chain in per_end[end]]
+  routes = per_end[ends.easy], per_end[ends.other]
   demonstration = None
   if shown < pretraining.demonstration_share:
-    here, there = ends.easy, ends.other
     if shown_easy >= pretraining.demonstration_easy_share:
-      here, there = there, here
-    demonstration = _choose(rng, graph, per_end[here], per_end[there])
+      routes = routes[::-1]
+    demonstration = _choose(rng, graph, *routes)
     if kind < pretraining.slip_share:
       answer = _choose(rng, graph, distractors)
     elif kind < pretraining.slip_share + pretraining.copy_share:
       answer = demonstration
     else:
-      answer = _choose(rng, graph, per_end[there], per_end[here])
+      answer = _choose(rng, graph, *routes[::-1])
   elif kind < pretraining.correct_share:
-    here, there = ends.easy, ends.other
     if easy >= pretraining.easy_share:
-      here, there = there, here
-    answer = _choose(rng, graph, per_end[here], per_end[there])
+      routes = routes[::-1]
+    answer = _choose(rng, graph, *routes)
   else:
     answer = _choose(rng, graph, distractors)
+  write = functools.partial(render_answer, graph, rendering='compact')
   return Document(
     question=render_question(graph, 'compact'),
-    demonstration=(
-      None
-      if demonstration is None
-      else render_answer(graph, demonstration, 'compact')
-    ),
-    answer=render_answer(graph, answer, 'compact'),
+    demonstration=None if demonstration is None else write(demonstration),
+    answer=write(answer),
   )

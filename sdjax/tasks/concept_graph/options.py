@@ -83,9 +83,8 @@ class ConceptGraph(TaskOptions, name='concept_graph'):
   def __post_init__(self):
     """Checks every setting.
 
-    Raises:
-      ConfigError: a value is not allowed or two contradict each other; it
-        names the value, what is allowed and what to change.
+    Raises ConfigError if a value is not allowed or two contradict each other;
+    it names the value, what is allowed and what to change.
     """
     for field, allowed in ({'name': (type(self).name,)} | _CHOICES).items():
       value = getattr(self, field)

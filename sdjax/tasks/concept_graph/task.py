@@ -48,23 +48,18 @@ class _Graphs:
 
 
 class ConceptGraphTask(Task):
-  """Questions from seeded graphs, judged by walking the graph.
-
-  Attributes:
-    config: the task's settings.
-  """
+  """Questions from seeded graphs, judged by walking the graph."""
 
   name = 'concept_graph'
   splits: tuple[str, ...] = SPLITS
 
   def __init__(self, config: ConceptGraph):
     self.config = config
-    self.student_template = (
-      config.template or STUDENT_TEMPLATES[config.rendering]
-    )
-    self.teacher_template = TEACHER_TEMPLATES[config.rendering]
-    self.feedback_template = FEEDBACK_TEMPLATES[config.rendering]
-    self.both_template = BOTH_TEMPLATES[config.rendering]
+    rendering = config.rendering
+    self.student_template = config.template or STUDENT_TEMPLATES[rendering]
+    self.teacher_template = TEACHER_TEMPLATES[rendering]
+    self.feedback_template = FEEDBACK_TEMPLATES[rendering]
+    self.both_template = BOTH_TEMPLATES[rendering]
 
   def __reduce__(self) -> Any:
     """Pickles the settings only: a verifier's worker opens no files."""
@@ -73,18 +68,10 @@ class ConceptGraphTask(Task):
   def questions(self, split: str) -> Questions:
     """Returns the questions of a split, read one by one when indexed.
 
-    The first call builds the data set where the cache does not hold it.
-
-    Args:
-      split: one of `splits`.
-
-    Returns:
-      The questions; the same position always holds the same question.
-
-    Raises:
-      ValueError: there is no such split, or a file of the data set was
-        damaged.
-      OSError: the cache folder cannot be written.
+    The same position always holds the same question. The first call builds the
+    data set where the cache does not hold it. Raises ValueError if there is no
+    such split, or a file of the data set was damaged, and OSError if the cache
+    folder cannot be written.
     """
     source = store.open_source(self.config, split)
     graphs = _Graphs(source, split, self.config.rendering)
@@ -93,12 +80,8 @@ class ConceptGraphTask(Task):
   def example(self, question: Question) -> str:
     """Returns a correct answer to a question; empty where there is none.
 
-    Args:
-      question: from `questions`.
-
-    Returns:
-      The answer along a whole chain to a target, which of them being what
-      `reference_route` says. It depends on the question and `data_seed` only.
+    It goes along a whole chain to a target, which of them being what
+    `reference_route` says, and depends on the question and `data_seed` only.
     """
     graph = question.payload
     right = [
