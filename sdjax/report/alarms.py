@@ -8,19 +8,14 @@ from sdjax.report.looks import looks as looks_of
 
 
 def section(groups: Sequence[runs_lib.Group]) -> str:
-  """Returns what the runs said of their history as a part of the page.
-
-  Args:
-    groups: the methods; that there are no alarms is said as well.
-  """
+  """Returns what the runs said of their history; no alarms are said as well."""
   looks = looks_of(groups)
   rows = [
     [
       looks[one.label],
       run.seed,
       alarm.get('step'),
-      page.words(str(alarm.get('kind', ''))),
-      page.words(str(alarm.get('where', ''))),
+      *(page.words(str(alarm.get(key, ''))) for key in ('kind', 'where')),
       alarm.get('text', ''),
     ]
     for one in groups
@@ -28,9 +23,8 @@ def section(groups: Sequence[runs_lib.Group]) -> str:
     for alarm in run.alarms
   ]
   off = sum(
-    runs_lib.flat_options(run.config).get('alarm.action') == 'off'
-    for one in groups
-    for run in one.runs
+    run.options.get('alarm.action') == 'off'
+    for run in runs_lib.everyone(groups).runs
   )
   return page.render('alarms.html', rows=rows, methods=len(groups), off=off)
 
@@ -49,16 +43,9 @@ def best(groups: Sequence[runs_lib.Group]) -> str:
           for metric in (*ends, 'pass_gain', 'concepts_correct')
         ]
         if any(cells):
-          rows.append(
-            [
-              looks[one.label],
-              run.seed,
-              None if step is None else int(step),
-              page.words(name),
-              points[-1],
-              *cells,
-            ]
-          )
+          at = None if step is None else int(step)
+          head = looks[one.label], run.seed, at, page.words(name), points[-1]
+          rows.append([*head, *cells])
   return page.render('best.html', rows=rows) if rows else ''
 
 

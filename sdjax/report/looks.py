@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from sdjax.report.runs import Group
-from sdjax.report.tables import BASE
+from sdjax.report.runs import BASE, Group
 
 _KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
 _MARKERS = 'os^DvPX*'
@@ -15,13 +14,9 @@ _MARKERS = 'os^DvPX*'
 class Theme:
   """Colours of a picture, to stand on a light or a dark page.
 
-  Attributes:
-    page: background.
-    ink: text.
-    faint: axes and the base model's line.
-    grid: grid lines.
-    methods: sd, sd_k3, rl, rl_diversity, then spare ones; none of them the
-      red or the green of wrong and right answers.
+  `faint` is for axes and the base model's line. The methods' are those of sd,
+  sd_k3, rl, rl_diversity, then spare ones; none of them the red or the green
+  of wrong and right answers.
   """
 
   page: str
@@ -57,13 +52,10 @@ THEMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """A method as it is shown in the page.
+  """A method as it is shown in the page, its place before it.
 
-  Attributes:
-    label: of the method.
-    colour: CSS that follows the page's theme.
-    shape: of its mark, by matplotlib's name for it; `base`: a ring.
-    place: shown before it.
+  The colour is CSS that follows the page's theme, the shape of its mark has
+  matplotlib's name; `base`: a ring.
   """
 
   label: str
@@ -87,12 +79,7 @@ def styles(
 ) -> dict[str, dict[str, Any]]:
   """Gives each method its line style, the same in every picture.
 
-  Args:
-    groups: the methods shown.
-    theme: key of `THEMES`.
-
-  Returns:
-    By label, the colour and marker as matplotlib's keywords.
+  Returns by label the colour and marker as matplotlib's keywords.
   """
   colours = THEMES[theme].methods
   return {
