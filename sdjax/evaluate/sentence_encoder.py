@@ -117,10 +117,7 @@ class SentenceEncoder:
 
 
 def check_modules(folder: Path) -> None:
-  """Refuses an encoder that is more, or other, than a BERT and a mean.
-
-  Raises CheckpointError, naming the module or the pooling.
-  """
+  """Refuses, with a CheckpointError, what is more than a BERT and a mean."""
   path = folder / MODULES
   if not path.is_file():
     raise CheckpointError(

@@ -40,8 +40,7 @@ class Measure:
     name: in `eval.json` and in the output of `sdjax.evaluate`; of a measure
       with several numbers what stands for their names.
     description: in words.
-    function: of one question, or of several.
-    bulk: whether it is of several; see `measures`.
+    function: of one question, or of several if `bulk`; see `measures`.
     needs: fields of `Samples` without which it is left out; those that need
       none follow from the verdicts alone.
     aliases: other names it is written under as well.

@@ -194,10 +194,7 @@ def measure(policy: np.ndarray) -> dict[str, Any]:
 
 
 def table(policies: Mapping[str, np.ndarray]) -> str:
-  """Reward and coverage of policies from `train`, beside the published numbers.
-
-  Of those trained at `BETAS`, by name; a Markdown table.
-  """
+  """Policies from `train` at `BETAS` and the published numbers, in Markdown."""
 
   def row(name, pairs):
     cells = ' | '.join(f'{reward:.3f} / {cover:.2f}' for reward, cover in pairs)

@@ -113,21 +113,17 @@ def expect(
   }
   curve = list(out.values())
   held = {
-    'distinct_solutions': [
-      (v.solution,) if v.correct else () for v in verdicts
-    ],
+    'distinct_solutions': [[v.solution] if v.correct else [] for v in verdicts],
     'concepts_correct': [v.strategies if v.correct else () for v in verdicts],
     'concepts': [v.strategies for v in verdicts],
   }
-  return {
-    **out,
-    'pass_gain': curve[-1] - curve[0],
-    'effective_solutions': distribution.effective_number(probability, correct),
-    **{
-      name: distribution.expected_distinct(probability, items, num_samples)
-      for name, items in held.items()
-    },
-  }
+  out['pass_gain'] = curve[-1] - curve[0]
+  out['effective_solutions'] = distribution.effective_number(
+    probability, correct
+  )
+  for name, items in held.items():
+    out[name] = distribution.expected_distinct(probability, items, num_samples)
+  return out
 
 
 def summarize(

@@ -1,13 +1,11 @@
 """What went wrong in the runs, and what each was at its best."""
 
-from collections.abc import Sequence
-
 from sdjax.report import page
 from sdjax.report import runs as runs_lib
 from sdjax.report.looks import looks as looks_of
 
 
-def section(groups: Sequence[runs_lib.Group]) -> str:
+def section(groups: runs_lib.Groups) -> str:
   """Returns what the runs said of their history; no alarms are said as well."""
   looks = looks_of(groups)
   rows = [
@@ -29,7 +27,7 @@ def section(groups: Sequence[runs_lib.Group]) -> str:
   return page.render('alarms.html', rows=rows, methods=len(groups), off=off)
 
 
-def best(groups: Sequence[runs_lib.Group]) -> str:
+def best(groups: runs_lib.Groups) -> str:
   """Returns the best checkpoints as a part of the page; '' without any."""
   looks, rows = looks_of(groups), []
   for one in groups:

@@ -30,7 +30,7 @@ def to_json(value: Any) -> str:
 
 
 def collect(
-  groups: Sequence[runs_lib.Group],
+  groups: runs_lib.Groups,
   questions: int | None = None,
   budget: int = BUDGET,
 ) -> tuple[dict[str, Any], int]:
@@ -143,9 +143,7 @@ def _row(
   ]
 
 
-def section(
-  groups: Sequence[runs_lib.Group], questions: int | None = None
-) -> str:
+def section(groups: runs_lib.Groups, questions: int | None = None) -> str:
   """Returns the browser as a part of the page; '' without any rollout."""
   packed, left_out = collect(groups, questions)
   if not packed['rows'] and not left_out:

@@ -116,7 +116,7 @@ def defaults() -> dict[str, dict[str, Any]]:
 
 def _page(
   title: str,
-  groups: Sequence[runs_lib.Group],
+  groups: runs_lib.Groups,
   tables: Sequence[tables_lib.Table],
   pictures: dict[str, dict[str, bytes | None]],
   pairs: Sequence[forecast.Pair],
@@ -149,7 +149,7 @@ def _page(
 
 
 def _results(
-  tables: Sequence[tables_lib.Table], groups: Sequence[runs_lib.Group]
+  tables: Sequence[tables_lib.Table], groups: runs_lib.Groups
 ) -> str:
   if not tables:
     return ''

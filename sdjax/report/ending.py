@@ -42,7 +42,7 @@ def command(workdir: Path) -> str:
   return f'python -m sdjax.report {folder} --out={out}'
 
 
-def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
+def section(groups: runs_lib.Groups, tables: Sequence[Table]) -> str:
   """Returns a line a method, to stand below the title; '' without numbers."""
   if not tables or not tables[0].points:
     return ''

@@ -155,9 +155,7 @@ def choose(
   return sources[place], differs
 
 
-def compare(
-  groups: Sequence[runs_lib.Group], sources: Sequence[Source]
-) -> list[Pair]:
+def compare(groups: runs_lib.Groups, sources: Sequence[Source]) -> list[Pair]:
   """Puts every number that was forecast beside the measured one."""
   pairs = []
   rows = [(runs_lib.everyone(groups), BASE, 'base')]
@@ -207,7 +205,7 @@ def _pairs(
   return pairs
 
 
-def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
+def section(groups: runs_lib.Groups, pairs: Sequence[Pair]) -> str:
   """Returns scatter and tables as a part of the page; '' without any."""
   if not pairs:
     return ''

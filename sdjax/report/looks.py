@@ -1,10 +1,9 @@
 """A colour and a mark for each method, the same in page and pictures."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-from sdjax.report.runs import BASE, Group
+from sdjax.report.runs import BASE, Groups
 
 _KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
 _MARKERS = 'os^DvPX*'
@@ -64,7 +63,7 @@ class Look:
   place: str = ''
 
 
-def looks(groups: Sequence[Group]) -> dict[str, Look]:
+def looks(groups: Groups) -> dict[str, Look]:
   """Returns how the page shows each method, by label; the base model too."""
   number = len(THEMES['light'].methods)
   found = {
@@ -74,13 +73,8 @@ def looks(groups: Sequence[Group]) -> dict[str, Look]:
   return found | {BASE: Look(BASE, 'var(--faint)', 'base')}
 
 
-def styles(
-  groups: Sequence[Group], theme: str = 'light'
-) -> dict[str, dict[str, Any]]:
-  """Gives each method its line style, the same in every picture.
-
-  Returns by label the colour and marker as matplotlib's keywords.
-  """
+def styles(groups: Groups, theme: str = 'light') -> dict[str, dict[str, Any]]:
+  """Returns matplotlib's keywords for each method, by label."""
   colours = THEMES[theme].methods
   return {
     label: {'color': colours[index % len(colours)], 'marker': _marker(index)}
@@ -88,7 +82,7 @@ def styles(
   }
 
 
-def _indices(groups: Sequence[Group]) -> dict[str, int]:
+def _indices(groups: Groups) -> dict[str, int]:
   """Gives each label a number of its own.
 
   A label that is a known method's name has that method's; any other takes

@@ -119,10 +119,10 @@ def cost(one: runs_lib.Group) -> tuple[float | None, float | None]:
   seconds, tokens = [], []
   for run in one.runs:
     seconds += run.series('time/step').values()
-    asked = run.series('train/drawn_questions')
+    asked, options = run.series('train/drawn_questions'), run.options
     for step, length in run.series('train/length').items():
-      questions = asked.get(step, run.options.get('rollout.num_questions'))
-      samples = run.options.get('rollout.num_samples')
+      questions = asked.get(step, options.get('rollout.num_questions'))
+      samples = options.get('rollout.num_samples')
       if questions and samples:
         tokens.append(length * questions * samples)
   return (
@@ -138,8 +138,8 @@ def ranked(planes: Sequence[Plane]) -> list[str]:
 
   def rank(label: str) -> tuple[float, ...]:
     number = sum(label in front for front in fronts)
-    height = [p.y[label].value if label in p.y else -1.0 for p in planes]
-    return -number, *(-value for value in height)
+    low = (-p.y[label].value if label in p.y else 1.0 for p in planes)
+    return -number, *low
 
   return sorted(order, key=rank)
 
@@ -171,7 +171,7 @@ def markdown(planes: Sequence[Plane]) -> str:
   )
 
 
-def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
+def section(groups: runs_lib.Groups, tables: Sequence[Table]) -> str:
   """Returns the planes and the ranking as a part of the page; '' without."""
   planes = planes_of(tables)
   if not planes:

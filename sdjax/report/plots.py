@@ -24,9 +24,7 @@ DASHED = (0, (4, 3))
 """How the line of the base model is drawn."""
 
 
-def pass_at_k(
-  groups: Sequence[runs_lib.Group], theme: str = 'light'
-) -> bytes | None:
+def pass_at_k(groups: runs_lib.Groups, theme: str = 'light') -> bytes | None:
   """Draws pass@k of the trained models, a panel for each evaluation set."""
   names = runs_lib.sets_of(groups)
   sets = {name: runs_lib.curve_points(groups, name) for name in names}
@@ -51,9 +49,7 @@ _DIVERSITY = {
 """The measures that are drawn, and the labels of their axes."""
 
 
-def diversity(
-  groups: Sequence[runs_lib.Group], theme: str = 'light'
-) -> bytes | None:
+def diversity(groups: runs_lib.Groups, theme: str = 'light') -> bytes | None:
   """Draws diversity over training: a row a measure, a column a set."""
   keys = runs_lib.logged(groups, 'eval/')
   same = twins(groups)
@@ -107,7 +103,7 @@ _TRAINING = (
 
 
 def training(
-  groups: Sequence[runs_lib.Group], theme: str = 'light', panels: int = 6
+  groups: runs_lib.Groups, theme: str = 'light', panels: int = 6
 ) -> bytes | None:
   """Draws the metrics of the training steps, smoothed, in so many panels.
 
@@ -180,7 +176,7 @@ def plot_run(workdir: str | os.PathLike[str]) -> list[Path]:
   return written
 
 
-def _lines(groups: Sequence[runs_lib.Group], theme: str):
+def _lines(groups: runs_lib.Groups, theme: str):
   """Yields what to draw: (runs, stage, style), the base model first."""
   style = {'color': THEMES[theme].faint, 'linestyle': DASHED, 'linewidth': 1.6}
   yield runs_lib.everyone(groups), BASE, style

@@ -16,7 +16,7 @@ Defaults = Mapping[str, Mapping[str, Any]]
 """By method, its section of `config.json` with every option at its default."""
 
 
-def section(groups: Sequence[runs_lib.Group], defaults: Defaults) -> str:
+def section(groups: runs_lib.Groups, defaults: Defaults) -> str:
   """Returns the table of runs as a part of the page."""
   runs = [(one.label, run) for one in groups for run in one.runs]
   differing = differences([run.config for _, run in runs], defaults)

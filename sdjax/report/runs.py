@@ -110,6 +110,10 @@ class Group:
     return np.asarray([value for value in found if value is not None])
 
 
+Groups = Sequence[Group]
+"""The methods that are compared."""
+
+
 def label_of(workdir: Path) -> str:
   """Returns a folder's name without its seed, which is the same for all seeds.
 
@@ -296,19 +300,19 @@ def _seed_twice(runs: Sequence[Run]) -> list[int]:
   return seeds if len(set(seeds)) < len(seeds) else []
 
 
-def everyone(groups: Sequence[Group]) -> Group:
+def everyone(groups: Groups) -> Group:
   """Returns all runs as those of the model before training."""
   return Group(BASE, BASE, tuple(run for one in groups for run in one.runs))
 
 
-def logged(groups: Sequence[Group], start: str) -> list[str]:
+def logged(groups: Groups, start: str) -> list[str]:
   """Returns the names of metrics that begin so, in order of appearance."""
   records = (r for run in everyone(groups).runs for r in run.metrics)
   keys = dict.fromkeys(key for record in records for key in record)
   return [key for key in keys if key.startswith(start)]
 
 
-def sets_of(groups: Sequence[Group]) -> list[str]:
+def sets_of(groups: Groups) -> list[str]:
   """Returns the names of the evaluation sets, in order of appearance."""
   keys = (key for run in everyone(groups).runs for key in run.evals)
   return list(
@@ -316,7 +320,7 @@ def sets_of(groups: Sequence[Group]) -> list[str]:
   )
 
 
-def curve_points(groups: Sequence[Group], name: str) -> list[int]:
+def curve_points(groups: Groups, name: str) -> list[int]:
   """Returns the k for which a set has a pass@k, rising."""
   pattern = re.compile(rf'[^/]+/{re.escape(name)}/pass@(\d+)')
   keys = (key for run in everyone(groups).runs for key in run.evals)

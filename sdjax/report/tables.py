@@ -74,10 +74,7 @@ def estimate(
 
 
 def inconsistencies(run: runs.Run) -> runs.Notes:
-  """Compares a run's flat numbers with its per-question ones.
-
-  Returns notes on sets whose two files do not speak of the same samples.
-  """
+  """Returns notes on sets of whose samples a run's two files do not agree."""
   notes = []
   for key, entry in run.questions.items():
     rows = _question_values(entry, 'pass@1')
@@ -120,7 +117,7 @@ class Table:
     }
 
 
-def twins(groups: Sequence[runs.Group]) -> dict[str, str]:
+def twins(groups: runs.Groups) -> dict[str, str]:
   """Finds measures that say the same of these runs, whatever is looked at.
 
   Returns a measure to the earlier one of `MEASURES` that it equals in every
@@ -135,7 +132,7 @@ def twins(groups: Sequence[runs.Group]) -> dict[str, str]:
   return found
 
 
-def _same(groups: Sequence[runs.Group], one: str, other: str) -> bool:
+def _same(groups: runs.Groups, one: str, other: str) -> bool:
   pairs = []
   for run in runs.everyone(groups).runs:
     for record in (run.evals, *run.metrics):
@@ -149,7 +146,7 @@ def _same(groups: Sequence[runs.Group], one: str, other: str) -> bool:
   return bool(pairs) and all(a is not None and a == b for a, b in pairs)
 
 
-def headings_of(groups: Sequence[runs.Group]) -> dict[str, str]:
+def headings_of(groups: runs.Groups) -> dict[str, str]:
   """Returns the measures worth a column, and what to call them.
 
   That is `MEASURES` without those that equal an earlier one, which bears both
@@ -165,7 +162,7 @@ def headings_of(groups: Sequence[runs.Group]) -> dict[str, str]:
   }
 
 
-def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
+def tables_of(groups: runs.Groups, resamples: int) -> list[Table]:
   """Returns the results on each evaluation set that any run was measured on."""
   tables = []
   headings = headings_of(groups)
