@@ -241,7 +241,7 @@ def test_improbable_answers_are_forecast_like_probable_ones():
 @pytest.mark.parametrize('estimator', ['k1', 'k2', 'k3', 'full'])
 def test_the_kl_is_the_one_the_runs_estimator_descends(estimator):
   answers = two_solutions(4.0, wrong=1.5)
-  config = replace(SMALL, loss__kl_coef=0.5, loss__kl_estimator=estimator)
+  config = replace(SMALL, loss__kl=f'{estimator}(coef=0.5)')
   found = summary.distributions(answers, config)
   right = found['rl'][:2].sum()
   if estimator == 'k3':  # beta pi0 / (lambda - R), by its own equation
@@ -304,12 +304,16 @@ def test_what_is_found_is_sorted_out():
   ('changes', 'named'),
   [
     ({'method': c.PolicyGradient()}, "method 'sd'"),
-    ({'method__objective': 'jsd'}, 'method.objective'),
-    ({'method__teacher': 'trust_region'}, 'method.teacher'),
-    ({'method__anchor_beta': 2.0}, 'method.anchor_beta'),
+    ({'method__divergence': 'jsd'}, 'method.divergence'),
+    ({'method__anchor': 'trust_region'}, 'method.anchor'),
+    ({'method__anchor': 'beta(beta=3.0)'}, 'method.anchor'),
+    ({'method__teacher_temperature': 2.0}, 'method.teacher_temperature'),
     ({'method__demonstrations__strategy': 'reference'}, 'strategy'),
     ({'method__demonstrations__feedback': 'without_peer'}, 'feedback'),
-    ({'method__demonstrations__exclude_same_text': True}, 'same_text'),
+    (
+      {'method__demonstrations__strategy': 'uniform(exclude_same_text=True)'},
+      'same_text',
+    ),
     ({'eval__temperature': 0.7}, 'eval.temperature=0.7'),
   ],
 )

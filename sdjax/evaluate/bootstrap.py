@@ -1,7 +1,4 @@
-"""Percentile bootstrap intervals, resampling questions.
-
-Of any statistic of the questions, and of many means at once.
-"""
+"""Percentile bootstrap intervals, resampling questions (Efron 1979)."""
 
 from collections.abc import Callable
 
@@ -22,22 +19,12 @@ def bootstrap_interval(
   """Percentile bootstrap interval of a statistic, resampling questions.
 
   It covers which questions happened to be asked. It does not cover the
-  training seed: compare runs of several seeds for that.
+  training seed: compare runs of several seeds for that. The values have a row
+  for each question, [Q, ...]; `statistic` maps resampled rows to a float, None
+  being their mean. The same seed resamples the same questions.
 
-  Args:
-    values: float [Q, ...], one row a question.
-    statistic: maps resampled rows [Q, ...] to a float; None: their mean.
-    seed: of the resampling; the same seed resamples the same questions.
-    num: resamples.
-    level: share of the resamples inside the interval, in (0, 1).
-
-  Returns:
-    The lower and the upper end.
-
-  Raises:
-    ValueError: without a question, or for a level or num out of range.
-
-  Source: Efron 1979, the percentile interval.
+  Returns the ends that hold the share `level` of the resamples. Raises
+  ValueError without a question, or for a level or num out of range.
   """
   values_Q = np.asarray(values, np.float64)
   shares = _checked_shares(values_Q, num, level)
@@ -58,27 +45,16 @@ def mean_intervals(
   level: float = 0.95,
   weights: ArrayLike | None = None,
 ) -> np.ndarray:
-  """Returns an interval of the mean of each column, resampling questions.
+  """Returns an interval of the mean of each column of [Q, M], resampling rows.
 
   Every column is resampled by the same questions, those of
   `bootstrap_interval` with the same seed. A question that has no
   value in a column (NaN) is drawn like any other and left out of its mean.
+  Weights [Q, M] say how much each value counts in the mean of its column, for
+  instance its tokens; None: all the same.
 
-  Args:
-    values: float [Q, M], one row a question, one column a measure.
-    seed: of the resampling.
-    num: resamples.
-    level: share of the resamples inside the interval, in (0, 1).
-    weights: float [Q, M], how much each value counts in the mean of its
-      column, for instance its tokens; None: all the same.
-
-  Returns:
-    float64 [M, 2], lower and upper ends; NaN for a column without a value.
-
-  Raises:
-    ValueError: without a question, or for a level or num out of range.
-
-  Source: Efron 1979, the percentile interval.
+  Returns float64 [M, 2], lower and upper ends; NaN for a column without a
+  value. Raises ValueError as `bootstrap_interval`.
   """
   values_QM = np.asarray(values, np.float64)
   shares = _checked_shares(values_QM, num, level)

@@ -1,8 +1,8 @@
 """What a known distribution of answers gives: the means that samples estimate.
 
-`measures` counts drawn answers. Where the probability of
-every answer is known nothing need be drawn: these are the means of the same
-measures over all possible draws.
+`measures` counts drawn answers. Where the probability of each of Y answers is
+known nothing need be drawn: these are the means of the same measures over all
+possible draws. What is no distribution raises a ValueError.
 """
 
 from collections.abc import Collection, Hashable, Sequence
@@ -12,18 +12,9 @@ from numpy.typing import ArrayLike
 
 
 def pass_at_k(distribution: ArrayLike, correct: ArrayLike, k: int) -> float:
-  """The chance that at least one of k answers is correct.
+  """The chance that at least one of k independent draws is correct.
 
-  Args:
-    distribution: [Y], probabilities of the answers.
-    correct: bool [Y].
-    k: independent draws, at least 1.
-
-  Returns:
-    1 - (1 - p)^k, p being the probability of the correct answers.
-
-  Raises:
-    ValueError: for something that is no distribution, or a k below 1.
+  That is 1 - (1 - p)^k, p being the probability [Y] of the `correct` [Y].
   """
   p_Y = _checked(distribution, correct)
   return _found(float(p_Y[np.asarray(correct, bool)].sum()), k)
@@ -32,20 +23,11 @@ def pass_at_k(distribution: ArrayLike, correct: ArrayLike, k: int) -> float:
 def expected_distinct(
   distribution: ArrayLike, items: Sequence[Collection[Hashable]], num_draws: int
 ) -> float:
-  """How many different items some draws are expected to hold.
+  """How many different items some independent draws are expected to hold.
 
-  Args:
-    distribution: [Y], probabilities of the answers.
-    items: Y collections: what each answer holds; empty for one that counts
-      nothing.
-    num_draws: independent draws, at least 1.
-
-  Returns:
-    sum over items of 1 - (1 - p)^num_draws, p being the probability of the
-    answers that hold it.
-
-  Raises:
-    ValueError: for something that is no distribution, or no draw.
+  `items` are what each answer holds, empty for one that counts nothing. The
+  number is the sum over items of 1 - (1 - p)^num_draws, p being the
+  probability of the answers that hold it.
   """
   p_Y = _checked(distribution, items)
   mass: dict[Hashable, float] = {}
@@ -58,16 +40,8 @@ def expected_distinct(
 def effective_number(distribution: ArrayLike, correct: ArrayLike) -> float:
   """The exponential of the entropy over the correct answers.
 
-  Args:
-    distribution: [Y], probabilities of the answers, no two of them one
-      solution.
-    correct: bool [Y].
-
-  Returns:
-    In 1..the number of correct answers; 0 where none has a probability.
-
-  Raises:
-    ValueError: for something that is no distribution.
+  No two of the answers may be one solution. In 1..the number of correct
+  answers; 0 where none has a probability.
 
   Source: Hill 1973, order 1; `measures` has it of samples.
   """

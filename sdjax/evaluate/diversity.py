@@ -17,19 +17,12 @@ from sdjax.evaluate.pass_at_k import powers_of_two
 from sdjax.evaluate.samples import Samples
 from sdjax.evaluate.table import Column, Setting
 
-PerQuestion = dict[str, Any]
-"""One set's entry of `eval_questions.json`, see `summarize`."""
-
 
 def token_entropy(entropy_sum: ArrayLike, length: ArrayLike) -> float:
   """Mean entropy of the next-token distribution over all counted tokens.
 
-  Args:
-    entropy_sum: float [...], nats, summed over each sample's tokens.
-    length: int [...], tokens of each sample; long samples weigh more.
-
-  Returns:
-    Nats per token; 0 when no token counts.
+  Of the nats summed over each sample's tokens, and how many these are, so
+  that long samples weigh more. Nats per token; 0 when no token counts.
   """
   total, tokens = np.sum(entropy_sum, dtype=np.float64), np.sum(length)
   return float(total / tokens) if tokens else 0.0
@@ -37,29 +30,21 @@ def token_entropy(entropy_sum: ArrayLike, length: ArrayLike) -> float:
 
 def summarize(
   questions: Sequence[Samples],
-) -> tuple[dict[str, float], PerQuestion]:
+) -> tuple[dict[str, float], dict[str, Any]]:
   """Reduces the graded answers of one evaluation set to its numbers.
 
   A question without any sample is left out of everything. Where numbers of
   samples differ, k ends at the smallest, so that every pass@k is a mean over
   the same questions.
 
-  Args:
-    questions: the graded answers of each.
-
-  Returns:
-    The flat numbers, for `eval.json`: of the measures that are not slow those
-    that apply, each its mean over questions or over what it is per;
-
-    and the per-question values, for `eval_questions.json`, lists over the
-    questions that have samples: num_samples (one int when all are equal,
-    else a list), num_correct, the measures that the report has a column for
-    and that do not follow from these counts, and num_tokens, the weight of
-    token_entropy.
-
-  Raises:
-    ValueError: when no question has a sample, or when a correct sample has
-      an empty identity.
+  Returns the flat numbers, for `eval.json`: of the measures that are not slow
+  those that apply, each its mean over questions or over what it is per; and
+  the per-question values, for `eval_questions.json`, lists over the questions
+  that have samples: num_samples (one int when all are equal, else a list),
+  num_correct, the measures that the report has a column for and that do not
+  follow from these counts, and num_tokens, the weight of token_entropy. Raises
+  ValueError when no question has a sample, or when a correct sample has an
+  empty identity.
   """
   kept = [samples for samples in questions if samples.num_samples]
   if not kept:

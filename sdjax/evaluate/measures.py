@@ -21,7 +21,6 @@ import collections
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -44,13 +43,8 @@ def measure_all(
 ) -> dict[str, Column]:
   """Measures some questions by all that applies to them.
 
-  Args:
-    questions: Q of them.
-    setting: what else there is.
-    slow: whether slow measures are among them.
-
-  Returns:
-    The columns by name, aliases included.
+  Returns the columns by name, aliases included; without the slow measures if
+  so asked.
   """
   columns: dict[str, Column] = {}
   for one in MEASURES.values():
@@ -62,15 +56,16 @@ def measure_all(
 @measure('pass@k', bulk=True)
 def pass_at_k(questions: Questions, setting: Setting) -> Values:
   """Chance that one of k samples of a question is correct, unbiased."""
-  curve = _pass_curve(questions, setting.ks)
-  return {f'pass@{k}': v for k, v in zip(setting.ks, curve, strict=True)}
+  return _pass_curve(questions, setting.ks)
 
 
 @measure(bulk=True, heading='gain')
 def pass_gain(questions: Questions, setting: Setting) -> Values:
   """Pass@k at the largest k minus pass@1: what more samples buy."""
-  first, last = _pass_curve(questions, [1, setting.ks[-1]])
-  return last - first if setting.ks[-1] > 1 else {}
+  if setting.ks[-1] == 1:
+    return {}
+  first, last = _pass_curve(questions, [1, setting.ks[-1]]).values()
+  return last - first
 
 
 @measure(bulk=True)
@@ -78,18 +73,15 @@ def pass_slope(questions: Questions, setting: Setting) -> Values:
   """Rise of pass@k each time k doubles, by least squares."""
   if len(setting.ks) < 2:
     return {}
-  curve = np.stack(_pass_curve(questions, setting.ks), axis=-1)
-  return curves.pass_slope(curve, setting.ks)
+  curve = list(_pass_curve(questions, setting.ks).values())
+  return curves.pass_slope(np.stack(curve, axis=-1), setting.ks)
 
 
 @measure('maj@k', bulk=True, needs=('votes',))
 def maj_at_k(questions: Questions, setting: Setting) -> Values:
   """Chance that a vote of k answers by solution elects a correct one."""
-  rows = [q.votes for q in questions], [q.correct for q in questions]
-  return {
-    f'maj@{k}': _of_k(selection.maj_at_k, questions, k, *rows)
-    for k in setting.ks
-  }
+  fields = 'votes', 'correct'
+  return _curve('maj', selection.maj_at_k, questions, setting.ks, *fields)
 
 
 @measure('best_of@k', bulk=True, needs=('scores',))
@@ -98,11 +90,8 @@ def best_of_k(questions: Questions, setting: Setting) -> Values:
 
   Answers that tie share it equally.
   """
-  rows = [q.scores for q in questions], [q.correct for q in questions]
-  return {
-    f'best_of@{k}': _of_k(selection.best_of_k, questions, k, *rows)
-    for k in setting.ks
-  }
+  fields = 'scores', 'correct'
+  return _curve('best_of', selection.best_of_k, questions, setting.ks, *fields)
 
 
 # Counting distinct solutions, one that came up once in 64 samples weighs as
@@ -255,23 +244,29 @@ def reason_shares(questions: Questions, setting: Setting) -> Values:
   }
 
 
-def _of_k(
+def _curve(
+  name: str,
   function: Callable[..., np.ndarray],
   questions: Questions,
-  k: int,
-  *rows: Sequence[Any],
-) -> np.ndarray:
-  """A measure of the questions with at least k answers; NaN for others."""
-  value_Q = np.full(len(questions), np.nan)
-  if enough := [q for q, one in enumerate(questions) if one.num_samples >= k]:
-    value_Q[enough] = function(*([row[q] for q in enough] for row in rows), k)
-  return value_Q
+  ks: Sequence[int],
+  *fields: str,
+) -> dict[str, np.ndarray]:
+  """A measure at each k, [Q]; NaN for questions with fewer answers."""
+  rows = [[getattr(q, field) for q in questions] for field in fields]
+  curve = {}
+  for k in ks:
+    curve[f'{name}@{k}'] = value_Q = np.full(len(questions), np.nan)
+    enough = [q for q, one in enumerate(questions) if one.num_samples >= k]
+    if enough:
+      value_Q[enough] = function(*([row[q] for q in enough] for row in rows), k)
+  return curve
 
 
-def _pass_curve(questions: Questions, ks: Sequence[int]) -> list[np.ndarray]:
-  num_Q = [samples.num_samples for samples in questions]
-  right_Q = [samples.num_correct for samples in questions]
-  return [_of_k(curves.pass_at_k, questions, k, num_Q, right_Q) for k in ks]
+def _pass_curve(
+  questions: Questions, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+  fields = 'num_samples', 'num_correct'
+  return _curve('pass', curves.pass_at_k, questions, ks, *fields)
 
 
 def _correct_solutions(samples: Samples) -> collections.Counter[Hashable]:

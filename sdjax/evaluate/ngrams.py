@@ -23,15 +23,10 @@ CHUNK = 4096
 class NgramCounts:
   """How often each answer has each n-gram, for one n.
 
-  P pairs of an answer and an n-gram it has, sorted by n-gram. An n-gram
+  P pairs of an answer and an n-gram it has, sorted by n-gram 0..U-1, and how
+  often, at least once; and the question of each n-gram, rising. An n-gram
   belongs to one question: the same words in another one are another n-gram,
   and those of question q are all smaller than those of question q + 1.
-
-  Attributes:
-    answer: int64 [P], index of the answer among all of the chunk.
-    gram: int64 [P], the n-gram, 0..U-1.
-    count: int64 [P], at least 1.
-    question: int64 [U], the question of each n-gram, rising.
   """
 
   answer: np.ndarray
@@ -44,12 +39,9 @@ class NgramCounts:
 class Tokens:
   """The words of the answers of some questions, as integers.
 
-  Attributes:
-    ids: int64 [N], the words of all answers, one after the other; a word is
-      the same number wherever it stands.
-    length: int64 [A], words of each answer.
-    question: int64 [A], question of each answer, 0..Q-1, rising.
-    num_questions: Q, those without an answer included.
+  `ids` [N] are the words of all answers, one after the other; a word is the
+  same number wherever it stands. `length` [A] are the words of each answer,
+  `question` [A] its question, rising; Q counts those without an answer, too.
   """
 
   ids: np.ndarray
@@ -68,16 +60,8 @@ def chunks(
 ) -> Iterator[Tokens]:
   """Yields the tokens of whole questions, about `CHUNK` answers at a time.
 
-  Args:
-    rows: Q rows of answers.
-    tokenize: text to words; by default what stands between white space, case
-      and punctuation kept.
-
-  Yields:
-    The questions in order, each in one chunk.
-
-  Raises:
-    ValueError: when a row is a str (its letters would be answers).
+  Words are by default what stands between white space, case and punctuation
+  kept. Raises ValueError when a row is a str (its letters would be answers).
   """
   part: list[Sequence[str]] = []
   size = 0
@@ -97,15 +81,7 @@ def chunks(
 
 
 def count_ngrams(tokens: Tokens, order: int) -> Iterator[NgramCounts]:
-  """Yields the counts of 1-grams, 2-grams, ... up to an order.
-
-  Args:
-    tokens: of some questions.
-    order: the largest n, at least 1.
-
-  Yields:
-    One `NgramCounts` for each n, in order.
-  """
+  """Yields the counts of 1-grams, 2-grams, ... up to an order of at least 1."""
   num_answers = len(tokens.length)
   answer_N = np.repeat(np.arange(num_answers), tokens.length)
   # Words left from here to the end of the answer, this one included.

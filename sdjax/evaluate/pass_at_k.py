@@ -19,16 +19,9 @@ def pass_at_k(
   fewer than k samples are wrong (the product then holds the factor i = k) and
   exactly 0 where c = 0 (the product is empty).
 
-  Args:
-    num_samples: int [Q] or scalar, n, samples of each question.
-    num_correct: int [Q] or scalar, c, how many of them are correct.
-    k: samples a user may draw, in 1..n of every question.
-
-  Returns:
-    float64 of the broadcast shape, probabilities in [0, 1].
-
-  Raises:
-    ValueError: for a k outside 1..n or a c outside 0..n, with the value.
+  `num_samples` n and `num_correct` c are int [Q] or scalars; float64 of the
+  broadcast shape. Raises ValueError for a k outside 1..n or a c outside 0..n,
+  with the value.
 
   Source: Chen et al. 2021 (arXiv 2107.03374), eq. 1 and its stable form.
   """
@@ -57,19 +50,10 @@ def pass_at_k(
 def pass_slope(curve: ArrayLike, ks: Sequence[int]) -> np.ndarray:
   """Returns how much pass@k rises each time k doubles.
 
-  The least-squares slope of pass@k against log2 k: a scalar of functional
-  diversity. It is linear in the curve, so the mean of the questions' slopes
-  is the slope of their mean curve.
-
-  Args:
-    curve: float [..., K], pass@k at each k.
-    ks: the K values of k, at least two different ones.
-
-  Returns:
-    float64 [...], probability a doubling.
-
-  Raises:
-    ValueError: when the shapes differ, or there are not two different k.
+  The least-squares slope of pass@k, `curve` [..., K], against log2 k: a scalar
+  of functional diversity, float64 [...]. It is linear in the curve, so the
+  mean of the questions' slopes is the slope of their mean curve. Raises
+  ValueError when shapes differ, or there are not two different k.
 
   Source: arXiv 2606.26091 for the notion of a slope; the scalar: ours.
   """
@@ -85,17 +69,7 @@ def pass_slope(curve: ArrayLike, ks: Sequence[int]) -> np.ndarray:
 
 
 def powers_of_two(n: int) -> tuple[int, ...]:
-  """Returns 1, 2, 4, ... up to n, the k of a pass@k curve.
-
-  Args:
-    n: samples a question, at least 1.
-
-  Returns:
-    The powers of two that are at most n, rising.
-
-  Raises:
-    ValueError: for n < 1.
-  """
+  """Returns 1, 2, 4, ... up to n, at least 1: the k of a pass@k curve."""
   if n < 1:
     raise ValueError(f'n is {n}; a pass@k curve needs at least one sample.')
   return tuple(2**e for e in range(int(n).bit_length()))

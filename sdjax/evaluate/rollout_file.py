@@ -4,8 +4,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 Name = str | int
 """What tells questions, solutions or strategies apart."""
@@ -17,20 +17,13 @@ class RolloutError(ValueError):
 
 @dataclasses.dataclass
 class Answers:
-  """The answers of some questions, Q rows, in the order they were met.
+  """The answers of Q questions, in rows, in the order they were met.
 
-  Attributes:
-    question_ids: Q ids.
-    answer: rows of texts.
-    correct: rows of bool.
-    solution: rows of identities, None where a line has none; None when no
-      line has one. Every correct answer has one, or none has.
-    strategies: rows of tuples of names; None when no line names any.
-    demonstrations: rows of tuples of texts; None when no line shows any.
-    score: rows of numbers, what a judge gave each answer; None when no line
-      has one.
-    steps: the different steps of training of the lines that were read and
-      have one, rising.
+  Of each answer its text; whether it is correct; its solution, None where it
+  has none; the names of its strategies; the demonstrations it was shown; and
+  what a judge gave it. Each of the last four is None when no line has any;
+  of the correct answers all have a solution, or none has. `steps` are the
+  different steps of training of the lines that were read, rising.
   """
 
   question_ids: list[Name]
@@ -41,6 +34,24 @@ class Answers:
   demonstrations: list[list[tuple[str, ...]]] | None
   score: list[list[float]] | None
   steps: list[int]
+
+
+class _Line(NamedTuple):
+  """What is read of one line; None for a field that it has not."""
+
+  number: int
+  answer: str
+  correct: bool
+  solution: Name | None
+  strategies: tuple[Name, ...]
+  demonstrations: tuple[str, ...]
+  score: float | None
+  reward: float | None
+
+  @property
+  def identity(self) -> Name | None:
+    """The solution; '' is none, though it says that solutions are told."""
+    return None if self.solution == '' else self.solution
 
 
 def read_answers(
@@ -65,32 +76,14 @@ def read_answers(
                     verdict itself, which picks no answer
 
   and whatever else, which is not read. That is also what a run leaves in
-  `rollouts.jsonl`. Empty lines are skipped.
-
-  Args:
-    path: the file.
-    step: only lines whose `step` is this; None: all lines.
-
-  Returns:
-    The answers by question.
-
-  Raises:
-    RolloutError: for a line that is not as above, or when some correct
-      answers have a solution and others have not, or some answers a score.
-    OSError: when the file cannot be read.
+  `rollouts.jsonl`. Empty lines are skipped; of the others only those whose
+  `step` is the one asked for, None: all. Raises RolloutError for a line that
+  is not as above, or when some correct answers have a solution and others have
+  not, or some answers a score.
   """
-  place: dict[Name, int] = {}
-  answer: list[list[str]] = []
-  correct: list[list[bool]] = []
-  solution: list[list[Name | None]] = []
-  strategies: list[list[tuple[Name, ...]]] = []
-  demonstrations: list[list[tuple[str, ...]]] = []
-  scores: dict[str, list[list[float | None]]] = {'score': [], 'reward': []}
-  unscored: dict[str, int] = {}  # The first line without that field.
+  questions: dict[Name, list[_Line]] = {}
   known: dict[tuple, tuple] = {}  # Equal tuples are kept once.
   steps: set[int] = set()
-  unnamed = 0  # The first line with a correct answer without a solution.
-  has_strategy = has_solution = False
   for number, record in read_records(path):
     at = record.get('step')
     if isinstance(at, int):
@@ -98,67 +91,47 @@ def read_answers(
     if step is not None and at != step:
       continue
     try:
-      name = _question_id(record)
-      text = _of_type(record, 'answer', str, 'a string')
-      right = read_verdict(record)
-      identity = _name(record, 'solution')
-      used = _names(record, 'strategy')
-      if not used:
-        used = _names(record, 'concepts')
-      has_strategy |= bool(used)
-      has_solution |= record.get('solution') is not None
-      shown = _texts(record)
-      given = {field: _number(record, field) for field in scores}
+      name = _field(record, 'question_id', _is_name, _NAME, needed=True)
+      line = _line(number, record, known)
     except ValueError as error:
       raise RolloutError(f'{path}, line {number}: {error}') from None
-    q = place.setdefault(name, len(place))
-    if q == len(answer):
-      for rows in (answer, correct, solution, strategies, demonstrations):
-        rows.append([])
-      for rows in scores.values():
-        rows.append([])
-    if right and identity is None:
-      unnamed = unnamed or number
-    answer[q].append(text)
-    correct[q].append(right)
-    solution[q].append(identity)
-    used = used or ()
-    strategies[q].append(known.setdefault(used, used))
-    demonstrations[q].append(known.setdefault(shown, shown))
-    for field, value in given.items():
-      scores[field][q].append(value)
-      if value is None:
-        unscored.setdefault(field, number)
-  if not answer:
+    questions.setdefault(name, []).append(line)
+  if not questions:
     raise RolloutError(
       f'{path} holds no answer; give at least one line.'
       if step is None
       else f'{path} holds no answer of step {step}, {_range(steps)}.'
     )
-  rights = _flat(correct)
-  identities = _flat(solution)
-  named = sum(
-    right and identity is not None
-    for right, identity in zip(rights, identities, strict=True)
-  )
-  if unnamed and named:
+  lines = [line for row in questions.values() for line in row]
+  right = [line for line in lines if line.correct]
+  unnamed = [line.number for line in right if line.identity is None]
+  if unnamed and len(unnamed) < len(right):
     raise RolloutError(
-      f'{path}, line {unnamed}: the answer is correct but has no solution, '
-      f'though {named} correct answers have one; give one to every correct '
-      'answer, or to none.'
+      f'{path}, line {min(unnamed)}: the answer is correct but has no '
+      f'solution, though {len(right) - len(unnamed)} correct answers have one; '
+      'give one to every correct answer, or to none.'
     )
-  if _flat(scores['reward']) == rights:
-    del scores['reward']
-  scored = _of_every_line(path, scores, unscored)
+  # Without a correct answer nothing is missing: there are zero solutions.
+  solved = any(line.solution is not None for line in lines) and not unnamed
+
+  def rows(field: str, known: bool = True) -> Any:
+    if not known:
+      return None
+    return [
+      [getattr(line, field) for line in row] for row in questions.values()
+    ]
+
+  score = _field_of_every_line(path, lines)
   return Answers(
-    question_ids=list(place),
-    answer=answer,
-    correct=correct,
-    # Without a correct answer nothing is missing: there are zero solutions.
-    solution=solution if has_solution and not unnamed else None,
-    strategies=strategies if has_strategy else None,
-    demonstrations=demonstrations if any(_flat(demonstrations)) else None,
-    score=scored,
+    question_ids=list(questions),
+    answer=rows('answer'),
+    correct=rows('correct'),
+    solution=rows('identity', solved),
+    strategies=rows('strategies', any(line.strategies for line in lines)),
+    demonstrations=rows(
+      'demonstrations', any(line.demonstrations for line in lines)
+    ),
+    score=rows(score, bool(score)),
     steps=sorted(steps) if step is None else [step],
   )
 
@@ -169,26 +142,25 @@ def _range(steps: set[int]) -> str:
   return f'but of {len(steps)} steps in {min(steps)}..{max(steps)}'
 
 
-def _of_every_line(
-  path: str | os.PathLike[str],
-  fields: dict[str, list[list[Any]]],
-  lacking: dict[str, int],
-) -> list[list[Any]] | None:
-  """The rows of the first field that is there: two are never mixed."""
-  for field, rows in fields.items():
-    count = sum(value is not None for value in _flat(rows))
-    if count and field in lacking:
+def _field_of_every_line(
+  path: str | os.PathLike[str], lines: list[_Line]
+) -> str:
+  """The first of the scores that is there: two are never mixed; '' if none."""
+  for field in ('score', 'reward'):
+    values = [getattr(line, field) for line in lines]
+    lacking = [line.number for line in lines if getattr(line, field) is None]
+    given = len(lines) - len(lacking)
+    if not given or (
+      field == 'reward' and values == [line.correct for line in lines]
+    ):
+      continue
+    if lacking:
       raise RolloutError(
-        f'{path}, line {lacking[field]}: the answer has no {field}, though '
-        f'{count} answers have one; give one to every answer, or to none.'
+        f'{path}, line {min(lacking)}: the answer has no {field}, though '
+        f'{given} answers have one; give one to every answer, or to none.'
       )
-    if count:
-      return rows
-  return None
-
-
-def _flat(rows: list[list[Any]]) -> list[Any]:
-  return [value for row in rows for value in row]
+    return field
+  return ''
 
 
 def read_records(
@@ -196,15 +168,8 @@ def read_records(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields the objects of a file of JSON lines, with their line numbers.
 
-  Args:
-    path: the file; its empty lines are skipped.
-
-  Yields:
-    The number of a line, from 1, and its object.
-
-  Raises:
-    RolloutError: for a line that is not a JSON object.
-    OSError: when the file cannot be read.
+  Lines count from 1; empty ones are skipped. Raises RolloutError for a line
+  that is not a JSON object.
   """
   with open(path, 'rb') as file:
     for number, line in enumerate(file, 1):
@@ -225,39 +190,21 @@ def read_records(
       yield number, record
 
 
-def _shown(value: Any) -> str:
-  text = json.dumps(value, ensure_ascii=False)
-  return text if len(text) <= 60 else f'{text[:57]}...'
-
-
-def _of_type(
-  record: dict[str, Any], key: str, kind: type | tuple[type, ...], words: str
-) -> Any:
-  if key not in record:
-    raise ValueError(f'{key} is missing; it must be {words}.')
-  if not isinstance(record[key], kind):
-    raise ValueError(f'{key} is {_shown(record[key])}; it must be {words}.')
-  return record[key]
-
-
 def read_verdict(record: dict[str, Any]) -> bool:
-  """Reads whether an answer is correct.
+  """Reads whether an answer is correct; ValueError when it does not say."""
+  return bool(
+    _field(
+      record,
+      'correct',
+      # In Python 1 and 1.0 are both equal to true.
+      lambda x: isinstance(x, (bool, int, float)) and x in (False, True),
+      'it must be true or false (1 and 0 will do)',
+      needed=True,
+    )
+  )
 
-  Args:
-    record: of the answer.
 
-  Returns:
-    Its verdict.
-
-  Raises:
-    ValueError: when it is missing, or not true, false, 1 or 0.
-  """
-  words = 'true or false (1 and 0 will do)'
-  value = _of_type(record, 'correct', (bool, int, float), words)
-  # In Python 1 and 1.0 are both equal to true.
-  if value not in (False, True):
-    raise ValueError(f'correct is {_shown(value)}; it must be {words}.')
-  return bool(value)
+_NAME = 'it must be a string or integer'
 
 
 def _is_name(value: Any) -> bool:
@@ -265,65 +212,72 @@ def _is_name(value: Any) -> bool:
   return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _question_id(record: dict[str, Any]) -> Name:
-  if 'question_id' not in record:
-    raise ValueError('question_id is missing; it must be a string or integer.')
-  value = record['question_id']
-  if not _is_name(value):
-    raise ValueError(
-      f'question_id is {_shown(value)}; it must be a string or integer.'
-    )
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+  # The bound leaves out NaN, infinities and integers no float can hold.
+  largest = sys.float_info.max
+  return isinstance(value, (int, float)) and -largest <= value <= largest
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _field(
+  record: dict[str, Any],
+  key: str,
+  fits: Callable[[Any], bool],
+  must: str,
+  needed: bool = False,
+) -> Any:
+  """A field's value; what need not be there may be null."""
+  if needed and key not in record:
+    raise ValueError(f'{key} is missing; {must}.')
+  value = record.get(key)
+  if not fits(value) and (needed or value is not None):
+    text = json.dumps(value, ensure_ascii=False)
+    shown = text if len(text) <= 60 else f'{text[:57]}...'
+    raise ValueError(f'{key} is {shown}; {must}.')
   return value
+
+
+def _line(number: int, record: dict[str, Any], known: dict) -> _Line:
+  answer = _field(record, 'answer', _is_text, 'it must be a string', True)
+  correct = read_verdict(record)
+  solution = _name(record, 'solution')
+  used = _names(record, 'strategy') or _names(record, 'concepts')
+  must = 'it must be a string or null'
+  one = _field(record, 'demonstration', _is_text, must)
+  must = 'it must be a list of strings'
+  several = _field(record, 'demonstrations', _list_of(_is_text), must)
+  shown = tuple(text for text in (one, *(several or ())) if text)
+  must = 'it must be a finite number or null'
+  scores = [
+    _field(record, key, _is_number, must) for key in ('score', 'reward')
+  ]
+  return _Line(
+    number,
+    answer,
+    correct,
+    solution,
+    known.setdefault(used, used),
+    known.setdefault(shown, shown),
+    *(None if value is None else float(value) for value in scores),
+  )
 
 
 def _name(record: dict[str, Any], key: str) -> Name | None:
-  value = record.get(key)
-  if value is None or value == '':
-    return None
-  if not _is_name(value):
-    raise ValueError(
-      f'{key} is {_shown(value)}; it must be a string, an integer or null.'
-    )
-  return value
+  return _field(
+    record, key, _is_name, 'it must be a string, an integer or null'
+  )
 
 
-def _names(record: dict[str, Any], key: str) -> tuple[Name, ...] | None:
-  value = record.get(key)
-  if not isinstance(value, list):
-    name = _name(record, key)
-    return None if name is None else (name,)
-  if not all(map(_is_name, value)):
-    raise ValueError(
-      f'{key} is {_shown(value)}; a list of it must hold strings or integers.'
-    )
-  return tuple(value)
-
-
-def _number(record: dict[str, Any], key: str) -> float | None:
-  value = record.get(key)
-  if value is None:
-    return None
-  # The bound leaves out NaN, infinities and integers no float can hold.
-  largest = sys.float_info.max
-  if not isinstance(value, (int, float)) or not -largest <= value <= largest:
-    raise ValueError(
-      f'{key} is {_shown(value)}; it must be a finite number or null.'
-    )
-  return float(value)
-
-
-def _texts(record: dict[str, Any]) -> tuple[str, ...]:
-  one, several = record.get('demonstration'), record.get('demonstrations')
-  if one is not None and not isinstance(one, str):
-    raise ValueError(
-      f'demonstration is {_shown(one)}; it must be a string or null.'
-    )
-  if several is None:
-    several = []
-  if not isinstance(several, list) or not all(
-    isinstance(text, str) for text in several
-  ):
-    raise ValueError(
-      f'demonstrations is {_shown(several)}; it must be a list of strings.'
-    )
-  return tuple(text for text in (one, *several) if text)
+def _names(record: dict[str, Any], key: str) -> tuple[Name, ...]:
+  if isinstance(record.get(key), list):
+    must = 'a list of it must hold strings or integers'
+    return tuple(_field(record, key, _list_of(_is_name), must))
+  name = _name(record, key)
+  return () if name in (None, '') else (name,)

@@ -24,9 +24,8 @@ class Samples:
     reasons: n, why an answer was rejected, '' when correct.
     flags: by name n bool, whose share is reported under that name.
 
-  Raises:
-    ValueError: when a field has not one entry an answer, or the strategies of
-      an answer are a str (its letters would be counted).
+  Raises ValueError when a field has not one entry an answer, or the strategies
+  of an answer are a str (its letters would be counted).
   """
 
   correct: Sequence[bool]

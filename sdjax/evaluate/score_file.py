@@ -26,16 +26,6 @@ def score_file(
 ) -> dict[str, float]:
   """Scores a file of answers, see `rollout_file.read_answers` and `score`.
 
-  Args:
-    path: JSON lines, one answer a line.
-    ks: the k of pass@k, maj@k and best_of@k; None: 1, 2, 4, ... as far as
-      they go.
-    step: only lines whose `step` is this; None: all lines.
-    embed: as `score` takes it.
-
-  Returns:
-    What `score` returns.
-
   Raises:
     RolloutError: for a line that cannot be read, or a k that is too large.
     OSError: when the file cannot be read.
@@ -48,7 +38,7 @@ def score(
   ks: Sequence[int] | None = None,
   embed: Embed | None = None,
 ) -> dict[str, float]:
-  """Reduces judged answers to their numbers.
+  """Reduces judged answers, of at least one question, to their numbers.
 
   Each number is one of `measures.MEASURES`, its mean over the questions that
   have a value; for pass@k and the like a question needs k answers. Beside
@@ -58,18 +48,10 @@ def score(
   has the fields for is left out, maj@k also where only correct answers have a
   solution: then the wrong ones cannot vote.
 
-  Args:
-    answers: of at least one question.
-    ks: the k of pass@k, maj@k and best_of@k; None: powers of two for which
-      more than half of the questions have as many answers.
-    embed: a sentence encoder, called once with each different text once; its
-      name belongs beside the number. None: none.
-
-  Returns:
-    The flat numbers.
-
-  Raises:
-    ValueError: for a k below 1 or above the answers of every question.
+  Without `ks` k are the powers of two for which more than half of the
+  questions have as many answers. `embed` is a sentence encoder, called once
+  with each different text once; its name belongs beside the number. Raises
+  ValueError for a k below 1 or above the answers of every question.
   """
   setting = Setting(_checked(ks, answers), embed)
   columns = measure_all(_questions(answers), setting)

@@ -37,16 +37,9 @@ def maj_at_k(
   of their r answers; the others are added one by one to a table by the votes
   given.
 
-  Args:
-    keys: Q rows, for each answer what it votes for; rows may differ in length.
-    correct: Q rows of bool, one an answer.
-    k: answers that vote, in 1..n of every question; at 1 it is pass@1.
-
-  Returns:
-    float64 [Q], probabilities in [0, 1].
-
-  Raises:
-    ValueError: for a k outside 1..n, or when rows differ in length.
+  `keys` and `correct` are Q rows of one entry an answer, which may differ in
+  length; float64 [Q]. At k = 1 it is pass@1. Raises ValueError for a k outside
+  1..n, or when a question's rows differ in length.
 
   Source: Wang et al. 2022 (arXiv 2203.11171) for the vote; the exact mean
   and its ties: ours.
@@ -81,21 +74,12 @@ def best_of_k(
   """Returns the mean value of the answer with the best reward of k.
 
   Of answers whose rewards tie one is taken at random. The mean over all
-  C(n, k) subsets is exact.
+  C(n, k) subsets is exact. `rewards` and `values` are Q rows of one entry an
+  answer, which may differ in length: what it is chosen by, and what it is
+  worth, e.g. whether it is correct; float64 [Q], in the units of values.
 
-  Args:
-    rewards: Q rows, for each answer what it is chosen by, finite; rows may
-      differ in length.
-    values: Q rows, for each answer what it is worth, e.g. whether it is
-      correct, or the reward itself.
-    k: answers to choose from, in 1..n of every question.
-
-  Returns:
-    float64 [Q], in the units of values.
-
-  Raises:
-    ValueError: for a k outside 1..n, when rows differ in length, or for a
-      reward that is not finite.
+  Raises ValueError for a k outside 1..n, when a question's rows differ in
+  length, or for a reward that is not finite.
 
   Source: the order statistics of sampling without replacement; ours.
   """

@@ -9,11 +9,13 @@ from sdjax.evaluate.ngrams import Rows, Tokens, chunks, count_ngrams
 ORDER = 4
 
 _ENTITIES = {'&quot;': '"', '&amp;': '&', '&lt;': '<', '&gt;': '>'}
-# All ASCII punctuation but the apostrophe, the comma, the dash and the stop.
-_SYMBOL = re.compile(r'([!-&(-+/:-@\[-`{-~])')
-_STOP_AFTER_OTHER = re.compile(r'([^0-9])([.,])')
-_STOP_BEFORE_OTHER = re.compile(r'([.,])([^0-9])')
-_DASH_AFTER_DIGIT = re.compile(r'([0-9])(-)')
+_SPLITS = (
+  # All ASCII punctuation but the apostrophe, the comma, the dash and the stop.
+  (re.compile(r'([!-&(-+/:-@\[-`{-~])'), r' \1 '),
+  (re.compile(r'([^0-9])([.,])'), r'\1 \2 '),  # a stop after something else
+  (re.compile(r'([.,])([^0-9])'), r' \1 \2'),  # one before something else
+  (re.compile(r'([0-9])(-)'), r'\1 \2 '),  # a dash after a digit
+)
 _PLAIN = re.compile(r'[^!-&(-/:-@\[-`{-~]*')
 
 
@@ -23,12 +25,6 @@ def mteval_words(text: str) -> list[str]:
   Symbols are words of their own; stops and commas are unless digits stand on
   both sides; a dash is after a digit. Case is kept.
 
-  Args:
-    text: any text.
-
-  Returns:
-    Its words.
-
   Source: NIST mteval-v13a, which sacrebleu calls `13a`.
   """
   if _PLAIN.fullmatch(text):
@@ -37,10 +33,10 @@ def mteval_words(text: str) -> list[str]:
   text = text.replace('-\n', '').replace('\n', ' ')
   for entity, symbol in _ENTITIES.items():
     text = text.replace(entity, symbol)
-  text = _SYMBOL.sub(r' \1 ', f' {text} ')
-  text = _STOP_AFTER_OTHER.sub(r'\1 \2 ', text)
-  text = _STOP_BEFORE_OTHER.sub(r' \1 \2', text)
-  return _DASH_AFTER_DIGIT.sub(r'\1 \2 ', text).split()
+  text = f' {text} '
+  for pattern, parts in _SPLITS:
+    text = pattern.sub(parts, text)
+  return text.split()
 
 
 def self_bleu(rows: Rows) -> np.ndarray:
@@ -55,15 +51,9 @@ def self_bleu(rows: Rows) -> np.ndarray:
   n up to the answer's length), the reference length closest to the answer's
   and the shorter of two equally close. An empty answer has BLEU 0.
 
-  Args:
-    rows: Q rows of answers; rows may differ in length.
-
-  Returns:
-    float64 [Q], in 0..100; NaN where fewer than two answers leave nothing to
-    compare. More answers match more: compare only equally many.
-
-  Raises:
-    ValueError: when a row is a str.
+  Returns float64 [Q], in 0..100; NaN where fewer than two answers leave
+  nothing to compare. More answers match more: compare only equally many.
+  Raises ValueError when a row is a str.
 
   Source: Zhu et al. 2018 (arXiv 1802.01886); BLEU: Papineni et al. 2002;
   smoothing: Chen and Cherry 2014, method 3.

@@ -38,15 +38,9 @@ POOLING = 'pooling_mode_'
 def find_encoder(name: str) -> Path:
   """Finds the folder of an encoder.
 
-  Args:
-    name: a key of `PACKAGES`, a folder, or `owner/model` for one on the hub.
-
-  Returns:
-    The folder, which exists.
-
-  Raises:
-    CheckpointError: if there is none; for one of `PACKAGES` it says how to
-      install it.
+  Its name is a key of `PACKAGES`, a folder, or `owner/model` for one on the
+  hub. Raises CheckpointError if there is none; for one of `PACKAGES` it says
+  how to install it.
   """
   if name not in PACKAGES:
     return hf.resolve(name)
@@ -66,11 +60,7 @@ def encode_step(
 ) -> jax.Array:
   """Returns the vectors of texts, float32 [B, D], each of length 1.
 
-  Args:
-    cfg: the encoder.
-    params: its weights.
-    ids_BT: int32, right-padded.
-    length_B: int32, real tokens of each row, at least 1.
+  Of int32 ids, right-padded, and the real tokens of each row, at least 1.
   """
   # Some devices round the factors of a float32 product unless told not to.
   with jax.default_matmul_precision('highest'):
@@ -80,25 +70,15 @@ def encode_step(
 class SentenceEncoder:
   """Turns texts into vectors, with the encoder's own tokenizer.
 
-  Attributes:
-    name: as it was given.
-    config: the encoder.
-    tokenizer: a fast tokenizer of `transformers`.
-    params: the weights.
-    max_tokens: what of a text lies behind these is not read.
+  Of a text, what lies behind its first `max_tokens` tokens is not read.
   """
 
   def __init__(self, name: str, *, batch_tokens: int = 8192):
-    """Loads an encoder.
+    """Loads an encoder, see `find_encoder`.
 
-    Args:
-      name: as `find_encoder` takes it.
-      batch_tokens: about how many tokens run at once, padding included.
-
-    Raises:
-      ValueError: (a `CheckpointError`) naming what is missing, damaged or
-        not supported.
-      FileNotFoundError: the folder has no tokenizer.
+    About `batch_tokens` tokens run at once, padding included. Raises a
+    CheckpointError, a ValueError, naming what is missing, damaged or not
+    supported; FileNotFoundError if the folder has no tokenizer.
     """
     self.name, self._batch_tokens = name, batch_tokens
     folder = find_encoder(name)
@@ -115,14 +95,9 @@ class SentenceEncoder:
     self._step = jax.jit(functools.partial(encode_step, self.config))
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """Encodes texts.
+    """Encodes n texts as float32 [n, D], each row of length 1.
 
-    Args:
-      texts: n texts; of a long one, its first `max_tokens` tokens count.
-
-    Returns:
-      float32 [n, D], each row of length 1. Up to rounding it does not depend
-      on the other texts.
+    Up to rounding a vector does not depend on the other texts.
     """
     vectors = np.zeros((len(texts), self.config.width), np.float32)
     if not len(texts):
@@ -142,14 +117,7 @@ class SentenceEncoder:
 
 
 def check_modules(folder: Path) -> None:
-  """Refuses an encoder that is more, or other, than a BERT and a mean.
-
-  Args:
-    folder: of the encoder.
-
-  Raises:
-    CheckpointError: naming the module or the pooling that is not supported.
-  """
+  """Refuses, with a CheckpointError, what is more than a BERT and a mean."""
   path = folder / MODULES
   if not path.is_file():
     raise CheckpointError(

@@ -25,9 +25,7 @@ Function = TypeVar('Function', bound=Callable[..., Any])
 class Setting:
   """What a measure may ask for besides the answers.
 
-  Attributes:
-    ks: the k of pass@k and the like, rising.
-    embed: a sentence encoder, or None.
+  That is the k of pass@k and the like, rising, and a sentence encoder.
   """
 
   ks: Sequence[int]
@@ -42,8 +40,7 @@ class Measure:
     name: in `eval.json` and in the output of `sdjax.evaluate`; of a measure
       with several numbers what stands for their names.
     description: in words.
-    function: of one question, or of several.
-    bulk: whether it is of several; see `measures`.
+    function: of one question, or of several if `bulk`; see `measures`.
     needs: fields of `Samples` without which it is left out; those that need
       none follow from the verdicts alone.
     aliases: other names it is written under as well.
@@ -73,17 +70,10 @@ class Measure:
   def columns(
     self, questions: Questions, setting: Setting
   ) -> dict[str, 'Column']:
-    """Measures some questions.
+    """Measures some questions: by name, aliases included.
 
-    Args:
-      questions: Q of them.
-      setting: what else there is.
-
-    Returns:
-      By name, aliases included; {} where it does not apply.
-
-    Raises:
-      ValueError: for answers that it cannot count, naming the question.
+    Returns {} where the measure does not apply. Raises ValueError for answers
+    that it cannot count, naming the question.
     """
     if not all(len(getattr(q, need)) for q in questions for need in self.needs):
       return {}
@@ -115,10 +105,8 @@ class Measure:
 class Column:
   """A measure of some questions.
 
-  Attributes:
-    measure: the measure.
-    totals: float64 [Q], value times weight.
-    weights: float64 [Q], 1 or what the measure is per; 0 without a value.
+  `totals` [Q] are value times weight, `weights` [Q] 1 or what the measure is
+  per, 0 without a value.
   """
 
   measure: Measure
@@ -149,17 +137,10 @@ MEASURES: dict[str, Measure] = {}
 
 
 def measure(name: str = '', **fields: Any) -> Callable[[Function], Function]:
-  """Enters a function in the table.
+  """Enters a function in the table, with further fields of `Measure`.
 
-  Args:
-    name: of the measure; '': that of the function.
-    **fields: of `Measure`.
-
-  Returns:
-    What registers a function and returns it as it is.
-
-  Raises:
-    ValueError: when the table has that name.
+  Its name is the function's if none is given. Raises ValueError when the
+  table has that name.
   """
 
   def enter(function: Function) -> Function:

@@ -12,22 +12,13 @@ from sdjax.evaluate.ngrams import Rows, chunks, count_ngrams
 
 
 def distinct_n(rows: Rows, order: int = 3) -> np.ndarray:
-  """Returns distinct-1, ..., distinct-`order` of each question.
+  """Returns distinct-1, ..., distinct-`order` of each question, [Q, order].
 
   Unique n-grams over all n-grams of the question's answers taken together;
   n-grams do not reach from one answer into the next. More answers repeat
-  more, so compare only questions with equally many.
-
-  Args:
-    rows: Q rows of answers; rows may differ in length.
-    order: the largest n, at least 1.
-
-  Returns:
-    float64 [Q, order], in [0, 1]; 0 where no answer has n words: a model
-    that says nothing is not diverse.
-
-  Raises:
-    ValueError: for an order below 1, or a row that is a str.
+  more, so compare only questions with equally many. 0 where no answer has n
+  words: a model that says nothing is not diverse. Raises ValueError for an
+  order below 1, or a row that is a str.
 
   Source: Li et al. 2016 (arXiv 1510.03055), there over a whole test set.
   """
@@ -53,19 +44,7 @@ def copy_share(answer: str, demonstrations: Sequence[str]) -> float:
 
   The length of the longest run of words that the answer and a demonstration
   have in common, divided by the answer's length; the largest over the
-  demonstrations.
-
-  Args:
-    answer: the answer.
-    demonstrations: the texts it was sampled or scored under, at least one.
-
-  Returns:
-    A share in [0, 1]; 0 for an empty answer.
-
-  Raises:
-    ValueError: without a demonstration.
-
-  Source: ours.
+  demonstrations; 0 for an empty answer. ValueError without a demonstration.
   """
   if not demonstrations:
     raise ValueError('demonstrations is empty; give the answer at least one.')

@@ -4,6 +4,7 @@ Both compare answers in pairs, right or wrong. The score reads as a number of
 answers: that many entirely different ones would be as diverse.
 """
 
+import collections
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -15,23 +16,14 @@ from sdjax.evaluate.ngrams import NgramCounts, Rows, chunks, count_ngrams
 
 
 def vendi_score(kernel: ArrayLike, weights: ArrayLike | None = None) -> float:
-  """Returns the Vendi score of a similarity matrix.
+  """Returns the Vendi score of a similarity matrix, in 1..n.
 
     exp(-sum_i l_i log l_i), l the eigenvalues of W^1/2 K W^1/2
 
-  with W the weights on a diagonal. Answers that are identical may be given
-  once, with their share as weight: the score is the same.
-
-  Args:
-    kernel: float [n, n], K, symmetric, positive semi-definite, K_ii = 1.
-    weights: float [n], shares that sum to 1; None: 1 / n each.
-
-  Returns:
-    The score, in 1..n.
-
-  Raises:
-    ValueError: when the shapes or the sum of the weights are wrong, K is not
-      symmetric, or its diagonal is not 1.
+  with K [n, n] the kernel, symmetric, positive semi-definite, K_ii = 1, and W
+  the weights [n], shares that sum to 1, on a diagonal; None: 1 / n each.
+  Answers that are identical may be given once, with their share as weight: the
+  score is the same. Raises ValueError for what is no kernel, or no shares.
 
   Source: Friedman and Dieng 2022 (arXiv 2210.02410), definition 3.1.
   """
@@ -56,22 +48,17 @@ def vendi_score(kernel: ArrayLike, weights: ArrayLike | None = None) -> float:
       'that sum to 1 are needed.'
     )
   root = np.sqrt(share)
-  return _of_eigenvalues(np.linalg.eigvalsh(kernel * np.outer(root, root)))
+  values = np.linalg.eigvalsh(kernel * np.outer(root, root))
+  positive = values[values > 0]  # Rounding makes zeros slightly negative.
+  return float(np.exp(-np.sum(positive * np.log(positive))))
 
 
 def ngram_kernel(answers: Sequence[str], order: int = 2) -> np.ndarray:
-  """Returns how alike answers are by their words.
+  """Returns how alike n answers of one question are by their words, [n, n].
 
   The cosine of their n-gram counts, averaged over n = 1..order, words being
   what stands between white space. An answer too short for an n-gram is unlike
   any other at that n; identical answers are wholly alike.
-
-  Args:
-    answers: n answers of one question.
-    order: the largest n.
-
-  Returns:
-    float64 [n, n], positive semi-definite, 1 on the diagonal.
 
   Source: Friedman and Dieng 2022, sec. 6, with the n named here.
   """
@@ -85,25 +72,14 @@ def ngram_kernel(answers: Sequence[str], order: int = 2) -> np.ndarray:
 def vendi_scores(rows: Rows, order: int = 2) -> np.ndarray:
   """Returns the Vendi score of each question's answers under `ngram_kernel`.
 
-  Args:
-    rows: Q rows of answers; rows may differ in length.
-    order: as in `ngram_kernel`.
-
-  Returns:
-    float64 [Q], in 1..answers of the question: 1 where all are the same or
-    there is one; NaN where there is none.
-
-  Raises:
-    ValueError: when a row is a str.
+  float64 [Q], in 1..answers of the question: 1 where all are the same or
+  there is one; NaN where there is none. ValueError when a row is a str.
   """
   uniques, shares = [], []
   for row in rows:
     if isinstance(row, str):
       raise ValueError(f'a row of answers is the str {row[:40]!r}.')
-    counts: dict[str, int] = {}
-    for answer in row:
-      text = ' '.join(answer.split())
-      counts[text] = counts.get(text, 0) + 1
+    counts = collections.Counter(' '.join(answer.split()) for answer in row)
     uniques.append(list(counts))
     shares.append(np.fromiter(counts.values(), np.float64, len(counts)))
   scores = np.asarray([1.0 if unique else np.nan for unique in uniques])
@@ -117,15 +93,9 @@ def vendi_scores(rows: Rows, order: int = 2) -> np.ndarray:
 def embedding_diversity(embeddings: ArrayLike) -> float:
   """Returns the mean of 1 - cos over the pairs of one question's answers.
 
-  Args:
-    embeddings: float [n, D], one row an answer, not zero.
-
-  Returns:
-    A distance in [0, 2]; 0 when all point the same way, NaN for n < 2: there
-    is no pair.
-
-  Raises:
-    ValueError: when the shape is wrong, or for a zero or infinite row.
+  Of float [n, D], one row an answer. A distance in [0, 2]; 0 when all point
+  the same way, NaN for n < 2: there is no pair. Raises ValueError when the
+  shape is wrong, or for a zero or infinite row.
 
   Source: ours; what it means depends on the encoder, so name it.
   """
@@ -149,19 +119,11 @@ def embedding_diversity(embeddings: ArrayLike) -> float:
 def embedding_diversities(
   rows: Rows, embed: Callable[[list[str]], ArrayLike]
 ) -> np.ndarray:
-  """Returns the `embedding_diversity` of each question's answers.
+  """Returns the `embedding_diversity` of each question's answers, [Q].
 
-  Args:
-    rows: Q rows of answers; rows may differ in length.
-    embed: n texts to float [n, D], e.g. a `SentenceEncoder`. It is called
-      once, with each different text once.
-
-  Returns:
-    float64 [Q]; NaN where a question has fewer than two answers.
-
-  Raises:
-    ValueError: when the vectors are not one a text, or as in
-      `embedding_diversity`.
+  `embed` maps n texts to float [n, D], e.g. a `SentenceEncoder`; it is called
+  once, with each different text once. Raises ValueError when the vectors are
+  not one a text, or as `embedding_diversity`.
   """
   several = [row for row in rows if len(row) > 1]
   texts = list(dict.fromkeys(itertools.chain.from_iterable(several)))
@@ -179,11 +141,6 @@ def embedding_diversities(
     for row in rows
   ]
   return np.asarray(values, np.float64)
-
-
-def _of_eigenvalues(values: np.ndarray) -> float:
-  positive = values[values > 0]  # Rounding makes zeros slightly negative.
-  return float(np.exp(-np.sum(positive * np.log(positive))))
 
 
 def _kernels(rows: Rows, order: int):

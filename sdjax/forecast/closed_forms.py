@@ -50,19 +50,9 @@ def pcmi(
 ) -> Float64[np.ndarray, '*prefix Y C']:
   """Pointwise conditional mutual information of answers and demonstrations.
 
-  i(y; c | x) = log pi0(y | x, c) - log pi0(y | x): how much likelier the
-  demonstration makes an answer.
-
-  Args:
-    logp_given: [..., Y, C], nats, of answer y under demonstration c.
-    logp: [..., Y], nats, of answer y without one.
-
-  Returns:
-    Nats.
-
-  Raises:
-    ValueError: for shapes that do not fit, or probabilities that do not sum
-      to 1.
+  i(y; c | x) = log pi0(y | x, c) - log pi0(y | x), nats: how much likelier
+  the demonstration makes an answer. Raises ValueError for shapes that do not
+  fit, or probabilities that do not sum to 1.
 
   Source: arXiv 2606.26091, eq. of Prop. 2.
   """
@@ -86,20 +76,12 @@ def sdsd_optimum(
 
   argmin_pi E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), which is
   pi0 exp(E_c[i] / (1 + beta)) normalised: averaged losses pool the teachers
-  geometrically.
+  geometrically. `logp0` [..., Y] is the base policy and `expected_pcmi`
+  [..., Y] the mean of `pcmi` over the demonstrations, both in nats; `anchor` is
+  the KL's direction, of `ANCHORS`.
 
-  Args:
-    logp0: [..., Y], nats, the base policy.
-    expected_pcmi: [..., Y], nats, mean of `pcmi` over the demonstrations.
-    beta: weight of the KL to the base policy, >= 0.
-    anchor: the KL's direction; see `ANCHORS` and the module's text.
-
-  Returns:
-    Probabilities.
-
-  Raises:
-    ValueError: for shapes that do not fit, a base policy that does not sum
-      to 1, a negative beta or an unknown anchor.
+  Returns probabilities. Raises ValueError for shapes that do not fit, a base
+  policy that does not sum to 1, a negative beta or an unknown anchor.
 
   Source: arXiv 2606.26091, Props. 2, 4 and (for next tokens) 5;
   `forward_kl`: ours.
@@ -144,21 +126,12 @@ def mixture_optimum(
 ) -> Float64[np.ndarray, '*prefix Y']:
   """The policy that one teacher, the mean of all teachers, leads to.
 
-  argmin_pi KL(pi || m) + beta KL(pi || pi0) with m = E_c[pi0(.|c)]. Like
-  `sdsd_optimum`, but the tilt is the log of the mean of exp(PCMI) in place
-  of the mean: what one demonstration makes likely stays likely.
-
-  Args:
-    logp0: [..., Y], nats, the base policy.
-    logp_given: [..., Y, C], nats, under each demonstration.
-    demo_prob: [C], probability of each demonstration.
-    beta: weight of KL(pi || pi0), >= 0.
-
-  Returns:
-    Probabilities; the mixture itself at beta 0.
-
-  Raises:
-    ValueError: as `sdsd_optimum`, and for demonstrations that do not fit.
+  argmin_pi KL(pi || m) + beta KL(pi || pi0) with m = E_c[pi0(.|c)]; the
+  mixture itself at beta 0. Like `sdsd_optimum`, but the tilt is the log of the
+  mean of exp(PCMI) in place of the mean: what one demonstration makes likely
+  stays likely. `logp_given` [..., Y, C] are nats under each demonstration,
+  `demo_prob` [C] their probabilities. Raises ValueError as `sdsd_optimum`, and
+  for demonstrations that do not fit.
 
   Source: ours.
   """
@@ -186,20 +159,9 @@ def kl_rl_optimum(
 
   argmax_pi E_pi[R] - beta KL(pi || pi0), which is pi0 exp(R / beta)
   normalised. With the `forward_kl` anchor it is beta pi0 / (lambda - R).
-  Either keeps the ratio of two answers of equal reward.
-
-  Args:
-    logp0: [..., Y], nats, the base policy.
-    reward: [..., Y], of each answer.
-    beta: weight of the KL to the base policy, > 0.
-    anchor: the KL's direction; see `ANCHORS` and the module's text.
-
-  Returns:
-    Probabilities.
-
-  Raises:
-    ValueError: for shapes that do not fit, a base policy that does not sum
-      to 1, a beta that is not positive or an unknown anchor.
+  Either keeps the ratio of two answers of equal reward. `reward` [..., Y] is
+  that of each answer; the rest as in `sdsd_optimum`, but that beta must be
+  positive.
 
   Source: arXiv 2606.26091, Props. 1 and 3; `forward_kl`: ours.
   """
@@ -237,23 +199,11 @@ def sdsd_objective(
   logp0: Array,
   beta: float = 0.0,
 ) -> Float[jax.Array, '']:
-  """E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), exactly.
+  """E_c[KL(pi || pi0(.|c))] + beta KL(pi || pi0), exactly, in nats.
 
   Differentiable in every array and fit for `jax.jit`, so only shapes are
-  checked.
-
-  Args:
-    logits: [Y], unnormalised, of the policy.
-    logp_given: [Y, C], nats, of each answer under each demonstration.
-    demo_prob: [C], probability of each demonstration.
-    logp0: [Y], nats, the base policy.
-    beta: weight of the KL to the base policy.
-
-  Returns:
-    Nats, >= 0.
-
-  Raises:
-    ValueError: for shapes that do not fit.
+  checked: `logits` [Y], unnormalised, of the policy; `logp_given` [Y, C],
+  nats; `demo_prob` [C]; `logp0` [Y], nats. ValueError if they do not fit.
 
   Source: arXiv 2606.26091, Prop. 2.
   """
@@ -283,15 +233,9 @@ def group_gain(correct_prob: float, num_samples: int) -> float:
   policy it ends at. For large groups it is 1 / sqrt(p (1 - p)): the closer
   to always or never correct, the weaker the KL is in comparison.
 
-  Args:
-    correct_prob: chance that a rollout is correct, in [0, 1].
-    num_samples: G, rollouts in a group, at least 1.
-
-  Returns:
-    E[advantage | correct] - E[advantage | wrong].
-
-  Raises:
-    ValueError: for a chance outside [0, 1] or an empty group.
+  Returns E[advantage | correct] - E[advantage | wrong] in groups of
+  `num_samples` rollouts. Raises ValueError for a chance outside [0, 1] or an
+  empty group.
 
   Source: ours, for `sdjax.objectives.advantage.group_normalised`.
   """

@@ -1,12 +1,9 @@
 """The distributions that training is forecast to lead to, from the base's.
 
-Everything here is about one question and a finite set of answers to it, with
-the correct ones first: pi0, the base policy, and pi0(.|c), the base policy
-shown correct answer c, both over that set alone. The closed forms are those
-of `sdjax.forecast.closed_forms`.
-
-One step. Prop. 2 with the demonstrations a run begins with: correct answers
-by their probability under pi0.
+They are over a finite set of answers to one question, the correct ones first:
+pi0 is the base policy, and pi0(.|c) the one shown correct answer c. One step
+is Prop. 2 with the demonstrations a run begins with: correct answers by their
+probability under pi0.
 
 Iterated. The proposition takes demonstrations from a FIXED distribution; a
 run draws them from its student. A student that was pulled towards one answer
@@ -22,9 +19,8 @@ teacher tau, both pi0 at first,
 
 with i(y; c) = log pi0(y|c) - log pi0(y) held constant: the way in which the
 model uses a demonstration is taken to survive training. Rate 0 is a teacher
-that stays fixed. A short stride stands for small updates; the fixed points do
-not depend on it, but at stride 1 a pull AWAY from what is shown would jump to
-and fro.
+that stays fixed. The fixed points do not depend on the stride, but at stride 1
+a pull AWAY from what is shown would jump to and fro.
 
 What it leaves out: weights shared by all questions, the noise of finite
 groups (which lets RL lose answers too), what normalising advantages by group
@@ -53,12 +49,10 @@ GROUPS = 256
 
 @dataclasses.dataclass(frozen=True)
 class AnswerDistribution:
-  """The base policy over a question's answers, C correct ones first.
+  """The base policy over a question's answers, C correct ones first, in nats.
 
-  Attributes:
-    logp: nats, normalised over the set.
-    logp_given: nats, of each answer when correct answer c is the
-      demonstration, normalised over the set for each c.
+  Both are normalised over the set; `logp_given` for each correct answer c that
+  is the demonstration.
   """
 
   logp: Float64[np.ndarray, 'Y']
@@ -79,12 +73,9 @@ class AnswerDistribution:
 class Distilling:
   """How a run of self-distillation teaches.
 
-  Attributes:
-    beta: weight of the KL to the base policy.
-    count: K, demonstrations a rollout.
-    num_samples: G, rollouts they are drawn from.
-    pooling: of the K teachers, `loss` or `mixture`.
-    anchor: which KL to the base policy it is, of `closed_forms.ANCHORS`.
+  With the weight and direction (of `closed_forms.ANCHORS`) of the KL to the
+  base policy; K demonstrations a rollout, drawn from G rollouts; and the
+  pooling of the K teachers, `loss` or `mixture`.
   """
 
   beta: float = 0.0
@@ -97,12 +88,7 @@ class Distilling:
 def restrict(
   logp: Float[np.ndarray, 'Y'], logp_given: Float[np.ndarray, 'Y C']
 ) -> AnswerDistribution:
-  """Renormalises the probabilities of some answers over these answers.
-
-  Args:
-    logp: nats, of each answer; their probabilities sum to at most 1.
-    logp_given: nats, when correct answer c is the demonstration.
-  """
+  """Renormalises log-probabilities of some answers over these answers."""
   return AnswerDistribution(
     logp - np.logaddexp.reduce(logp),
     logp_given - np.logaddexp.reduce(logp_given, axis=0),
@@ -114,14 +100,9 @@ def rl_distribution(
 ) -> Float64[np.ndarray, 'Y']:
   """Where RL with reward 1 for a correct answer leads (Prop. 1).
 
-  Args:
-    answers: the base policy.
-    beta: weight of the KL to it. At 0 every policy on the correct answers
-      is optimal; taken is the limit of small beta, the base policy over them.
-    anchor: which KL it is, of `closed_forms.ANCHORS`.
-
-  Returns:
-    Probabilities; the base policy without a correct answer.
+  At beta 0 every policy on the correct answers is optimal; taken is the limit
+  of small beta, the base policy over them. The base policy itself without a
+  correct answer.
   """
   size = answers.num_correct
   if not size:
@@ -139,12 +120,7 @@ def sd_distribution(
 ) -> Float64[np.ndarray, 'Y']:
   """Where self-distillation leads with the base's demonstrations (Prop. 2).
 
-  Args:
-    answers: the base policy.
-    run: how it teaches.
-
-  Returns:
-    Probabilities; the base policy without a correct answer.
+  The base policy itself without a correct answer.
   """
   tilt = _tilt(answers, answers.logp, run)
   return closed_forms.sdsd_optimum(answers.logp, tilt, run.beta, run.anchor)
@@ -155,18 +131,10 @@ def iterated_sd_distribution(
 ) -> Float64[np.ndarray, 'Y']:
   """Where self-distillation leads when it shows the student's own answers.
 
-  Args:
-    answers: the base policy.
-    run: how it teaches.
-    steps: T, iterations of the module's text.
-    rate: share of the student that enters the teacher a step, in 0..1; 0: the
-      teacher stays the base policy.
-
-  Returns:
-    Probabilities; the base policy without a correct answer.
-
-  Raises:
-    ValueError: for a rate outside 0..1 or less than one step.
+  `steps` iterations of the module's text; `rate` is the share of the student
+  that enters the teacher a step, in 0..1; 0: the teacher stays the base
+  policy. The base policy itself without a correct answer. Raises ValueError
+  for a rate outside 0..1 or less than one step.
   """
   if not 0 <= rate <= 1 or steps < 1:
     raise ValueError(
@@ -186,13 +154,9 @@ def iterated_sd_distribution(
 def self_pcmi(answers: AnswerDistribution) -> float:
   """How much more a solution gains from itself than from another one.
 
-  Args:
-    answers: the base policy.
-
-  Returns:
-    Nats, the mean over correct answers y of i(y; y) less the mean of
-    i(y; c) over the other correct c; NaN with fewer than two. The larger,
-    the more literally a demonstration is copied.
+  Nats, the mean over correct answers y of i(y; y) less the mean of i(y; c)
+  over the other correct c; NaN with fewer than two. The larger, the more
+  literally a demonstration is copied.
   """
   size = answers.num_correct
   if size < 2:
@@ -205,14 +169,10 @@ def self_pcmi(answers: AnswerDistribution) -> float:
 def favourite_gap(answers: AnswerDistribution) -> float:
   """How much more the likeliest correct answer is pulled up than the others.
 
-  Args:
-    answers: the base policy.
-
-  Returns:
-    Nats, E_c[i(y1; c) - i(y2; c)] of Remark 1, y1 being the correct answer
-    that pi0 favours, y2 the mean of the other correct ones, c drawn by pi0.
-    Above 0 one step makes pi0's favourite stronger still. NaN with fewer than
-    two correct answers.
+  Nats, E_c[i(y1; c) - i(y2; c)] of Remark 1, y1 being the correct answer
+  that pi0 favours, y2 the mean of the other correct ones, c drawn by pi0.
+  Above 0 one step makes pi0's favourite stronger still. NaN with fewer than
+  two correct answers.
   """
   size = answers.num_correct
   if size < 2:
@@ -239,8 +199,10 @@ def _tilt(
     return answers.pcmi @ weight_SC.mean(axis=0)
   # The mixture of one group's teachers, then the mean over groups.
   most_Y1 = answers.pcmi.max(axis=1, keepdims=True)
-  mixed_YS = _log(np.exp(answers.pcmi - most_Y1) @ weight_SC.T) + most_Y1
-  return mixed_YS.mean(axis=1)
+  mixed_YS = np.exp(answers.pcmi - most_Y1) @ weight_SC.T
+  # The logarithm stays finite where a probability has underflowed.
+  log_YS = np.log(np.maximum(mixed_YS, np.finfo(np.float64).tiny)) + most_Y1
+  return log_YS.mean(axis=1)
 
 
 def _shown_together(
@@ -268,8 +230,3 @@ def _shown_together(
   rank_SC = first_SC.argsort(axis=1, kind='stable').argsort(axis=1)
   shown_SC = (rank_SC < run.count) & (first_SC < peers)
   return shown_SC / shown_SC.sum(axis=1, keepdims=True)
-
-
-def _log(probability: np.ndarray) -> np.ndarray:
-  """Log that stays finite where a probability has underflowed."""
-  return np.log(np.maximum(probability, np.finfo(np.float64).tiny))

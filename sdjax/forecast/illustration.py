@@ -80,14 +80,11 @@ NOTE = (
 class Variant:
   """A way to train, or to know, the policy.
 
-  Attributes:
-    name: in tables.
-    objective: `grpo`, `sdsd`, `mixture`, or `closed_form`: the optimum of
-      SDSD for a teacher and demonstrations that stay those of the base.
-    floor: what the teacher's kernel never falls below.
-    kernel_sd: width of the kernel, in actions.
-    natural: descend along the natural gradient, which does not favour what is
-      likely already, with a rate of a hundredth.
+  The objective is `grpo`, `sdsd`, `mixture`, or `closed_form`: the optimum of
+  SDSD for a teacher and demonstrations that stay those of the base. The
+  teacher's kernel has a width, in actions, and never falls below `floor`.
+  `natural` descends along the natural gradient, which does not favour what is
+  likely already, with a rate of a hundredth.
   """
 
   name: str
@@ -119,11 +116,7 @@ OTHERS = (
 
 
 def base_policy() -> np.ndarray:
-  """The policy before training.
-
-  Returns:
-    float64 [100], probabilities.
-  """
+  """The policy before training, float64 [100]."""
   policy = np.zeros(NUM_ACTIONS)
   for centre, mass in ((12, 0.18), (37, 0.33), (62, 0.168), (87, 0.322)):
     bump = np.exp(-((ACTIONS - centre) ** 2) / (2 * 5**2))
@@ -132,11 +125,7 @@ def base_policy() -> np.ndarray:
 
 
 def log_kernel(variant: Variant) -> np.ndarray:
-  """How the teacher favours action y when shown c.
-
-  Returns:
-    float64 [100, 100], log K(y, c).
-  """
+  """How the teacher favours action y when shown c: log K(y, c), [100, 100]."""
   gap = ACTIONS[:, None] - ACTIONS
   near = -(gap**2) / (2 * variant.kernel_sd**2)
   if not variant.floor:
@@ -147,18 +136,10 @@ def log_kernel(variant: Variant) -> np.ndarray:
 def train(
   variant: Variant, betas: Sequence[float] = BETAS, steps: int = 20_000
 ) -> np.ndarray:
-  """Trains the base policy, once for each beta.
+  """Trains the base policy, once for each of B weights of KL(pi || base).
 
-  Args:
-    variant: how.
-    betas: B weights of KL(pi || base).
-    steps: of gradient descent on the logits.
-
-  Returns:
-    float64 [B, 100], probabilities.
-
-  Raises:
-    ValueError: for an unknown objective.
+  So many steps of gradient descent on the logits. Returns probabilities,
+  float64 [B, 100]. Raises ValueError for an unknown objective.
   """
   log_base = np.log(base_policy())
   log_k = log_kernel(variant)
@@ -202,14 +183,7 @@ def _closed_form(
 
 
 def measure(policy: np.ndarray) -> dict[str, Any]:
-  """Reward, coverage and where the probability is.
-
-  Args:
-    policy: [100], probabilities.
-
-  Returns:
-    `reward`, `coverage` (both 0..1) and `quarters`, the mass of each.
-  """
+  """Reward and coverage, both 0..1, and the mass of each of the quarters."""
   quarters = policy.reshape(4, QUARTER).sum(axis=1)
   covered = quarters[list(CORRECT_QUARTERS)] >= COVERED
   return {
@@ -220,14 +194,7 @@ def measure(policy: np.ndarray) -> dict[str, Any]:
 
 
 def table(policies: Mapping[str, np.ndarray]) -> str:
-  """Reward and coverage of each policy, beside the published numbers.
-
-  Args:
-    policies: by name, from `train` at `BETAS`.
-
-  Returns:
-    A Markdown table.
-  """
+  """Policies from `train` at `BETAS` and the published numbers, in Markdown."""
 
   def row(name, pairs):
     cells = ' | '.join(f'{reward:.3f} / {cover:.2f}' for reward, cover in pairs)
@@ -244,16 +211,10 @@ def table(policies: Mapping[str, np.ndarray]) -> str:
 
 
 def figure(policies: Mapping[str, np.ndarray]) -> bytes:
-  """Draws policies, a row a variant and a column a beta.
+  """Draws policies from `train`, a row a variant and a column a beta, as a PNG.
 
   The y axes differ: a policy on one answer is a hundred times as high as one
   on two bumps.
-
-  Args:
-    policies: by name, from `train` at `BETAS`.
-
-  Returns:
-    A PNG.
   """
   from matplotlib.lines import Line2D
 
@@ -273,21 +234,18 @@ def figure(policies: Mapping[str, np.ndarray]) -> bytes:
       axis.tick_params(labelbottom=axis in axes[-1])
     row[0].set_ylabel(name.replace(', ', '\n'))
   for axis, beta in zip(axes[0], BETAS, strict=True):
-    axis.set_title(f'beta = {beta:g}', fontsize=10.5, fontweight='bold', pad=8)
+    plots.title(axis, f'beta = {beta:g}')
   for axis in axes[-1]:
     axis.set_xlabel('answer')
   sheet.align_ylabels(list(axes[:, 0]))
   _, base_line = axes[0, 0].lines
   trained = Line2D([], [], color=look.ink, linewidth=1.5)
-  sheet.legend(
+  plots.legend(
+    sheet,
+    'light',
+    ncols=3,
     handles=[trained, base_line, axes[0, 0].patches[0]],
     labels=['probability after training', 'of the base', 'correct answers'],
-    loc='outside upper center',
-    ncols=3,
-    frameon=False,
-    fontsize=10,
-    labelcolor=look.ink,
-    handlelength=2.4,
   )
   return plots.to_png(sheet)
 
@@ -307,7 +265,7 @@ def _draw(axis: Any, policy: np.ndarray, colour: str, look: Theme) -> None:
     base_policy(),
     color=look.faint,
     linewidth=1.2,
-    linestyle=(0, (4, 3)),
+    linestyle=plots.DASHED,
   )
   axis.set_xlim(-0.5, NUM_ACTIONS - 0.5)
   axis.set_ylim(0, 1.32 * policy.max())
@@ -327,11 +285,7 @@ def _draw(axis: Any, policy: np.ndarray, colour: str, look: Theme) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes `illustration.png`, `.md` and `.json`, and prints the table.
-
-  Args:
-    argv: the command line, without the program's name; None: the process's.
-  """
+  """Writes `illustration.png`, `.md` and `.json`, and prints the table."""
   parser = argparse.ArgumentParser(
     description='The one-dimensional example of arXiv 2606.26091, Fig. 2.'
   )

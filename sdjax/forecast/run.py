@@ -2,35 +2,23 @@
 
 `--config.mode=forecast` samples the evaluation sets once, with the model that
 training would start from, and scores the answers it finds with and without
-each correct one as demonstration. Closed forms then say which distribution
-over those answers each method leads to, and so its pass@k and its diversity:
+each correct one as demonstration. The closed forms of
+`sdjax.forecast.dynamics` then say which distribution over those answers each
+method leads to, and so its pass@k and its diversity:
 
   base     the model itself
-  rl       RL with the run's `loss.kl_coef`, in the limit of a small one at 0
+  rl       RL with the run's KL, in the limit of a small one without
   sd_once  self-distillation with demonstrations of the base (Prop. 2)
   sd_fixed the same with demonstrations of the student, the teacher fixed
   sd       the same with a teacher that follows as the run's does
+  sampled  the counts of the samples that the forecast is made from
 
-`sdjax.forecast.dynamics` has the formulas. How far to trust them:
-
-* Distributions are over the answers found: log-probabilities of whole
-  answers, renormalised over the set of the DISTINCT ones. `mass` is what the
-  base model gives to the set; where it is far below 1 (long answers, of which
-  no two are alike) the forecast is about little. A solution found in several
-  spellings has the probability of the one sampled most often.
-* A solution not among the n samples cannot be forecast to come back.
-* Each set is forecast as if training had been on its questions. What a
-  student learns on other questions (to take the first route, say, which
-  `harder` cuts) is not in it.
-* For ranking base models take `sd_once`: over ten of them its diversity
-  and the one measured after training had a rank correlation of 0.91, `sd_fixed`
-  0.83, `sd` 0.60 (`launch/forecast_bases.py`). On the shipped base the other
-  two are nearer in size.
-* Truncation of the sampler (top-k, top-p, min-p) is left out.
-* `sampled` are the counts of the samples that the forecast is made from: with
-  one seed and the same options of `eval` those of `base` in the run's
-  `eval.json`, to the last digit. `base` is not: it takes the same answers by
-  their probabilities instead of by how often they came.
+Distributions are over the DISTINCT answers found, to which the base gives
+`mass`; far below 1 the forecast is about little. Truncation of the sampler is
+left out, and what is learnt on other questions. For ranking base models take
+`sd_once`: over ten of them its diversity and the one measured after training
+had a rank correlation of 0.91, `sd_fixed` 0.83, `sd` 0.60
+(`launch/forecast_bases.py`).
 
 Source: arXiv 2606.26091, Props. 1 and 2 and Remark 1; the rest is ours.
 """
@@ -78,18 +66,10 @@ def answer_logp(
 ) -> jax.Array:
   """Log-probabilities of whole answers, the context read once.
 
-  Args:
-    apply_fn: the model.
-    params: its weights.
-    context_ids_QC: int32, left-padded.
-    context_length_Q: int32, real tokens.
-    ids_QYT: int32, right-padded answers.
-    length_QY: int32, tokens that count; 0 for padding.
-    temperature: divides the logits.
-    chunk: tokens whose logits exist at once.
-
-  Returns:
-    float32 [Q, Y], nats, summed over tokens.
+  Contexts are left-padded, answers right-padded; `length_QY` are the tokens
+  that count, 0 for padding. The temperature divides the logits, of which those
+  of `chunk` tokens exist at once. Returns float32 [Q, Y], nats, summed over
+  tokens.
   """
   hidden = completion_hidden(
     apply_fn,
@@ -115,17 +95,10 @@ class Forecaster:
     task: Task,
     mesh: Any,
   ):
-    """Prepares sampler and scorer.
+    """Prepares sampler and scorer of a checked config of mode `forecast`.
 
-    Args:
-      config: a checked config of mode `forecast`.
-      model: forward and weights, tokenizer, end-of-sequence tokens.
-      task: questions and verifier.
-      mesh: devices.
-
-    Raises:
-      ConfigError: as `Evaluator`, and where teacher and student are not
-        asked for an answer alike.
+    Raises ConfigError as `Evaluator`, and where teacher and student are not
+    asked for an answer alike.
     """
     assert config.rollout and config.loss and config.model
     assert isinstance(config.method, config_lib.SelfDistillation)
@@ -162,13 +135,9 @@ class Forecaster:
   ) -> tuple[list[Answers], list[dict[str, Any]], dict[str, float]]:
     """Samples one set and scores what is found.
 
-    Args:
-      name: the set.
-
-    Returns:
-      The answers to each question; of each question `logp` [Y] and
-      `logp_given` [Y, C], nats, not renormalised; and what an evaluation
-      makes of the samples.
+    Returns the answers to each question; of each question `logp` [Y] and
+    `logp_given` [Y, C], nats, not renormalised; and what an evaluation makes of
+    the samples.
     """
     answers, scores, judged = [], [], []
     for prompts, questions in self.evaluator.batches(name):
@@ -215,15 +184,11 @@ class Forecaster:
     most = max(answers.num_correct for answers in batch)
     # One demonstration of every question at a time bounds the memory.
     given = [score(*self._contexts(batch, c)) for c in range(most)]
+    given_CQY = np.reshape(given, (most, *plain_QY.shape))
     return [
       {
         'logp': plain_QY[q, : len(answers.ids)],
-        'logp_given': np.reshape(
-          [part[q, : len(answers.ids)] for part in given][
-            : answers.num_correct
-          ],
-          (answers.num_correct, len(answers.ids)),
-        ).T,
+        'logp_given': given_CQY[: answers.num_correct, q, : len(answers.ids)].T,
       }
       for q, answers in enumerate(batch)
     ]
@@ -246,12 +211,9 @@ class Forecaster:
 def forecast(config: config_lib.Config, path: str) -> None:
   """Forecasts a run and writes `forecast.json`, `.md` and a picture.
 
-  `forecast_config.json` says what of: the folder's `config.json` is the run's,
-  which may have been forecast otherwise.
-
-  Args:
-    config: a checked config of mode `forecast`.
-    path: a folder, new or of the run that is forecast.
+  The folder is new or of the run that is forecast. `forecast_config.json` says
+  what of: the folder's `config.json` is the run's, which may have been
+  forecast otherwise.
   """
   config_dict.check(config, 'forecast')
   check_folder(path, config)

@@ -19,14 +19,9 @@ from sdjax.tasks.base import Question, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """The distinct answers found to one question, the correct ones first.
+  """The Y distinct answers found to one question, the C correct ones first.
 
-  Attributes:
-    question: the question.
-    ids: Y token sequences; of a correct solution the one sampled most often.
-    texts: their texts.
-    verdicts: what the verifier says of each.
-    num_correct: C.
+  Of a correct solution the tokens are those sampled most often.
   """
 
   question: Question
@@ -42,17 +37,10 @@ def collect(
   texts: Sequence[str],
   verdicts: Sequence[Verdict],
 ) -> Answers:
-  """Leaves of a question's samples the distinct answers.
+  """Leaves of a question's n samples, without padding, the distinct answers.
 
-  Args:
-    question: the question.
-    ids: n token sequences, without padding.
-    texts: their texts.
-    verdicts: what the verifier says of each.
-
-  Returns:
-    One answer for each solution found, those found most often first, then
-    the wrong answers, told apart by their tokens.
+  One answer for each solution found, those found most often first, then the
+  wrong answers, told apart by their tokens.
   """
   count = Counter(ids)
   place = {sequence: g for g, sequence in enumerate(ids)}
@@ -78,12 +66,7 @@ def distributions(
 ) -> dict[str, Float64[np.ndarray, 'Y']]:
   """The distribution over a question's answers that each method leads to.
 
-  Args:
-    answers: the base policy.
-    config: a checked config of mode `forecast`.
-
-  Returns:
-    Probabilities by the names of `sdjax.forecast.run`.
+  Probabilities by the names of `sdjax.forecast.run`.
   """
   method = config.method
   assert isinstance(method, config_lib.SelfDistillation)
@@ -116,17 +99,12 @@ def expect(
   verdicts: Sequence[Verdict],
   num_samples: int,
 ) -> dict[str, float]:
-  """What a distribution over one question's answers lets expect.
+  """What a distribution over one question's answers lets expect of some draws.
 
-  Args:
-    probability: of each answer.
-    verdicts: of the Y answers, no two correct ones of one solution.
-    num_samples: n, draws.
-
-  Returns:
-    `pass@k` for k = 1, 2, 4 .. n, `pass_gain` (the last less the first),
-    `effective_solutions`, and what n draws are expected to hold:
-    `distinct_solutions`, `concepts_correct` and `concepts`.
+  Of the Y answers no two correct ones may have one solution. Returns `pass@k`
+  for k = 1, 2, 4 .. n, `pass_gain` (the last less the first),
+  `effective_solutions`, and what n draws are expected to hold:
+  `distinct_solutions`, `concepts_correct` and `concepts`.
   """
   correct = np.array([v.correct for v in verdicts])
   out = {
@@ -135,21 +113,17 @@ def expect(
   }
   curve = list(out.values())
   held = {
-    'distinct_solutions': [
-      (v.solution,) if v.correct else () for v in verdicts
-    ],
+    'distinct_solutions': [[v.solution] if v.correct else [] for v in verdicts],
     'concepts_correct': [v.strategies if v.correct else () for v in verdicts],
     'concepts': [v.strategies for v in verdicts],
   }
-  return {
-    **out,
-    'pass_gain': curve[-1] - curve[0],
-    'effective_solutions': distribution.effective_number(probability, correct),
-    **{
-      name: distribution.expected_distinct(probability, items, num_samples)
-      for name, items in held.items()
-    },
-  }
+  out['pass_gain'] = curve[-1] - curve[0]
+  out['effective_solutions'] = distribution.effective_number(
+    probability, correct
+  )
+  for name, items in held.items():
+    out[name] = distribution.expected_distinct(probability, items, num_samples)
+  return out
 
 
 def summarize(
@@ -157,25 +131,19 @@ def summarize(
   scores: Sequence[dict[str, Any]],
   config: config_lib.Config,
 ) -> dict[str, float]:
-  """Reduces one set to its flat numbers.
+  """Reduces one set, as `Forecaster.measure` has it, to its flat numbers.
 
-  Args:
-    answers: to each question.
-    scores: from `Forecaster.measure`.
-    config: a checked config of mode `forecast`.
+  Means over questions, each with a 95% bootstrap interval over questions
+  as `NAME/low` and `NAME/high`: `DISTRIBUTION/METRIC` as in
+  `distributions` and `expect`, and
 
-  Returns:
-    Means over questions, each with a 95% bootstrap interval over questions
-    as `NAME/low` and `NAME/high`: `DISTRIBUTION/METRIC` as in
-    `distributions` and `expect`, and
+    mass          base probability of the answers found, 0..1
+    solutions     different correct solutions found
+    self_pcmi     nats, how literally a demonstration is copied
+    favourite_gap nats, how much one step favours the favourite
 
-      mass          base probability of the answers found, 0..1
-      solutions     different correct solutions found
-      self_pcmi     nats, how literally a demonstration is copied
-      favourite_gap nats, how much one step favours the favourite
-
-    A name without a value in any question is left out (the last two need a
-    question with two solutions).
+  A name without a value in any question is left out (the last two need a
+  question with two solutions).
   """
   rows = []
   for found, score in zip(answers, scores, strict=True):

@@ -52,14 +52,7 @@ def ks_of(flat: Mapping[str, float], name: str) -> list[int]:
 
 
 def table(flat: Mapping[str, float]) -> str:
-  """Writes a forecast as Markdown.
-
-  Args:
-    flat: the content of `forecast.json`.
-
-  Returns:
-    A table for each set, and what its words mean.
-  """
+  """Writes a forecast as Markdown: a table a set, and what its words mean."""
   parts = []
   for name in sets_of(flat):
     last = ks_of(flat, name)[-1]
@@ -76,13 +69,13 @@ def table(flat: Mapping[str, float]) -> str:
       f'| | {" | ".join(columns.values())} |',
       f'|---|{"--:|" * len(columns)}',
     ]
-    counted = [
-      _cell(flat, f'{name}/sampled/{SAMPLED.get(metric, metric)}')
-      for metric in columns
-    ]
-    lines.append(f'| base, as sampled | {" | ".join(counted)} |')
+    keys = {
+      'base, as sampled': [f'sampled/{SAMPLED.get(m, m)}' for m in columns]
+    }
     for method, label in METHODS.items():
-      cells = [_cell(flat, f'{name}/{method}/{metric}') for metric in columns]
+      keys[label] = [f'{method}/{metric}' for metric in columns]
+    for label, row in keys.items():
+      cells = [_cell(flat, f'{name}/{key}') for key in row]
       lines.append(f'| {label} | {" | ".join(cells)} |')
     lines += [
       '',
@@ -103,29 +96,18 @@ def agreement(
 ) -> str:
   """Says whether a forecast and a run's evaluation saw the same samples.
 
-  Args:
-    flat: the content of `forecast.json`.
-    evals: of `eval.json`; empty without one.
-    options: the section `eval` of the forecast's config.
-    own: that of the run's.
-
-  Returns:
-    A line, or nothing when there is no number to compare.
+  Of the contents of `forecast.json` and `eval.json`, and the section `eval` of
+  the forecast's config and of the run's own. '' if there is no number to
+  compare.
   """
-  pairs = {
-    f'{name}/pass@1': (
-      flat[f'{name}/sampled/pass@1'],
-      evals[f'base/{name}/pass@1'],
-    )
-    for name in sets_of(flat)
-    if f'base/{name}/pass@1' in evals
-  }
-  other = {at: pair for at, pair in pairs.items() if pair[0] != pair[1]}
-  if not pairs:
+  names = [name for name in sets_of(flat) if f'base/{name}/pass@1' in evals]
+  here = {name: flat[f'{name}/sampled/pass@1'] for name in names}
+  there = {name: evals[f'base/{name}/pass@1'] for name in names}
+  if not names:
     return ''
-  if not other:
+  if here == there:
     return 'The base, as sampled, is that of eval.json.\n'
-  at, (here, there) = next(iter(other.items()))
+  name = next(name for name in names if here[name] != there[name])
   differs = [
     f'eval.{name}={options[name]!r}, {own[name]!r} there'
     for name in options
@@ -136,21 +118,13 @@ def agreement(
     'weights or software'
   )
   return (
-    f'The base, as sampled, is not that of eval.json ({at}: {here:.4g} here, '
-    f'{there:.4g} there): {reason}.\n'
+    f'The base, as sampled, is not that of eval.json ({name}/pass@1: '
+    f'{here[name]:.4g} here, {there[name]:.4g} there): {reason}.\n'
   )
 
 
 def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
-  """Draws pass@k and effective solutions of each method, a column a set.
-
-  Args:
-    flat: the content of `forecast.json`.
-    theme: key of `plots.THEMES`.
-
-  Returns:
-    A PNG.
-  """
+  """Draws pass@k and effective solutions of each method, a column a set."""
   look = plots.THEMES[theme]
   colours = dict(
     zip(
@@ -170,17 +144,10 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
         [flat[f'{name}/{method}/pass@{k}'] for k in ks],
         color=colours[method],
         marker='' if method == 'base' else 'o',
-        linestyle=(0, (4, 3)) if method == 'base' else '-',
+        linestyle=plots.DASHED if method == 'base' else '-',
         label=label,
       )
-    curves.set_xscale('log', base=2)
-    curves.set_xticks(ks, [str(k) for k in ks])
-    curves.minorticks_off()
-    curves.set_ylim(-0.03, 1.03)
-    curves.set_xlabel('k, samples drawn')
-    curves.set_title(
-      name.replace('_', ' '), fontsize=10.5, fontweight='bold', pad=8
-    )
+    plots.curve_axis(curves, ks, name)
     keys = [f'{name}/{method}/effective_solutions' for method in METHODS]
     values = [flat[key] for key in keys]
     bars.bar(
@@ -200,16 +167,8 @@ def figure(flat: Mapping[str, float], theme: str = 'light') -> bytes:
   axes[0, 0].set_ylabel('forecast pass@k')
   axes[1, 0].set_ylabel('effective correct\nsolutions')
   handles, labels = axes[0, 0].get_legend_handles_labels()
-  sheet.legend(
-    handles=handles,
-    labels=labels,
-    loc='outside upper center',
-    ncols=len(METHODS) if len(names) > 2 else 3,  # as many as there is room for
-    frameon=False,
-    fontsize=10,
-    labelcolor=look.ink,
-    handlelength=2.4,
-  )
+  ncols = len(METHODS) if len(names) > 2 else 3  # as there is room for
+  plots.legend(sheet, theme, ncols, handles=handles, labels=labels)
   return plots.to_png(sheet)
 
 

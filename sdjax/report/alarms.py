@@ -1,26 +1,19 @@
 """What went wrong in the runs, and what each was at its best."""
 
-from collections.abc import Sequence
-
 from sdjax.report import page
 from sdjax.report import runs as runs_lib
 from sdjax.report.looks import looks as looks_of
 
 
-def section(groups: Sequence[runs_lib.Group]) -> str:
-  """Returns what the runs said of their history as a part of the page.
-
-  Args:
-    groups: the methods; that there are no alarms is said as well.
-  """
+def section(groups: runs_lib.Groups) -> str:
+  """Returns what the runs said of their history; no alarms are said as well."""
   looks = looks_of(groups)
   rows = [
     [
       looks[one.label],
       run.seed,
       alarm.get('step'),
-      page.words(str(alarm.get('kind', ''))),
-      page.words(str(alarm.get('where', ''))),
+      *(page.words(str(alarm.get(key, ''))) for key in ('kind', 'where')),
       alarm.get('text', ''),
     ]
     for one in groups
@@ -28,14 +21,13 @@ def section(groups: Sequence[runs_lib.Group]) -> str:
     for alarm in run.alarms
   ]
   off = sum(
-    runs_lib.flat_options(run.config).get('alarm.action') == 'off'
-    for one in groups
-    for run in one.runs
+    run.options.get('alarm.action') == 'off'
+    for run in runs_lib.everyone(groups).runs
   )
   return page.render('alarms.html', rows=rows, methods=len(groups), off=off)
 
 
-def best(groups: Sequence[runs_lib.Group]) -> str:
+def best(groups: runs_lib.Groups) -> str:
   """Returns the best checkpoints as a part of the page; '' without any."""
   looks, rows = looks_of(groups), []
   for one in groups:
@@ -49,16 +41,9 @@ def best(groups: Sequence[runs_lib.Group]) -> str:
           for metric in (*ends, 'pass_gain', 'concepts_correct')
         ]
         if any(cells):
-          rows.append(
-            [
-              looks[one.label],
-              run.seed,
-              None if step is None else int(step),
-              page.words(name),
-              points[-1],
-              *cells,
-            ]
-          )
+          at = None if step is None else int(step)
+          head = looks[one.label], run.seed, at, page.words(name), points[-1]
+          rows.append([*head, *cells])
   return page.render('best.html', rows=rows) if rows else ''
 
 

@@ -30,31 +30,26 @@ def to_json(value: Any) -> str:
 
 
 def collect(
-  groups: Sequence[runs_lib.Group],
+  groups: runs_lib.Groups,
   questions: int | None = None,
   budget: int = BUDGET,
 ) -> tuple[dict[str, Any], int]:
-  """Packs the runs' rollouts; texts that recur stand once.
+  """Packs the runs' rollouts into about `budget` bytes of JSON.
 
-  Args:
-    groups: the methods.
-    questions: of each step and run that are kept; None: all logged.
-    budget: bytes, about, of the JSON.
-
-  Returns:
-    `methods`, `texts`, `asked` and `rows`, and the number of rollouts left
-    out. Of `asked`, each is a question that was asked in a step: method,
-    seed, step, question's id, question (a place in `texts`), and of all its
-    rollouts, those left out as well, how many there are, how many are right,
-    and how many different solutions these are (None when not known). Each
-    row is a place in `asked`, sample, answer, whether it is correct, reason,
-    reward, concepts, demonstrations (places in `texts`).
+  Returns `methods`, `texts`, where what recurs stands once, `asked` and `rows`,
+  and the number of rollouts left out. Of `asked`, each is a question that was
+  asked in a step: method, seed, step, question's id, question (a place in
+  `texts`), and of all its rollouts, those left out as well, how many there are,
+  how many are right, and how many different solutions these are (None when not
+  known). Each row is a place in `asked`, sample, answer, whether it is correct,
+  reason, reward, concepts, demonstrations (places in `texts`). Without
+  `questions` those of each step and run are all kept.
   """
   texts: dict[str, int] = {}
   asked: list[list[Any]] = []
   rows: list[list[Any]] = []
   left_out = 0
-  share = budget / max(sum(len(one.runs) for one in groups), 1)
+  share = budget / max(len(runs_lib.everyone(groups).runs), 1)
   for place, one in enumerate(groups):
     for run in one.runs:
       spent = 0.0
@@ -86,12 +81,8 @@ def collect(
           asked.append(head)
         kept.append((order, row))
       rows += [row for _, row in sorted(kept, key=operator.itemgetter(0))]
-  packed = {
-    'methods': [one.label for one in groups],
-    'texts': list(texts),
-    'asked': asked,
-    'rows': rows,
-  }
+  methods, known = [one.label for one in groups], list(texts)
+  packed = {'methods': methods, 'texts': known, 'asked': asked, 'rows': rows}
   return packed, left_out
 
 
@@ -152,15 +143,8 @@ def _row(
   ]
 
 
-def section(
-  groups: Sequence[runs_lib.Group], questions: int | None = None
-) -> str:
-  """Returns the browser as a part of the page; '' without any rollout.
-
-  Args:
-    groups: the methods.
-    questions: of each step and run that are kept; None: all logged.
-  """
+def section(groups: runs_lib.Groups, questions: int | None = None) -> str:
+  """Returns the browser as a part of the page; '' without any rollout."""
   packed, left_out = collect(groups, questions)
   if not packed['rows'] and not left_out:
     return ''

@@ -1,16 +1,9 @@
 """Compares runs: `python -m sdjax.report runs/sd runs/rl ... --out=report`.
 
-Writes into the folder `--out`
-
-  index.html   one self-contained page: each method in a line, what went
-               wrong, tables, pictures, forecasts, credit of tokens, rollouts
-  table.md     the table of results in Markdown
-  *.png        the pictures: pass_at_k, diversity, training
-
-from what each run left in its folder: `config.json`, `metrics.jsonl`,
-`eval.json`, `eval_questions.json`, `rollouts.jsonl`; and, where there are,
-`run.json`, `alarms.jsonl`, `credit.jsonl` and `forecast.json`. A missing or
-broken file costs its part of the report and is named in it.
+Writes into the folder `--out` index.html, one self-contained page; table.md,
+its table of results; and its pictures as pass_at_k.png, diversity.png and
+training.png. A missing or broken file of a run costs its part of the report
+and is named in it.
 """
 
 import argparse
@@ -53,23 +46,15 @@ def write_report(
   shown_questions: int | None = None,
   forecasts: Sequence[Path] = (),
 ) -> runs_lib.Notes:
-  """Writes the report on some runs.
+  """Writes the report on some runs' folders into a folder, made if need be.
 
-  Args:
-    workdirs: the runs' folders; seeds of a method are told by their names.
-    out: folder of the report, made if need be.
-    title: heading of the page.
-    resamples: of each bootstrap interval; 0: no intervals.
-    shown_questions: questions of the first and of the last logged step of a
-      run whose rollouts can be browsed; None: all logged.
-    forecasts: folders with a forecast, or its file, for runs that have none
-      of their own.
+  There are so many resamples of each bootstrap interval, 0: no intervals.
+  `shown_questions` of the first and of the last logged step of a run can be
+  browsed, None: all logged. `forecasts` are folders with a forecast, or its
+  file, for runs that have none of their own.
 
-  Returns:
-    Notes on what was missing or odd; they are in the page too.
-
-  Raises:
-    ReportError: when no run can be read, naming what each one lacks.
+  Returns notes on what was missing or odd, which are in the page too. Raises
+  ReportError when no run can be read, naming what each one lacks.
   """
   notes: runs_lib.Notes = []
   found, sources = [], []
@@ -93,9 +78,7 @@ def write_report(
     raise ReportError('\n'.join(['no run can be read:', *notes]))
   groups, group_notes = runs_lib.group(found)
   notes += group_notes
-  starts = {
-    runs_lib.flat_options(run.config).get('model.path') for run in found
-  }
+  starts = {run.options.get('model.path') for run in found}
   if len(starts - {None}) > 1:
     notes.append(
       'the runs started from different models, so the row and line `base` '
@@ -133,7 +116,7 @@ def defaults() -> dict[str, dict[str, Any]]:
 
 def _page(
   title: str,
-  groups: Sequence[runs_lib.Group],
+  groups: runs_lib.Groups,
   tables: Sequence[tables_lib.Table],
   pictures: dict[str, dict[str, bytes | None]],
   pairs: Sequence[forecast.Pair],
@@ -143,7 +126,7 @@ def _page(
   head = page.render(
     'header.html',
     title=title,
-    runs=sum(len(one.runs) for one in groups),
+    runs=len(runs_lib.everyone(groups).runs),
     labels=[one.label for one in groups],
     summary=ending.section(groups, tables),
   )
@@ -166,7 +149,7 @@ def _page(
 
 
 def _results(
-  tables: Sequence[tables_lib.Table], groups: Sequence[runs_lib.Group]
+  tables: Sequence[tables_lib.Table], groups: runs_lib.Groups
 ) -> str:
   if not tables:
     return ''
@@ -182,47 +165,38 @@ def _results(
     ]
     return table.name, ['', *columns.values()], rows
 
-  curves = []
-  if any(len(table.points) > 2 for table in tables):
-    curves = [
-      shown(table, {f'pass@{k}': f'k = {k}' for k in table.points})
-      for table in tables
-    ]
+  long = any(len(table.points) > 2 for table in tables)
   return page.render(
     'results.html',
     ends=[shown(table, table.columns) for table in tables],
-    curves=curves,
+    curves=[
+      shown(table, {f'pass@{k}': f'k = {k}' for k in table.points})
+      for table in tables
+      if long
+    ],
     definitions=tables_lib.DEFINITIONS,
   )
 
 
 def _picture(name: str, by_theme: dict[str, bytes | None]) -> str:
-  light, dark = by_theme['light'], by_theme['dark']
-  if not (light and dark):
+  if not all(by_theme.values()):
     return ''
-
-  def link(png: bytes) -> Markup:
-    return Markup('data:image/png;base64,' + base64.b64encode(png).decode())
-
-  return page.render(
-    'picture.html',
-    name=name,
-    light=link(light),
-    dark=link(dark),
-    # All pictures at one scale: a PNG's bytes 16 to 19 are its width.
-    width=round(int.from_bytes(light[16:20]) / 1.4),
-  )
+  links = {
+    theme: Markup('data:image/png;base64,' + base64.b64encode(png).decode())
+    for theme, png in by_theme.items()
+    if png
+  }
+  # All pictures at one scale: a PNG's bytes 16 to 19 are its width.
+  pixels = int.from_bytes((by_theme['light'] or b'')[16:20])
+  width = round(pixels / 1.4)
+  return page.render('picture.html', name=name, width=width, **links)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line.
 
-  Args:
-    argv: arguments; None: the process's own.
-
-  Returns:
-    0: written (notes, if any, on standard error); 1: no run can be read or
-    the report cannot be written. Wrong usage exits with 2.
+  Returns 0: written (notes, if any, on standard error); 1: no run can be read
+  or the report cannot be written. Wrong usage exits with 2.
   """
   parser = argparse.ArgumentParser(
     prog='python -m sdjax.report',
@@ -235,17 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ),
   )
   parser.add_argument('workdir', nargs='+', type=Path, help="a run's folder")
-  parser.add_argument(
-    '--out', type=Path, default=Path('report'), help='default: %(default)s'
-  )
-  parser.add_argument(
-    '--title', default='Runs compared', help='default: %(default)s'
-  )
+  usual = 'default: %(default)s'
+  parser.add_argument('--out', type=Path, default=Path('report'), help=usual)
+  parser.add_argument('--title', default='Runs compared', help=usual)
   parser.add_argument(
     '--resamples',
     type=int,
     default=1000,
-    help='of the bootstrap intervals; 0: no intervals; default: %(default)s',
+    help=f'of the bootstrap intervals; 0: no intervals; {usual}',
   )
   parser.add_argument(
     '--questions',
@@ -265,19 +236,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (getattr(args, name) or 0) < 0:
       parser.error(f'--{name} is {getattr(args, name)}; it must be at least 0')
   try:
-    notes = write_report(
-      args.workdir,
-      args.out,
-      args.title,
-      args.resamples,
-      args.questions,
-      args.forecast,
-    )
-  except ReportError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  except OSError as error:
-    print(f'error: cannot write the report: {error}', file=sys.stderr)
+    # The arguments are declared in the order of its parameters.
+    notes = write_report(*vars(args).values())
+  except (ReportError, OSError) as error:
+    what = 'cannot write the report: ' * isinstance(error, OSError)
+    print(f'error: {what}{error}', file=sys.stderr)
     return 1
   for note in notes:
     print(f'note: {note}', file=sys.stderr)

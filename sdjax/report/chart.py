@@ -1,6 +1,7 @@
 """Scatter charts as SVG: small, sharp, in the colours of the page's theme."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,22 +10,15 @@ from markupsafe import Markup
 from sdjax.report import page
 
 Ends = tuple[float, float]
+_Scale = Callable[[float], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-  """One point.
+  """One point, with intervals as ends; `told` is shown when it is pointed at.
 
-  Attributes:
-    label: shown beside it, '' for none.
-    x: value.
-    y: value.
-    x_ends: its interval, or None.
-    y_ends: its interval, or None.
-    colour: CSS.
-    shape: see `looks.Look`.
-    told: shown when it is pointed at.
-    since: where an arrow to it begins, or None.
+  The label, '' for none, stands beside it; an arrow to it begins at `since`;
+  the colour is CSS, the shape as in `looks.Look`.
   """
 
   label: str
@@ -47,6 +41,12 @@ class Box:
   right: float
   bottom: float
 
+  @classmethod
+  def around(cls, x: float, y: float, width: float, height: float) -> 'Box':
+    """Returns the box around a middle."""
+    half, high = width / 2, height / 2
+    return cls(x - half, y - high, x + half, y + high)
+
   def overlap(self, other: 'Box') -> float:
     """Returns the area that both cover."""
     width = min(self.right, other.right) - max(self.left, other.left)
@@ -64,13 +64,7 @@ class Box:
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-  """Returns round numbers from `low` to `high`, at most so many.
-
-  Args:
-    low: below `high`.
-    high: above `low`.
-    most: at least 2.
-  """
+  """Returns at most so many round numbers from `low` to a higher `high`."""
   step = 10 ** math.floor(math.log10((high - low) / most))
   while True:
     for factor in (1, 2, 5):
@@ -99,19 +93,13 @@ def place_labels(
 ) -> list[Box]:
   """Finds a place near each point where its label covers nothing.
 
-  Those in the thick of others go first; each takes the nearest free place, to
-  the right if there is a choice.
+  Those in the thick of others go first; each takes the nearest free place in
+  the room, to the right if there is a choice. Labels had better not stand on
+  the lines to avoid. All in pixels.
 
-  Args:
-    points: pixels.
-    texts: their labels.
-    room: where labels may be.
-    avoid: lines that labels had better not stand on.
-
-  Returns:
-    A box a label. Where no place is free, the least covered one.
+  Returns a box a label; where no place is free, the least covered one.
   """
-  taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+  taken = [Box.around(x, y, 12, 12) for x, y in points]
 
   def crowd(i: int) -> float:
     return sum(
@@ -126,33 +114,26 @@ def place_labels(
     x, y = points[i]
     width = _LETTER * len(texts[i]) + 4
     best, least = None, math.inf
-    for reach in _REACHES:
-      for turn in range(_TURNS):
-        # 0, 1, -1, 2, -2 ...: right first, left last.
-        side = (turn + 1) // 2 * (1 if turn % 2 else -1)
-        angle = 2 * math.pi * side / _TURNS
-        middle = (
-          x + math.cos(angle) * (6 + reach + width / 2),
-          y + math.sin(angle) * (6 + reach + _HEIGHT / 2),
-        )
-        box = Box(
-          middle[0] - width / 2,
-          middle[1] - _HEIGHT / 2,
-          middle[0] + width / 2,
-          middle[1] + _HEIGHT / 2,
-        )
-        if not box.within(room):
-          continue
-        covered = sum(box.overlap(other) for other in taken)
-        line = (x, y), _nearest(box, (x, y))
-        if reach > _REACHES[1]:
-          covered += sum(50 for other in placed.values() if _cuts(line, other))
-        covered += sum(50 for other in lines if _cuts(other, box))
-        if covered < least:
-          best, least = box, covered
-        if not covered:
-          break
-      if not least:
+    for reach, turn in itertools.product(_REACHES, range(_TURNS)):
+      # 0, 1, -1, 2, -2 ...: right first, left last.
+      side = (turn + 1) // 2 * (1 if turn % 2 else -1)
+      angle = 2 * math.pi * side / _TURNS
+      box = Box.around(
+        x + math.cos(angle) * (6 + reach + width / 2),
+        y + math.sin(angle) * (6 + reach + _HEIGHT / 2),
+        width,
+        _HEIGHT,
+      )
+      if not box.within(room):
+        continue
+      covered = sum(box.overlap(other) for other in taken)
+      line = (x, y), _nearest(box, (x, y))
+      if reach > _REACHES[1]:
+        covered += sum(50 for other in placed.values() if _cuts(line, other))
+      covered += sum(50 for other in lines if _cuts(other, box))
+      if covered < least:
+        best, least = box, covered
+      if not covered:
         break
     assert best, 'the room is smaller than a label'
     placed[i] = best
@@ -190,21 +171,11 @@ def scatter(
   x_span: Ends | None = None,
   y_span: Ends | None = None,
 ) -> Markup:
-  """Draws points with their intervals and labels.
+  """Draws at least one point, with intervals and labels, as an `<svg>` element.
 
-  Args:
-    marks: the points, at least one.
-    title: above the chart.
-    x_title: below it.
-    y_title: at its side.
-    size: pixels.
-    front: corners of a Pareto front, x rising, to be drawn as stairs.
-    diagonal: whether both axes are the same, and the line x = y is drawn.
-    x_span: what the axis reaches over at least; None: over the points.
-    y_span: the same for the other axis.
-
-  Returns:
-    An `<svg>` element.
+  `front` are the corners of a Pareto front, x rising, to be drawn as stairs;
+  `diagonal` says that both axes are the same, and draws the line x = y; an axis
+  reaches over its span at least, None: over the points. The size is in pixels.
   """
   x_low, x_high = _range(
     [v for m in marks for v in (m.x, *(m.x_ends or ()))], x_span
@@ -218,14 +189,8 @@ def scatter(
   width, height = size
   room = Box(52, 26, width - 8, height - 40)
 
-  def to_x(value: float) -> float:
-    share = (value - x_low) / (x_high - x_low)
-    return round(room.left + share * (room.right - room.left), 1)
-
-  def to_y(value: float) -> float:
-    share = (value - y_low) / (y_high - y_low)
-    return round(room.bottom - share * (room.bottom - room.top), 1)
-
+  to_x = _scale(x_low, x_high, room.left, room.right)
+  to_y = _scale(y_low, y_high, room.bottom, room.top)
   dotted = [f'M{room.left} {room.bottom}L{room.right} {room.top}'] * diagonal
   if front:
     # All that lies below and left of these stairs is beaten by a point.
@@ -242,7 +207,8 @@ def scatter(
       if math.dist(begin, point) > 24:
         arrows.append((begin, point, mark.colour))
   named = [i for i, mark in enumerate(marks) if mark.label]
-  texts = [_short(marks[i].label) for i in named]
+  full = [marks[i].label for i in named]
+  texts = [text if len(text) <= 22 else f'{text[:20]}..' for text in full]
   boxes = place_labels(
     [points[i] for i in named], texts, room, [arrow[:2] for arrow in arrows]
   )
@@ -279,11 +245,18 @@ def scatter(
   )
 
 
+def _scale(low: float, high: float, first: float, last: float) -> _Scale:
+  """Returns where a value stands, in pixels, `low` at the first of them."""
+
+  def to_pixels(value: float) -> float:
+    share = (value - low) / (high - low)
+    return round(first + share * (last - first), 1)
+
+  return to_pixels
+
+
 def _bars(
-  mark: Mark,
-  point: tuple[float, float],
-  to_x: Callable[[float], float],
-  to_y: Callable[[float], float],
+  mark: Mark, point: tuple[float, float], to_x: _Scale, to_y: _Scale
 ) -> str:
   """Returns the path of a mark's intervals."""
   path = ''
@@ -312,7 +285,3 @@ def _range(values: Sequence[float], span: Ends | None) -> Ends:
   low, high = min((*values, *(span or ()))), max((*values, *(span or ())))
   margin = (0.04 if span else 0.06) * (high - low) or 0.05 * (abs(high) or 1)
   return low - margin, high + margin
-
-
-def _short(label: str) -> str:
-  return label if len(label) <= 22 else f'{label[:20]}..'

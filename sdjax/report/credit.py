@@ -15,7 +15,7 @@ BUDGET = 900_000
 _HEAD = 280  # characters of a question's frame in `credit.html`
 
 
-def section(groups: Sequence[runs_lib.Group]) -> str:
+def section(groups: runs_lib.Groups) -> str:
   """Returns the heat maps as a part of the page; '' when no run has them."""
   shown = [one for one in groups if one.runs[0].credit]
   if not shown:

@@ -17,30 +17,21 @@ COLUMNS = {
 
 
 def result(workdir: Path, watched: bool = True) -> str:
-  """Says what a run reached.
+  """Says what a run reached; a number that is missing is a `?`.
 
-  Args:
-    workdir: its folder, with the evaluations before and after training.
-    watched: whether alarms were on.
-
-  Returns:
-    A table, base -> final by evaluation set; each alarm in a line; and the
-    command that makes the report. A number that is missing is a `?`.
+  Returns a table of its evaluations, base -> final by set; each alarm in a
+  line, where alarms were on; and the command that makes the report.
   """
-  run, _ = runs_lib.load(workdir)
-  lines = []
-  if run is not None:
-    lines += _table(run)
-    step = run.evals.get('best_step')
-    if step is not None:
-      lines.append(f'best step: {step:.0f}, kept in checkpoints_best/')
-  alarms = run.alarms if run is not None else []
+  run = runs_lib.load(workdir)[0] or runs_lib.Run(workdir, '')
+  lines = _table(run)
+  if (step := run.evals.get('best_step')) is not None:
+    lines.append(f'best step: {step:.0f}, kept in checkpoints_best/')
   lines += [
     f'ALARM at step {alarm.get("step")}: '
     f'{_line(alarm.get("cause", alarm.get("text", "")))}'
-    for alarm in alarms
+    for alarm in run.alarms
   ] or [f'alarms: {"none" if watched else "off"}']
-  if alarms:
+  if run.alarms:
     lines.append(f'what to try: {workdir / "alarms.jsonl"}')
   return '\n'.join([*lines, f'report: {command(workdir)}'])
 
@@ -51,13 +42,8 @@ def command(workdir: Path) -> str:
   return f'python -m sdjax.report {folder} --out={out}'
 
 
-def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
-  """Returns a line a method, to stand below the title; '' without numbers.
-
-  Args:
-    groups: the methods.
-    tables: of `sdjax.report.tables.tables_of`.
-  """
+def section(groups: runs_lib.Groups, tables: Sequence[Table]) -> str:
+  """Returns a line a method, to stand below the title; '' without numbers."""
   if not tables or not tables[0].points:
     return ''
   first, last = tables[0], plane.last_of(tables)

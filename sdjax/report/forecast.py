@@ -9,7 +9,7 @@ from sdjax.report import chart, page
 from sdjax.report import runs as runs_lib
 from sdjax.report.looks import Look
 from sdjax.report.looks import looks as looks_of
-from sdjax.report.tables import BASE
+from sdjax.report.runs import BASE
 
 FILE = 'forecast.json'
 
@@ -45,12 +45,10 @@ UNKNOWN = 'its options are not known'
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A forecast.
+  """A forecast, in a folder.
 
-  Attributes:
-    folder: where it lies.
-    options: of the run it was made for, by dotted name; {} when not known.
-    numbers: by `SET/DISTRIBUTION/METRIC`, each with `/low` and `/high`.
+  Of a run with these options by dotted name, {} when not known; its numbers
+  are by `SET/DISTRIBUTION/METRIC`, each with `/low` and `/high`.
   """
 
   folder: Path
@@ -60,17 +58,11 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """One number, forecast and measured.
+  """One number, forecast of a distribution and measured as the mean over seeds.
 
-  Attributes:
-    label: of the method, or `base`.
-    distribution: that was forecast: `base`, or what `rl` or `sd` leads to.
-    set_name: the evaluation set.
-    metric: key of `METRICS`.
-    forecast: value.
-    ends: its interval, or None.
-    measured: mean over the seeds.
-    differs: options in which the forecast was made for something else.
+  The label is the method's, or `base`; the distribution is `base`, or what
+  `rl` or `sd` leads to; the metric is a key of `METRICS`. `differs` are options
+  in which the forecast was made for something else.
   """
 
   label: str
@@ -84,13 +76,9 @@ class Pair:
 
 
 def read(path: Path) -> tuple[Source | None, runs_lib.Notes]:
-  """Reads a forecast.
+  """Reads a forecast from `forecast.json`, or from the folder that holds it.
 
-  Args:
-    path: `forecast.json`, or the folder that holds it.
-
-  Returns:
-    The forecast, None if there is none, and a note on one that is broken.
+  Returns None if there is none, and a note on one that is broken.
   """
   file = path / FILE if path.is_dir() else path
   try:
@@ -117,17 +105,11 @@ def differing(
 ) -> list[str] | None:
   """Says in what a forecast is not one of a run.
 
-  Args:
-    source: the forecast.
-    run: the run.
-    distribution: key of `MATTERS`.
-
-  Returns:
-    Names of the options that differ and matter, `UNKNOWN` where one of the
-    two has no config; None if the two began with different models, so that
-    there is nothing to compare.
+  Returns names of the options that differ and matter for the distribution, a
+  key of `MATTERS`; `UNKNOWN` where one of the two has no config; None if the
+  two began with different models, so that there is nothing to compare.
   """
-  mine, its = runs_lib.flat_options(run.config), source.options
+  mine, its = run.options, source.options
   if not its or not mine:
     return [UNKNOWN]
   if mine.get('model.path') != its.get('model.path'):
@@ -157,14 +139,8 @@ def choose(
 ) -> tuple[Source, list[str]] | None:
   """Finds the forecast that is most of a run.
 
-  Args:
-    sources: forecasts there are.
-    run: the run.
-    distribution: key of `MATTERS`.
-
-  Returns:
-    The one that differs in the fewest options, and those; the run's own of
-    equals. None: no forecast is of the same model.
+  Returns the one that differs in the fewest options, and those; the run's own
+  of equals. None: no forecast is of the same model.
   """
   found = []
   for place, source in enumerate(sources):
@@ -179,26 +155,13 @@ def choose(
   return sources[place], differs
 
 
-def compare(
-  groups: Sequence[runs_lib.Group], sources: Sequence[Source]
-) -> list[Pair]:
-  """Puts every number that was forecast beside the measured one.
-
-  Args:
-    groups: the methods.
-    sources: forecasts.
-
-  Returns:
-    The pairs, the base model's first.
-  """
+def compare(groups: runs_lib.Groups, sources: Sequence[Source]) -> list[Pair]:
+  """Puts every number that was forecast beside the measured one."""
   pairs = []
-  everyone = runs_lib.Group(
-    BASE, BASE, tuple(run for one in groups for run in one.runs)
-  )
-  rows = [(everyone, BASE, 'base')]
+  rows = [(runs_lib.everyone(groups), BASE, 'base')]
   for one in groups:
-    name = runs_lib.flat_options(one.runs[0].config).get('method.name')
-    mine = DISTRIBUTIONS.get(str(name), ())
+    name = str(one.runs[0].options.get('method.name'))
+    mine = DISTRIBUTIONS.get(name, ())
     rows += [(one, distribution, 'final') for distribution in mine]
   for one, distribution, stage in rows:
     chosen = choose(sources, one.runs[0], distribution)
@@ -217,28 +180,23 @@ def _pairs(
   source: Source,
   differs: Sequence[str],
 ) -> list[Pair]:
-  pairs = []
-  shared = [
-    k
-    for k in runs_lib.curve_points([one], name)
-    if f'{name}/{distribution}/pass@{k}' in source.numbers
-  ]
+  pairs, known = [], source.numbers
+  start = f'{name}/{distribution}/'
+  points = runs_lib.curve_points([one], name)
+  shared = [f'pass@{k}' for k in points if f'{start}pass@{k}' in known]
   for metric in METRICS:
-    if metric == 'reach' and not shared:
-      continue
-    real = f'pass@{shared[-1]}' if metric == 'reach' else metric
-    at = f'{name}/{distribution}/{real}'
+    real = ''.join(shared[-1:]) if metric == 'reach' else metric
+    at = start + real
     values = one.values(f'{stage}/{name}/{real}')
-    if at in source.numbers and values.size:
-      interval = [source.numbers.get(f'{at}/{end}') for end in ('low', 'high')]
-      low, high = interval
+    if at in known and values.size:
+      low, high = known.get(f'{at}/low'), known.get(f'{at}/high')
       pairs.append(
         Pair(
           one.label,
           distribution,
           name,
           metric,
-          source.numbers[at],
+          known[at],
           None if low is None or high is None else (low, high),
           float(values.mean()),
           tuple(differs),
@@ -247,18 +205,24 @@ def _pairs(
   return pairs
 
 
-def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
+def section(groups: runs_lib.Groups, pairs: Sequence[Pair]) -> str:
   """Returns scatter and tables as a part of the page; '' without any."""
   if not pairs:
     return ''
   looks = looks_of(groups)
   sets = list(dict.fromkeys(pair.set_name for pair in pairs))
   shapes = dict(zip(sets, 'os^DvPX*' * len(sets), strict=False))
-  charts = [
-    _chart([p for p in pairs if p.metric == metric], heading, looks, shapes)
-    for metric, heading in METRICS.items()
-    if metric != 'pass@1' and any(p.metric == metric for p in pairs)
-  ]
+  charts, axes = [], ('forecast', 'measured')
+  for metric, heading in METRICS.items():
+    marks = [
+      _mark(pair, looks[pair.label].colour, shapes[pair.set_name])
+      for pair in pairs
+      if pair.metric == metric != 'pass@1'
+    ]
+    if marks:
+      charts.append(
+        chart.scatter(marks, heading, *axes, size=(380, 340), diagonal=True)
+      )
   shown = {pair.label for pair in pairs}
   return page.render(
     'forecast.html',
@@ -276,28 +240,17 @@ def section(groups: Sequence[runs_lib.Group], pairs: Sequence[Pair]) -> str:
   )
 
 
-def _chart(
-  pairs: Sequence[Pair],
-  heading: str,
-  looks: Mapping[str, Look],
-  shapes: Mapping[str, str],
-) -> str:
-  points = [
-    chart.Mark(
-      '',
-      pair.forecast,
-      pair.measured,
-      pair.ends,
-      None,
-      looks[pair.label].colour,
-      shapes[pair.set_name],
-      f'{pair.label} ({pair.distribution}), {pair.set_name}: forecast '
-      f'{pair.forecast:.3f}, measured {pair.measured:.3f}',
-    )
-    for pair in pairs
-  ]
-  return chart.scatter(
-    points, heading, 'forecast', 'measured', size=(380, 340), diagonal=True
+def _mark(pair: Pair, colour: str, shape: str) -> chart.Mark:
+  return chart.Mark(
+    '',
+    pair.forecast,
+    pair.measured,
+    pair.ends,
+    None,
+    colour,
+    shape,
+    f'{pair.label} ({pair.distribution}), {pair.set_name}: forecast '
+    f'{pair.forecast:.3f}, measured {pair.measured:.3f}',
   )
 
 

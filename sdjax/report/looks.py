@@ -1,11 +1,9 @@
 """A colour and a mark for each method, the same in page and pictures."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-from sdjax.report.runs import Group
-from sdjax.report.tables import BASE
+from sdjax.report.runs import BASE, Groups
 
 _KNOWN = {'sd': 0, 'sd_k3': 1, 'rl': 2, 'rl_diversity': 3}
 _MARKERS = 'os^DvPX*'
@@ -15,13 +13,9 @@ _MARKERS = 'os^DvPX*'
 class Theme:
   """Colours of a picture, to stand on a light or a dark page.
 
-  Attributes:
-    page: background.
-    ink: text.
-    faint: axes and the base model's line.
-    grid: grid lines.
-    methods: sd, sd_k3, rl, rl_diversity, then spare ones; none of them the
-      red or the green of wrong and right answers.
+  `faint` is for axes and the base model's line. The methods' are those of sd,
+  sd_k3, rl, rl_diversity, then spare ones; none of them the red or the green
+  of wrong and right answers.
   """
 
   page: str
@@ -57,13 +51,10 @@ THEMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """A method as it is shown in the page.
+  """A method as it is shown in the page, its place before it.
 
-  Attributes:
-    label: of the method.
-    colour: CSS that follows the page's theme.
-    shape: of its mark, by matplotlib's name for it; `base`: a ring.
-    place: shown before it.
+  The colour is CSS that follows the page's theme, the shape of its mark has
+  matplotlib's name; `base`: a ring.
   """
 
   label: str
@@ -72,7 +63,7 @@ class Look:
   place: str = ''
 
 
-def looks(groups: Sequence[Group]) -> dict[str, Look]:
+def looks(groups: Groups) -> dict[str, Look]:
   """Returns how the page shows each method, by label; the base model too."""
   number = len(THEMES['light'].methods)
   found = {
@@ -82,18 +73,8 @@ def looks(groups: Sequence[Group]) -> dict[str, Look]:
   return found | {BASE: Look(BASE, 'var(--faint)', 'base')}
 
 
-def styles(
-  groups: Sequence[Group], theme: str = 'light'
-) -> dict[str, dict[str, Any]]:
-  """Gives each method its line style, the same in every picture.
-
-  Args:
-    groups: the methods shown.
-    theme: key of `THEMES`.
-
-  Returns:
-    By label, the colour and marker as matplotlib's keywords.
-  """
+def styles(groups: Groups, theme: str = 'light') -> dict[str, dict[str, Any]]:
+  """Returns matplotlib's keywords for each method, by label."""
   colours = THEMES[theme].methods
   return {
     label: {'color': colours[index % len(colours)], 'marker': _marker(index)}
@@ -101,7 +82,7 @@ def styles(
   }
 
 
-def _indices(groups: Sequence[Group]) -> dict[str, int]:
+def _indices(groups: Groups) -> dict[str, int]:
   """Gives each label a number of its own.
 
   A label that is a known method's name has that method's; any other takes

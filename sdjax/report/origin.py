@@ -15,13 +15,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def record(workdir: Path) -> None:
-  """Notes that a run is started, or goes on, now.
+  """Notes in a run's folder that it is started, or goes on, now.
 
-  Args:
-    workdir: its folder. `run.json` there holds a list `starts`, each with
-      `date` (ISO 8601, with its zone), `commit` (of the package's checkout;
-      None where there is none) and `changed` (whether the package has changes
-      that are not committed).
+  `run.json` there holds a list `starts`, each with `date` (ISO 8601, with its
+  zone), `commit` (of the package's checkout; None where there is none) and
+  `changed` (whether the package has changes that are not committed).
   """
   now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
   new = {'date': now, **checkout()}
@@ -29,14 +27,10 @@ def record(workdir: Path) -> None:
 
 
 def checkout(package: Path = PACKAGE) -> dict[str, Any]:
-  """Says which commit a package is of.
+  """Says which commit a package's folder is of: `commit` and `changed`.
 
-  Args:
-    package: its folder.
-
-  Returns:
-    `commit` and `changed`; both None when git does not track the package: a
-    folder of installed ones may lie in the checkout of something else.
+  Both are None when git does not track the package: a folder of installed ones
+  may lie in the checkout of something else.
   """
 
   def git(*arguments: str) -> str:

@@ -7,7 +7,6 @@ hand over numbers and plain texts.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -22,13 +21,7 @@ LONGEST_TEXT = 4000
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """What stands in a cell of a table.
-
-  Attributes:
-    text: its first line.
-    small: lines below it.
-    tag: of HTML, around the text.
-  """
+  """A cell of a table: text in a tag of HTML, and small lines below it."""
 
   text: str
   small: tuple[str, ...] = ()
@@ -66,25 +59,15 @@ def words(name: str) -> str:
 
 
 def render(template: str, **values: Any) -> Markup:
-  """Fills a template.
-
-  Args:
-    template: a file in `templates/`.
-    **values: what it shows. Text is escaped and cut, all but `Markup`.
-  """
+  """Fills a file of `templates/`; text is escaped and cut, all but `Markup`."""
   return Markup(_environment().get_template(template).render(values))
 
 
 def frame(title: str, head: str, sections: Mapping[str, str]) -> Markup:
-  """Puts a page together.
+  """Puts a page together, an HTML document that loads nothing.
 
-  Args:
-    title: plain text.
-    head: HTML above everything.
-    sections: HTML by anchor; empty ones are left out.
-
-  Returns:
-    An HTML document that loads nothing.
+  Of its title, HTML above everything, and HTML by anchor; what is empty is
+  left out.
   """
   kept = {name: body for name, body in sections.items() if body}
   return render(
@@ -92,15 +75,11 @@ def frame(title: str, head: str, sections: Mapping[str, str]) -> Markup:
   )
 
 
-def _read(name: str) -> str:
-  templates = resources.files('sdjax.report') / 'templates'
-  return (templates / name).read_text(encoding='utf-8')
-
-
 @functools.cache
 def _environment() -> jinja2.Environment:
+  loader = jinja2.PackageLoader('sdjax.report')
   environment = jinja2.Environment(
-    loader=jinja2.FunctionLoader(_read),
+    loader=loader,
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     finalize=lambda x: x if isinstance(x, Markup) else cut(x),
@@ -110,7 +89,7 @@ def _environment() -> jinja2.Environment:
   environment.globals |= {
     'count': count,
     # Not a template: braces mean something else in styles and scripts.
-    'asset': lambda name: Markup(_read(name)),
+    'asset': lambda name: Markup(loader.get_source(environment, name)[0]),
   }
   environment.filters['words'] = words
   return environment

@@ -9,21 +9,18 @@ from sdjax.report import runs as runs_lib
 from sdjax.report import tables as tables_lib
 from sdjax.report.looks import Look
 from sdjax.report.looks import looks as looks_of
-from sdjax.report.tables import BASE, Estimate, Table
+from sdjax.report.runs import BASE
+from sdjax.report.tables import Estimate, Table
 
 Point = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plane:
-  """Two numbers of each method, more of either being better.
+  """Two numbers of each method by label, more of either being better.
 
-  Attributes:
-    x_name: e.g. `in distribution, pass@1`.
-    y_name: e.g. `harder, pass@64`.
-    x: by label; a share.
-    y: by label; of the same labels.
-    y_top: the most that y can be; None: no limit is known.
+  Their names are e.g. `in distribution, pass@1` and `harder, pass@64`; x is a
+  share, and `y_top` the most that y can be; None: no limit is known.
   """
 
   x_name: str
@@ -43,14 +40,10 @@ class Plane:
 
 
 def pareto_front(points: Mapping[str, Point]) -> list[str]:
-  """Returns the labels that no other beats.
+  """Returns the labels that no other beats, by rising x; of equal points all.
 
-  Args:
-    points: by label; another point beats one when it is at least as far in
-      both and further in one.
-
-  Returns:
-    Labels by rising x; of equal points all.
+  Another point beats one when it is at least as far in both and further in
+  one.
   """
 
   def beaten(a: Point) -> bool:
@@ -63,17 +56,11 @@ def pareto_front(points: Mapping[str, Point]) -> list[str]:
 
 
 def planes_of(tables: Sequence[Table]) -> list[Plane]:
-  """Chooses what is worth a plane.
+  """Chooses what is worth a plane, with at least one method in it.
 
   Accuracy is pass@1 on the first set; variety the concepts in its correct
   answers, and pass@k at the largest k on the last set, of those that most
   methods were measured on.
-
-  Args:
-    tables: of `sdjax.report.tables.tables_of`.
-
-  Returns:
-    Planes with at least one method in them.
   """
   if not tables or not tables[0].points:
     return []
@@ -87,17 +74,17 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
   accuracy = f'pass@{first.points[0]}'
   planes = []
   for table, metric, name, top in wanted:
-    x: dict[str, Estimate] = {}
-    y: dict[str, Estimate] = {}
-    for label, row in first.rows.items():
-      right, wide = row[accuracy], table.rows.get(label, {}).get(metric)
-      if right and wide:
-        x[label], y[label] = right, wide
+    pairs = {
+      label: (right, wide)
+      for label, row in first.rows.items()
+      if (right := row[accuracy])
+      and (wide := table.rows.get(label, {}).get(metric))
+    }
     plane = Plane(
       f'{page.words(first.name)}, {accuracy}',
       f'{page.words(table.name)}, {name}',
-      x,
-      y,
+      {label: right for label, (right, _) in pairs.items()},
+      {label: wide for label, (_, wide) in pairs.items()},
       top,
     )
     if plane.points:
@@ -108,8 +95,7 @@ def planes_of(tables: Sequence[Table]) -> list[Plane]:
 def last_of(tables: Sequence[Table]) -> Table:
   """Returns the last set, of those that most methods were measured on.
 
-  Args:
-    tables: at least one; the first is taken only where it is alone.
+  The first of the tables is taken only where it is alone.
   """
   others = tables[1:] or tables
   most = max(len(table.rows) for table in others)
@@ -127,18 +113,13 @@ def ends(one: Estimate) -> Point | None:
 def cost(one: runs_lib.Group) -> tuple[float | None, float | None]:
   """What a step of training takes.
 
-  Args:
-    one: the runs of a method.
-
-  Returns:
-    The median of its seconds, compilation and evaluation thus left out, and
-    its sampled tokens; None where it was not logged.
+  Returns the median of its seconds, compilation and evaluation thus left out,
+  and its sampled tokens; None where it was not logged.
   """
   seconds, tokens = [], []
   for run in one.runs:
     seconds += run.series('time/step').values()
-    options = runs_lib.flat_options(run.config)
-    asked = run.series('train/drawn_questions')
+    asked, options = run.series('train/drawn_questions'), run.options
     for step, length in run.series('train/length').items():
       questions = asked.get(step, options.get('rollout.num_questions'))
       samples = options.get('rollout.num_samples')
@@ -157,8 +138,8 @@ def ranked(planes: Sequence[Plane]) -> list[str]:
 
   def rank(label: str) -> tuple[float, ...]:
     number = sum(label in front for front in fronts)
-    height = [p.y[label].value if label in p.y else -1.0 for p in planes]
-    return -number, *(-value for value in height)
+    low = (-p.y[label].value if label in p.y else 1.0 for p in planes)
+    return -number, *low
 
   return sorted(order, key=rank)
 
@@ -166,27 +147,21 @@ def ranked(planes: Sequence[Plane]) -> list[str]:
 def markdown(planes: Sequence[Plane]) -> str:
   """Renders the ranking for a README; '' if there is nobody to compare.
 
-  Args:
-    planes: of `planes_of`.
-
-  Returns:
-    A table, in brackets the wider of the interval over questions and the
-    range of the seeds, and what they are.
+  A table, in brackets the wider of the interval over questions and the range
+  of the seeds, and what they are.
   """
   if len(ranked(planes)) < 2:
     return ''
-  heads = _heads(planes, 'method')
-  lines = [f'| {" | ".join(heads)} |', f'|---|---|{"--:|" * (len(heads) - 2)}']
+  rows = {}
   for label, fronts, own in _standings(planes):
     estimates = own, *(plane.y.get(label) for plane in planes)
-    name = f'`{tables_lib.inline(label)}`'
-    cells = name, fronts, *map(_in_brackets, estimates)
-    lines.append(f'| {" | ".join(cells)} |')
+    wide = (e and dataclasses.replace(e, interval=ends(e)) for e in estimates)
+    rows[label] = fronts, *(tables_lib.in_brackets(e, 3, 2) for e in wide)
   return '\n'.join(
     [
       '**accuracy against variety**',
       '',
-      *lines,
+      *tables_lib.markdown_table(_heads(planes, 'method'), rows, names=2),
       '',
       'Methods on most fronts first. In brackets: 95% bootstrap intervals over '
       'questions, or the range of the seeds where that is wider.',
@@ -196,17 +171,7 @@ def markdown(planes: Sequence[Plane]) -> str:
   )
 
 
-def _in_brackets(one: Estimate | None) -> str:
-  if one is None:
-    return ''
-  interval = ends(one)
-  text = f'{one.value:.3f}'
-  return (
-    text if interval is None else '{} [{:.2f}, {:.2f}]'.format(text, *interval)
-  )
-
-
-def section(groups: Sequence[runs_lib.Group], tables: Sequence[Table]) -> str:
+def section(groups: runs_lib.Groups, tables: Sequence[Table]) -> str:
   """Returns the planes and the ranking as a part of the page; '' without."""
   planes = planes_of(tables)
   if not planes:
@@ -242,25 +207,22 @@ def _draw(
   looks: Mapping[str, Look],
   size: tuple[int, int],
 ) -> str:
-  base = None
-  if BASE in plane.x:
-    base = plane.x[BASE].value, plane.y[BASE].value
-  points = []
-  for label, x in plane.x.items():
-    y = plane.y[label]
-    points.append(
-      chart.Mark(
-        label,
-        x.value,
-        y.value,
-        ends(x),
-        ends(y),
-        looks[label].colour,
-        looks[label].shape,
-        f'{label}: {plane.x_name} {x.value:.3f}, {plane.y_name} {y.value:.3f}',
-        base,
-      )
+  pairs = {label: (x, plane.y[label]) for label, x in plane.x.items()}
+  base = tuple(one.value for one in pairs[BASE]) if BASE in pairs else None
+  points = [
+    chart.Mark(
+      label,
+      x.value,
+      y.value,
+      ends(x),
+      ends(y),
+      looks[label].colour,
+      looks[label].shape,
+      f'{label}: {plane.x_name} {x.value:.3f}, {plane.y_name} {y.value:.3f}',
+      base,
     )
+    for label, (x, y) in pairs.items()
+  ]
   values = plane.points
   return chart.scatter(
     points,
@@ -278,8 +240,7 @@ def _draw(
 def _standings(planes: Sequence[Plane]) -> Iterator[tuple[str, str, Estimate]]:
   """Yields the methods as ranked, the base model last.
 
-  Yields:
-    Label, letters of the planes on whose front it is, and its accuracy.
+  Each with letters of the planes on whose front it is, and its accuracy.
   """
   fronts = [(x, pareto_front(plane.points)) for x, plane in _lettered(planes)]
   labels = ranked(planes)

@@ -17,47 +17,28 @@ import numpy as np
 from sdjax.evaluate import measures as measures_lib
 from sdjax.report import runs as runs_lib
 from sdjax.report.looks import THEMES, styles
-from sdjax.report.tables import BASE, MEASURES, twins
+from sdjax.report.runs import BASE
+from sdjax.report.tables import MEASURES, twins
+
+DASHED = (0, (4, 3))
+"""How the line of the base model is drawn."""
 
 
-def pass_at_k(
-  groups: Sequence[runs_lib.Group], theme: str = 'light'
-) -> bytes | None:
-  """Draws pass@k of the trained models, a panel for each evaluation set.
-
-  Args:
-    groups: the methods.
-    theme: key of `THEMES`.
-
-  Returns:
-    A PNG, or None without any pass@k.
-  """
-  names = [
-    name
-    for name in runs_lib.sets_of(groups)
-    if runs_lib.curve_points(groups, name)
-  ]
-  if not names:
+def pass_at_k(groups: runs_lib.Groups, theme: str = 'light') -> bytes | None:
+  """Draws pass@k of the trained models, a panel for each evaluation set."""
+  names = runs_lib.sets_of(groups)
+  sets = {name: runs_lib.curve_points(groups, name) for name in names}
+  sets = {name: points for name, points in sets.items() if points}
+  if not sets:
     return None
-  figure, axes = grid(1, len(names), theme)
-  for axis, name in zip(axes.flat, names, strict=True):
-    points = runs_lib.curve_points(groups, name)
+  figure, axes = grid(1, len(sets), theme)
+  for axis, (name, points) in zip(axes.flat, sets.items(), strict=True):
     for one, stage, style in _lines(groups, theme):
-      columns = [one.values(f'{stage}/{name}/pass@{k}') for k in points]
-      shown = [
-        (k, column)
-        for k, column in zip(points, columns, strict=True)
-        if column.size
-      ]
+      columns = {k: one.values(f'{stage}/{name}/pass@{k}') for k in points}
+      shown = {k: column for k, column in columns.items() if column.size}
       if shown:
-        x = [k for k, _ in shown]
-        _draw(axis, x, [column for _, column in shown], style)
-    axis.set_xscale('log', base=2)
-    axis.set_xticks(points, [str(k) for k in points])
-    axis.minorticks_off()
-    axis.set_ylim(-0.03, 1.03)
-    axis.set_xlabel('k, samples drawn')
-    _title(axis, name.replace('_', ' '))
+        _draw(axis, list(shown), list(shown.values()), style)
+    curve_axis(axis, points, name)
   axes.flat[0].set_ylabel('pass@k')
   return _png(figure, groups, theme)
 
@@ -68,26 +49,9 @@ _DIVERSITY = {
 """The measures that are drawn, and the labels of their axes."""
 
 
-def diversity(
-  groups: Sequence[runs_lib.Group], theme: str = 'light'
-) -> bytes | None:
-  """Draws diversity over training: a row a measure, a column a set.
-
-  Args:
-    groups: the methods.
-    theme: key of `THEMES`.
-
-  Returns:
-    A PNG, or None when no set was evaluated during training.
-  """
-  keys = {
-    key
-    for one in groups
-    for run in one.runs
-    for record in run.metrics
-    for key in record
-    if key.startswith('eval/')
-  }
+def diversity(groups: runs_lib.Groups, theme: str = 'light') -> bytes | None:
+  """Draws diversity over training: a row a measure, a column a set."""
+  keys = runs_lib.logged(groups, 'eval/')
   same = twins(groups)
   measures = [
     m
@@ -114,7 +78,7 @@ def diversity(
           _draw(axis, steps, values_RS.T, style)
       axis.margins(y=0.12)
       if row == 0:
-        _title(axis, name.replace('_', ' '))
+        title(axis, name.replace('_', ' '))
       if row == len(measures) - 1:
         axis.set_xlabel('step')
       if column == 0:
@@ -139,44 +103,29 @@ _TRAINING = (
 
 
 def training(
-  groups: Sequence[runs_lib.Group], theme: str = 'light', panels: int = 6
+  groups: runs_lib.Groups, theme: str = 'light', panels: int = 6
 ) -> bytes | None:
-  """Draws the metrics of the training steps, smoothed.
+  """Draws the metrics of the training steps, smoothed, in so many panels.
 
   The losses of different methods are different quantities, so each kind of
   method has a panel of its own for its loss.
-
-  Args:
-    groups: the methods.
-    theme: key of `THEMES`.
-    panels: most panels drawn.
-
-  Returns:
-    A PNG, or None without any `train/` metric.
   """
-  keys = {
-    key: None
-    for one in groups
-    for run in one.runs
-    for record in run.metrics
-    for key in record
-    if key.startswith('train/')
-  }
-  rank = {key: index for index, key in enumerate(_TRAINING)}
-  ordered = sorted(keys, key=lambda key: rank.get(key, len(rank)))
+  found = runs_lib.logged(groups, 'train/')
+  others = [key for key in found if key not in _TRAINING]
   wanted: list[tuple[str, str, list[runs_lib.Group]]] = []
-  for key in ordered:
+  for key in (*_TRAINING, *others):
     members = [one for one in groups if one.band(key)[0].size]
-    title = key.removeprefix('train/').replace('_', ' ')
-    kinds = {one.variant.split('_')[0]: None for one in members}
+    text = key.removeprefix('train/').replace('_', ' ')
+    kinds: dict[str, list[runs_lib.Group]] = {}
+    for one in members:
+      kinds.setdefault(one.variant.split('_')[0], []).append(one)
     if key == 'train/loss' and len(kinds) > 1:
       wanted += [
-        (key, f'{title} of {kind or "others"}', own)
-        for kind in kinds
-        if (own := [g for g in members if g.variant.split('_')[0] == kind])
+        (key, f'{text} of {kind or "others"}', own)
+        for kind, own in kinds.items()
       ]
     elif members:
-      wanted.append((key, title, members))
+      wanted.append((key, text, members))
   wanted = wanted[:panels]
   if not wanted:
     return None
@@ -184,7 +133,7 @@ def training(
   rows = -(-len(wanted) // columns)
   figure, axes = grid(rows, columns, theme, height=2.5, share=False)
   by_label = styles(groups, theme)
-  for axis, (key, title, members) in zip(axes.flat, wanted, strict=False):
+  for axis, (key, text, members) in zip(axes.flat, wanted, strict=False):
     for one in members:
       steps, values_RS = one.band(key)
       style = {'color': by_label[one.label]['color']}
@@ -192,7 +141,7 @@ def training(
         axis.plot(steps, values_RS[0], alpha=0.22, linewidth=0.9, **style)
       smooth = [_smooth(row_S) for row_S in values_RS]
       _draw(axis, steps, np.transpose(smooth), style)
-    _title(axis, title)
+    title(axis, text)
     axis.set_xlabel('step')
   for axis in axes.flat[len(wanted) :]:
     axis.set_visible(False)
@@ -209,18 +158,13 @@ FIGURES: dict[str, Callable[..., bytes | None]] = {
 def plot_run(workdir: str | os.PathLike[str]) -> list[Path]:
   """Draws one run's pictures into its folder's `plots/`.
 
-  Args:
-    workdir: the run's folder; what it does not hold yet is not drawn.
-
-  Returns:
-    The PNG files written.
+  What the folder does not hold yet is not drawn. Returns the PNGs written.
   """
   workdir = Path(workdir)
   run, _ = runs_lib.load(workdir)
   if run is None:
     return []
-  label = run.variant or run.label
-  groups = [runs_lib.Group(label, run.variant, (run,))]
+  groups = [runs_lib.Group(run.variant or run.label, run.variant, (run,))]
   written = []
   for name, draw in FIGURES.items():
     png = draw(groups)
@@ -232,13 +176,12 @@ def plot_run(workdir: str | os.PathLike[str]) -> list[Path]:
   return written
 
 
-def _lines(groups: Sequence[runs_lib.Group], theme: str):
+def _lines(groups: runs_lib.Groups, theme: str):
   """Yields what to draw: (runs, stage, style), the base model first."""
-  base = runs_lib.Group(BASE, BASE, tuple(r for g in groups for r in g.runs))
-  dashed = {'color': THEMES[theme].faint, 'linestyle': (0, (4, 3))}
-  yield base, BASE, {**dashed, 'linewidth': 1.6}
-  for label, style in styles(groups, theme).items():
-    yield next(g for g in groups if g.label == label), 'final', style
+  style = {'color': THEMES[theme].faint, 'linestyle': DASHED, 'linewidth': 1.6}
+  yield runs_lib.everyone(groups), BASE, style
+  for one, style in zip(groups, styles(groups, theme).values(), strict=True):
+    yield one, 'final', style
 
 
 def _draw(axis, x, columns, style: dict[str, Any]) -> None:
@@ -262,8 +205,32 @@ def _smooth(values_S: np.ndarray) -> np.ndarray:
   return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _title(axis, text: str) -> None:
+def title(axis: Any, text: str) -> None:
+  """Writes above a panel."""
   axis.set_title(text, fontsize=10.5, fontweight='bold', pad=8)
+
+
+def curve_axis(axis: Any, points: Sequence[int], name: str) -> None:
+  """Makes of a panel one of pass@k, of an evaluation set."""
+  axis.set_xscale('log', base=2)
+  axis.set_xticks(points, [str(k) for k in points])
+  axis.minorticks_off()
+  axis.set_ylim(-0.03, 1.03)
+  axis.set_xlabel('k, samples drawn')
+  title(axis, name.replace('_', ' '))
+
+
+def legend(figure: Any, theme: str, ncols: int, **entries: Any) -> None:
+  """Puts a legend above all panels."""
+  figure.legend(
+    loc='outside upper center',
+    ncols=ncols,
+    frameon=False,
+    fontsize=10,
+    labelcolor=THEMES[theme].ink,
+    handlelength=2.4,
+    **entries,
+  )
 
 
 def grid(
@@ -275,15 +242,8 @@ def grid(
 ):
   """Makes a figure of equal panels without chart junk.
 
-  Args:
-    rows: of panels.
-    columns: of panels.
-    theme: key of `THEMES`.
-    height: of a panel, in inches.
-    share: whether a row's panels share their y axis.
-
-  Returns:
-    matplotlib's figure, and its axes [rows, columns].
+  A panel's height is in inches; `share`: whether a row's panels share their y
+  axis. Returns matplotlib's figure, and its axes [rows, columns].
   """
   from matplotlib.figure import Figure
   from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -324,16 +284,9 @@ def _png(figure, groups, theme: str, base: bool = True) -> bytes:
     for label, style in entries
   ]
   width = 0.75 + max(len(label) for label, _ in entries) / 12
-  figure.legend(
-    handles=handles,
-    loc='outside upper center',
-    # As many as there is room for: a letter is a dozenth of an inch.
-    ncols=max(1, min(len(handles), 6, int(figure.get_figwidth() / width))),
-    frameon=False,
-    fontsize=10,
-    labelcolor=THEMES[theme].ink,
-    handlelength=2.4,
-  )
+  # As many as there is room for: a letter is a dozenth of an inch.
+  ncols = max(1, min(len(handles), 6, int(figure.get_figwidth() / width)))
+  legend(figure, theme, ncols, handles=handles)
   return to_png(figure)
 
 

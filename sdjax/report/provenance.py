@@ -16,18 +16,13 @@ Defaults = Mapping[str, Mapping[str, Any]]
 """By method, its section of `config.json` with every option at its default."""
 
 
-def section(groups: Sequence[runs_lib.Group], defaults: Defaults) -> str:
-  """Returns the table of runs as a part of the page.
-
-  Args:
-    groups: the methods.
-    defaults: see `differences`.
-  """
+def section(groups: runs_lib.Groups, defaults: Defaults) -> str:
+  """Returns the table of runs as a part of the page."""
   runs = [(one.label, run) for one in groups for run in one.runs]
   differing = differences([run.config for _, run in runs], defaults)
   rows = []
   for (label, run), options in zip(runs, differing, strict=True):
-    model = runs_lib.flat_options(run.config).get('model.path') or ''
+    model = run.options.get('model.path') or ''
     rows.append(
       [
         label,
@@ -45,17 +40,11 @@ def section(groups: Sequence[runs_lib.Group], defaults: Defaults) -> str:
 def differences(
   configs: Sequence[Mapping[str, Any]], defaults: Defaults
 ) -> list[dict[str, Any]]:
-  """Finds in what runs differ.
+  """Finds in what runs differ, by their `config.json`; {} when not known.
 
-  Args:
-    configs: of the runs, as `config.json` has them; {} when not known.
-    defaults: of the methods' options, as `config.json` would have them; what
-      is not among them is listed.
-
-  Returns:
-    Of each run, its values of the options that not all runs have alike. Of
-    an option that only some have (those of a method), where it is not the
-    default.
+  Returns of each run its values of the options that not all runs have alike.
+  Of an option that only some have (those of a method), where it is not the
+  default; what is not among the defaults is listed.
   """
   flats = [runs_lib.flat_options(dict(config)) for config in configs]
   known = [flat for flat in flats if flat]

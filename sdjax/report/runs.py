@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.data import json_files
-from sdjax.data.json_files import read_json_lines
+from sdjax.data.json_files import parse, read_json_lines
 
 _SEED = re.compile(r'(?P<label>.*?)[-_.](?:seed|s)[-_]?\d+')
 _ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
@@ -17,27 +16,22 @@ _ONLY_SEED = re.compile(r'(?:seed|s)[-_]?\d+')
 ORIGIN = 'run.json'
 """When a run was started, and of which code; see `sdjax.report.origin`."""
 
+BASE = 'base'
+"""Label of the model before training, in every table and picture."""
+
 Notes = list[str]
 """What was missing or odd; shown to the user, never fatal by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run's folder.
+  """One run's folder; a file of it that is missing is empty here.
 
-  Attributes:
-    workdir: the folder.
-    label: its name without a trailing seed, see `label_of`.
-    variant: the method by its options: `sd`, `sd_k3`, `rl`, `rl_diversity`.
-    seed: of the run; None when not known.
-    config: `config.json`, {} when missing.
-    metrics: the records of `metrics.jsonl`, by line.
-    evals: `eval.json`, {} when missing.
-    questions: `eval_questions.json`, {} when missing.
-    rollouts: the records of the first and the last step in `rollouts.jsonl`.
-    alarms: the records of `alarms.jsonl`.
-    credit: the records of `credit.jsonl`.
-    starts: what `run.json` says of when the run began and went on.
+  `label` is its name without a trailing seed, see `label_of`; `variant` the
+  method by its options, see `variant_of`. `evals` and `questions` are
+  `eval.json` and `eval_questions.json`, `starts` what `run.json` says of when
+  the run began and went on; the others are the files of their names, of
+  `rollouts` only the records of the first and the last step.
   """
 
   workdir: Path
@@ -52,6 +46,11 @@ class Run:
   alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   credit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+  @property
+  def options(self) -> dict[str, Any]:
+    """The configuration by dotted names."""
+    return flat_options(self.config)
 
   def series(self, key: str) -> dict[int, float]:
     """Returns a metric's value at each step that has one; the last counts."""
@@ -79,12 +78,9 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The runs of one label: one method under several seeds.
+  """The runs of one label, at least one: one method under several seeds.
 
-  Attributes:
-    label: shown for it.
-    variant: of its runs, for its colour.
-    runs: at least one.
+  The variant is that of its runs, for its colour.
   """
 
   label: str
@@ -94,12 +90,9 @@ class Group:
   def band(self, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns a metric over training, over the steps that all seeds have.
 
-    Args:
-      key: name of the metric, e.g. `train/reward` or `eval/SET/MEASURE`.
-
-    Returns:
-      int [S], the steps, rising, and float64 [runs, S], the values; S is 0
-      when a run does not have the metric.
+    Of a metric such as `train/reward` or `eval/SET/MEASURE`: int [S], the
+    steps, rising, and float64 [runs, S], the values; S is 0 when a run does
+    not have the metric.
     """
     stage, _, rest = key.partition('/')
     name, _, measure = rest.partition('/')
@@ -117,18 +110,16 @@ class Group:
     return np.asarray([value for value in found if value is not None])
 
 
+Groups = Sequence[Group]
+"""The methods that are compared."""
+
+
 def label_of(workdir: Path) -> str:
-  """Returns a folder's name without its seed.
+  """Returns a folder's name without its seed, which is the same for all seeds.
 
   A trailing `_s1`, `-s1`, `_seed1`, `-seed-1` (and the like after a dot) is
   dropped; a folder that is called only `s1` or `seed1` takes its parent's
   name.
-
-  Args:
-    workdir: the folder of a run.
-
-  Returns:
-    The label under which runs are merged as seeds of one method.
   """
   name = workdir.resolve().name
   if _ONLY_SEED.fullmatch(name):
@@ -140,12 +131,8 @@ def label_of(workdir: Path) -> str:
 def variant_of(config: dict[str, Any]) -> str:
   """Names a run's method by the options that set it apart.
 
-  Args:
-    config: a run's `config.json`.
-
-  Returns:
-    `sd`, `sd_k3` (three demonstrations a rollout), `rl`, `rl_diversity`, or
-    another method's name; '' when the configuration does not tell.
+  `sd`, `sd_k3` (three demonstrations a rollout), `rl`, `rl_diversity`, or
+  another method's name; '' when the configuration does not tell.
   """
   options = flat_options(config)
   name = options.get('method.name')
@@ -162,15 +149,7 @@ def variant_of(config: dict[str, Any]) -> str:
 
 
 def flat_options(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns a nested configuration by dotted names.
-
-  Args:
-    config: e.g. `{'train': {'num_steps': 5}}`.
-    prefix: put before every name.
-
-  Returns:
-    E.g. `{'train.num_steps': 5}`.
-  """
+  """Returns a nested configuration by dotted names, `train.num_steps`."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, dict):
@@ -183,23 +162,23 @@ def flat_options(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def load(workdir: Path) -> tuple[Run | None, Notes]:
   """Reads a run's folder.
 
-  Args:
-    workdir: the folder.
-
-  Returns:
-    The run, None when it has neither metrics nor an evaluation, and a note on
-    every file that is missing or cannot be read; alarms and credit may be
-    missing.
+  Returns the run, None when it has neither metrics nor an evaluation, and a
+  note on every file that is missing or cannot be read; alarms and credit may
+  be missing.
   """
   if not workdir.is_dir():
     return None, [f'{workdir}: no such folder; the run is left out.']
   notes: Notes = []
 
   def read(
-    name: str, lost: str, parse: Any = read_lines, optional: bool = False
+    name: str,
+    lost: str,
+    reader: Any = read_json_lines,
+    optional: bool = False,
   ) -> Any:
     try:
-      value = parse(workdir / name)
+      found = reader(workdir / name)
+      value = found if reader is read_object else list(found)
       if value or optional or value == {}:
         return value
       problem = 'is empty'
@@ -209,7 +188,7 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
       problem = f'cannot be read ({error})'
     if problem:
       notes.append(f'{workdir}: {name} {problem}; {lost}.')
-    return {} if parse is read_object else []
+    return {} if reader is read_object else []
 
   def sound(path: Path) -> Iterator[dict]:
     odd = 0
@@ -252,26 +231,14 @@ def load(workdir: Path) -> tuple[Run | None, Notes]:
       lambda path: _first_and_last_step(sound(path)),
     ),
     alarms=read('alarms.jsonl', 'its alarms are not shown', optional=True),
-    credit=read(
-      'credit.jsonl',
-      'no credit is shown',
-      lambda path: list(sound(path)),
-      optional=True,
-    ),
+    credit=read('credit.jsonl', 'no credit is shown', sound, optional=True),
     starts=starts(workdir),
   )
   return run, notes
 
 
 def starts(workdir: Path) -> list[dict[str, Any]]:
-  """Reads when a run began and went on.
-
-  Args:
-    workdir: its folder.
-
-  Returns:
-    The `starts` of `run.json`; [] where it is missing or broken.
-  """
+  """Reads when a run began and went on; [] where `run.json` does not tell."""
   try:
     listed = read_object(workdir / ORIGIN).get('starts')
   except (OSError, ValueError):
@@ -281,46 +248,27 @@ def starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-  """Reads a file that holds one JSON object.
-
-  Args:
-    path: the file.
-
-  Raises:
-    OSError: when it cannot be read.
-    ValueError: when it holds something else.
-  """
-  value = json_files.parse(path.read_text(encoding='utf-8'))
+  """Reads a file that holds one JSON object; ValueError for anything else."""
+  value = parse(path.read_text(encoding='utf-8'))
   if not isinstance(value, dict):
     raise ValueError(f'it holds a {type(value).__name__}, not an object')
   return value
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Reads all records of a file of JSON lines."""
-  return list(read_json_lines(path))
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:
   """Merges runs of the same label, in the order given.
 
   Runs that share label AND seed are not seeds of one method but different
-  experiments: they are told apart by their parent folder's name.
-
-  Args:
-    runs: the runs.
-
-  Returns:
-    The groups, and notes on runs that do not belong together.
+  experiments: they are told apart by their parent folder's name. Returns the
+  groups, and notes on runs that do not belong together.
   """
   by_label: dict[str, list[Run]] = {}
   for run in runs:
     # The model before training is called `base` everywhere.
-    label = 'base (run)' if run.label == 'base' else run.label
+    label = 'base (run)' if run.label == BASE else run.label
     by_label.setdefault(label, []).append(run)
   for label, members in list(by_label.items()):
-    seeds = [run.seed for run in members if run.seed is not None]
-    if len(set(seeds)) < len(seeds):
+    if _seed_twice(members):
       del by_label[label]
       for run in members:
         name = f'{run.workdir.resolve().parent.name}/{label}'
@@ -328,9 +276,9 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:
   groups, notes = [], []
   for label, members in by_label.items():
     groups.append(Group(label, members[0].variant, tuple(members)))
-    first = flat_options(members[0].config)
+    first = members[0].options
     for run in members[1:]:
-      other = flat_options(run.config)
+      other = run.options
       differs = [
         key
         for key in sorted(first | other)
@@ -341,42 +289,53 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], Notes]:
           f'{run.workdir} is merged with {members[0].workdir} as {label!r}, '
           f'but differs in {", ".join(differs[:6])}.'
         )
-    seeds = [run.seed for run in members if run.seed is not None]
-    if len(set(seeds)) < len(seeds):
+    if seeds := _seed_twice(members):
       notes.append(f'{label!r} has a seed twice: {seeds}.')
   return groups, notes
 
 
-def sets_of(groups: Sequence[Group]) -> list[str]:
+def _seed_twice(runs: Sequence[Run]) -> list[int]:
+  """The runs' seeds if one is there twice, else []."""
+  seeds = [run.seed for run in runs if run.seed is not None]
+  return seeds if len(set(seeds)) < len(seeds) else []
+
+
+def everyone(groups: Groups) -> Group:
+  """Returns all runs as those of the model before training."""
+  return Group(BASE, BASE, tuple(run for one in groups for run in one.runs))
+
+
+def logged(groups: Groups, start: str) -> list[str]:
+  """Returns the names of metrics that begin so, in order of appearance."""
+  records = (r for run in everyone(groups).runs for r in run.metrics)
+  keys = dict.fromkeys(key for record in records for key in record)
+  return [key for key in keys if key.startswith(start)]
+
+
+def sets_of(groups: Groups) -> list[str]:
   """Returns the names of the evaluation sets, in order of appearance."""
-  names: dict[str, None] = {}
-  for run in (run for one in groups for run in one.runs):
-    names |= {
-      key.split('/')[1]: None for key in run.evals if key.count('/') >= 2
-    }
-  return list(names)
+  keys = (key for run in everyone(groups).runs for key in run.evals)
+  return list(
+    dict.fromkeys(key.split('/')[1] for key in keys if key.count('/') >= 2)
+  )
 
 
-def curve_points(groups: Sequence[Group], name: str) -> list[int]:
+def curve_points(groups: Groups, name: str) -> list[int]:
   """Returns the k for which a set has a pass@k, rising."""
   pattern = re.compile(rf'[^/]+/{re.escape(name)}/pass@(\d+)')
-  matches = (
-    pattern.fullmatch(key)
-    for one in groups
-    for run in one.runs
-    for key in run.evals
-  )
-  return sorted({int(match[1]) for match in matches if match})
+  keys = (key for run in everyone(groups).runs for key in run.evals)
+  return sorted({int(m[1]) for m in map(pattern.fullmatch, keys) if m})
 
 
 def _is_rollout(record: dict[str, Any]) -> bool:
-  return (
-    isinstance(record.get('step'), (int, type(None)))
-    and isinstance(record.get('question_id'), (str, int, type(None)))
-    and all(
-      isinstance(record.get(name), (list, type(None)))
-      for name in ('concepts', 'demonstrations')
-    )
+  kinds = {
+    'step': int,
+    'question_id': str | int,
+    'concepts': list,
+    'demonstrations': list,
+  }
+  return all(
+    isinstance(record.get(name), kind | None) for name, kind in kinds.items()
   )
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,6 @@ import numpy as np
 from sdjax.evaluate import measures, pass_at_k
 from sdjax.evaluate.bootstrap import bootstrap_interval
 from sdjax.report import runs
-
-BASE = 'base'
-"""Label of the model before training, in every table and picture."""
 
 MEASURES = {
   name: one.heading for name, one in measures.MEASURES.items() if one.heading
@@ -35,13 +33,11 @@ DEFINITIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A number of `eval.json` and how far to trust it.
+  """A number of `eval.json`, the mean over the seeds, and how far to trust it.
 
-  Attributes:
-    value: mean over the seeds.
-    interval: 95% bootstrap interval over questions, each question's value
-      being its mean over the seeds; None without per-question values.
-    seeds: smallest and largest value of a seed; None for a single run.
+  `interval` is the 95% bootstrap interval over questions, each question's
+  value being its mean over the seeds; None without per-question values.
+  `seeds` are the smallest and the largest value of a seed; None for one run.
   """
 
   value: float
@@ -54,24 +50,16 @@ def estimate(
 ) -> Estimate | None:
   """Returns a number of a group's evaluations with its uncertainty.
 
-  Args:
-    one: the runs.
-    stage: `base` or `final`.
-    name: of the evaluation set.
-    metric: of `sdjax.evaluate.measures`, or `pass@1` and the like.
-    num: bootstrap resamples; 0: no interval.
-
-  Returns:
-    The estimate, or None when no run has that number.
+  The stage is `base` or `final`; the metric one of `sdjax.evaluate.measures`,
+  or `pass@1` and the like. Without bootstrap resamples there is no interval.
+  None when no run has that number.
   """
   values = one.values(f'{stage}/{name}/{metric}')
   if not values.size:
     return None
-  rows = []
-  for run in one.runs:
-    row = _question_values(run.questions.get(f'{stage}/{name}'), metric)
-    if row is not None:
-      rows.append(row)
+  entries = (run.questions.get(f'{stage}/{name}') for run in one.runs)
+  found = (_question_values(entry, metric) for entry in entries)
+  rows = [row for row in found if row is not None]
   interval = None
   if rows and num:
     # The seeds of a method are asked the same questions: a question's mean
@@ -86,14 +74,7 @@ def estimate(
 
 
 def inconsistencies(run: runs.Run) -> runs.Notes:
-  """Compares a run's flat numbers with its per-question ones.
-
-  Args:
-    run: the run.
-
-  Returns:
-    Notes on the sets whose two files do not speak of the same samples.
-  """
+  """Returns notes on sets of whose samples a run's two files do not agree."""
   notes = []
   for key, entry in run.questions.items():
     rows = _question_values(entry, 'pass@1')
@@ -103,11 +84,10 @@ def inconsistencies(run: runs.Run) -> runs.Notes:
         f'{run.workdir}: eval_questions.json has no readable counts for {key}; '
         'its numbers have no intervals.'
       )
-    elif flat is not None and abs(_ratio(rows) - flat) > 1e-6:
+    elif flat is not None and abs((own := _ratio(rows)) - flat) > 1e-6:
       notes.append(
-        f'{run.workdir}: {key}/pass@1 is {flat:.4f} in eval.json but '
-        f'{_ratio(rows):.4f} by eval_questions.json; the two files are not of '
-        'the same evaluation.'
+        f'{run.workdir}: {key}/pass@1 is {flat:.4f} in eval.json but {own:.4f} '
+        'by eval_questions.json; the two files are not of the same evaluation.'
       )
   return notes
 
@@ -116,11 +96,8 @@ def inconsistencies(run: runs.Run) -> runs.Notes:
 class Table:
   """Results on one evaluation set.
 
-  Attributes:
-    name: of the set.
-    points: the k of its pass@k, rising.
-    rows: by label, the estimates by metric; the base model's first.
-    headings: of the measures that are shown, see `headings_of`.
+  The k of its pass@k, rising; by label the estimates by metric, the base
+  model's first; headings of the measures that are shown, see `headings_of`.
   """
 
   name: str
@@ -140,28 +117,24 @@ class Table:
     }
 
 
-def twins(groups: Sequence[runs.Group]) -> dict[str, str]:
+def twins(groups: runs.Groups) -> dict[str, str]:
   """Finds measures that say the same of these runs, whatever is looked at.
 
-  Args:
-    groups: the methods.
-
-  Returns:
-    A measure to the earlier one of `MEASURES` that it equals in every number
-    and every question of every run. Both would be read as two findings.
+  Returns a measure to the earlier one of `MEASURES` that it equals in every
+  number and every question of every run. Both would be read as two findings.
   """
   found: dict[str, str] = {}
-  for place, measure in enumerate(MEASURES):
-    for earlier in list(MEASURES)[:place]:
-      if earlier not in found and _same(groups, earlier, measure):
-        found[measure] = earlier
-        break
+  for earlier, measure in itertools.combinations(MEASURES, 2):
+    if not {earlier, measure} & found.keys() and _same(
+      groups, earlier, measure
+    ):
+      found[measure] = earlier
   return found
 
 
-def _same(groups: Sequence[runs.Group], one: str, other: str) -> bool:
+def _same(groups: runs.Groups, one: str, other: str) -> bool:
   pairs = []
-  for run in (run for group in groups for run in group.runs):
+  for run in runs.everyone(groups).runs:
     for record in (run.evals, *run.metrics):
       for name in record:
         set_name, _, metric = name.rpartition('/')
@@ -173,15 +146,11 @@ def _same(groups: Sequence[runs.Group], one: str, other: str) -> bool:
   return bool(pairs) and all(a is not None and a == b for a, b in pairs)
 
 
-def headings_of(groups: Sequence[runs.Group]) -> dict[str, str]:
+def headings_of(groups: runs.Groups) -> dict[str, str]:
   """Returns the measures worth a column, and what to call them.
 
-  Args:
-    groups: the methods.
-
-  Returns:
-    `MEASURES` without those that equal an earlier one, which bears both
-    names.
+  That is `MEASURES` without those that equal an earlier one, which bears both
+  names.
   """
   same = twins(groups)
   return {
@@ -193,18 +162,11 @@ def headings_of(groups: Sequence[runs.Group]) -> dict[str, str]:
   }
 
 
-def tables_of(groups: Sequence[runs.Group], resamples: int) -> list[Table]:
-  """Returns the results on each evaluation set that any run was measured on.
-
-  Args:
-    groups: the methods.
-    resamples: of each bootstrap interval; 0: no intervals.
-  """
+def tables_of(groups: runs.Groups, resamples: int) -> list[Table]:
+  """Returns the results on each evaluation set that any run was measured on."""
   tables = []
   headings = headings_of(groups)
-  everything = tuple(run for one in groups for run in one.runs)
-  rows = [(runs.Group(BASE, '', everything), 'base')]
-  rows += [(one, 'final') for one in groups]
+  rows = [(runs.everyone(groups), 'base'), *((one, 'final') for one in groups)]
   for name in runs.sets_of(groups):
     points = runs.curve_points(groups, name)
     metrics = [*(f'pass@{k}' for k in points), *MEASURES]
@@ -225,25 +187,12 @@ def markdown(tables: Sequence[Table]) -> str:
   """Renders the main tables for a README, intervals in brackets."""
   parts = []
   for table in tables:
-    headings = ['method', *table.columns.values()]
-    parts += [
-      f'**{inline(table.name)}**',
-      '',
-      f'| {" | ".join(headings)} |',
-      f'|---|{"--:|" * len(table.columns)}',
-    ]
-    for label, row in table.rows.items():
-      cells = []
-      for metric in table.columns:
-        cell = row[metric]
-        places = digits(metric)
-        text = '' if cell is None else f'{cell.value:.{places}f}'
-        if cell is not None and cell.interval is not None:
-          low, high = cell.interval
-          text += f' [{low:.{places}f}, {high:.{places}f}]'
-        cells.append(text)
-      parts.append(f'| {" | ".join([f"`{inline(label)}`", *cells])} |')
-    parts.append('')
+    rows = {
+      label: [in_brackets(row[m], digits(m), digits(m)) for m in table.columns]
+      for label, row in table.rows.items()
+    }
+    heads = ['method', *table.columns.values()]
+    parts += [f'**{inline(table.name)}**', '', *markdown_table(heads, rows), '']
   if not parts:
     return 'No evaluation to show.\n'
   parts.append(
@@ -251,6 +200,27 @@ def markdown(tables: Sequence[Table]) -> str:
     + ' '.join(f'*{name}*: {text}' for name, text in DEFINITIONS[:-1])
   )
   return '\n'.join(parts) + '\n'
+
+
+def markdown_table(
+  heads: Sequence[str], rows: Mapping[str, Sequence[str]], names: int = 1
+) -> list[str]:
+  """Returns a table's lines, of cells by a row's label; names stand left."""
+  texts = [heads, *([f'`{inline(k)}`', *cells] for k, cells in rows.items())]
+  first, *lines = (f'| {" | ".join(cells)} |' for cells in texts)
+  sides = '|---' * names + '|--:' * (len(heads) - names)
+  return [first, f'{sides}|', *lines]
+
+
+def in_brackets(one: Estimate | None, digits: int, places: int) -> str:
+  """Returns a number and its interval over questions; '' for None."""
+  if one is None:
+    return ''
+  text = f'{one.value:.{digits}f}'
+  if one.interval is not None:
+    low, high = one.interval
+    text += f' [{low:.{places}f}, {high:.{places}f}]'
+  return text
 
 
 def digits(metric: str) -> int:
