@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Le
 from flax import struct
-from jaxtyping import Float
 
 from sdjax.objectives.advantages import GRPO, Advantage
 from sdjax.objectives.diversity_reward import DiversityReward, NoDiversityReward
@@ -130,8 +129,8 @@ def signal_step(
 
 def token_loss(
   student: Student, rollout: Rollout, signal: Signal, options: Options
-) -> Float[Array, 'Q G T']:
-  """The policy loss of each token."""
+) -> jax.Array:
+  """The policy loss [Q, G, T] of a student."""
   each_QGT = options.policy_loss(
     student.logp,
     importance_base(rollout, signal),

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
 from flax import struct
-from jaxtyping import Float
 
 from sdjax.feedback.strategies import Demonstrations
 from sdjax.objectives.anchor import Anchor, NoAnchor
@@ -46,14 +45,7 @@ from sdjax.steps.teacher import (
   teacher_states,
   teacher_tokens,
 )
-from sdjax.types import (
-  ApplyFn,
-  Array,
-  Params,
-  Prompts,
-  Rollout,
-  TeacherContexts,
-)
+from sdjax.types import ApplyFn, Params, Prompts, Rollout, TeacherContexts
 
 
 @dataclass(frozen=True)
@@ -208,8 +200,8 @@ def signal_step(
 
 def token_loss(
   student: Student, rollout: Rollout, signal: Signal, options: Options
-) -> Float[Array, 'Q G T']:
-  """The distillation loss of each token, of a student from `compared`."""
+) -> jax.Array:
+  """The distillation loss [Q, G, T] of a student from `compared`."""
   if options.divergence.compares:
     each_QGT = student.compared.each
   else:
