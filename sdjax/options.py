@@ -55,11 +55,13 @@ class Option:
   Attributes:
     name: of the choice, in text.
     choices: of the family, by name.
+    said: what it is, for a person, with `{option}` for an option's value.
     section: whether a config holds it as a section of plain options, not as
       text.
   """
 
   name: ClassVar[str] = ''
+  said: ClassVar[str] = ''
   section: ClassVar[bool] = False
   choices: ClassVar[dict[str, type[Any]]] = {}
 
@@ -90,6 +92,10 @@ class Option:
       if getattr(self, field.name) != field.default
     ]
     return f'{self.name}({", ".join(changed)})' if changed else self.name
+
+  def words(self) -> str:
+    """Says what it is, for a person; empty where nothing is to be said."""
+    return self.said.format(**{'name': self.name, **vars(self)})
 
   @classmethod
   def parse(cls, text: str) -> Self:

@@ -48,10 +48,15 @@ def _names_shape(annotation: Any) -> bool:
 
 def _caller(frame: FrameType) -> FrameType:
   """Returns the frame that asked for a struct, behind those of the hook."""
-  while frame.f_back and frame.f_globals['__name__'].startswith('jaxtyping.'):
+  while frame.f_back and _module(frame).startswith('jaxtyping.'):
     frame = frame.f_back
   return frame
 
 
 def _is_jax(frame: FrameType) -> bool:
-  return frame.f_globals.get('__name__', '').partition('.')[0] == 'jax'
+  return _module(frame).partition('.')[0] == 'jax'
+
+
+def _module(frame: FrameType) -> str:
+  # Code that is run from a text has no name.
+  return frame.f_globals.get('__name__', '')

@@ -309,7 +309,7 @@ def shown(**options):
       {},
       r'trapezoid\(hold=3\) does nothing when fall=0',
     ),
-    (SD, {'loss__kl': 'k1'}, r'k1\(coef=0.0\) must be above 0'),
+    (SD, {'loss__kl': 'k1'}, r"'k1' lacks coef; write k1\(coef=...\)"),
     (SD, CHARGED, "'sd' needs one in the loss"),
     (MIX, CHARGED, "'mix' needs one in the loss"),
     (SD, {'loss__skip_tokens': 9}, 'leaves no token'),

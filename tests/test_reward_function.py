@@ -367,8 +367,9 @@ def test_no_process_and_no_file_is_left(file, end):
 SCRIPT = """
 import os, runpy, signal, sys
 worker = runpy.run_path(sys.argv[3])
-worker['import_sdjax_lightly'](os.path.dirname(sys.argv[3]))  # saves seconds
-from sdjax import reward_function
+folder = os.path.dirname(os.path.dirname(sys.argv[3]))
+worker['import_sdjax_lightly'](folder)  # saves seconds
+from sdjax.feedback import reward_function
 from sdjax.tasks.base import Question
 reward_function.GRACE = 1.0
 pool = reward_function.RewardPool(sys.argv[1], workers=2, timeout=0.5)

@@ -16,31 +16,17 @@ NUM_VERIFIED = 64
 
 
 class Line(NamedTuple):
-  """An answer that may be shown.
+  """An answer that may be shown, without its thinking."""
 
-  Attributes:
-    number: of the line, from 1.
-    question_id: whose answer it is.
-    question: the text of the question that was answered; None where the line
-      does not say it.
-    answer: without its thinking.
-  """
-
-  number: int
+  number: int  # from 1
   question_id: int
-  question: str | None
+  question: str | None  # the text that was answered, where the line says it
   answer: str
 
 
 @dataclasses.dataclass(frozen=True)
 class External:
-  """What a file has for the training questions.
-
-  Attributes:
-    path: of the file.
-    answers: of each training question that has any.
-    num_questions: of the training split.
-  """
+  """What a file has for the training questions that it has answers to."""
 
   path: str
   answers: dict[int, list[str]]
@@ -62,15 +48,11 @@ class External:
 
 
 def read_lines(path: str) -> list[Line]:
-  """Reads the right answers of a file.
+  """Reads the right answers of a JSONL file.
 
-  Args:
-    path: JSONL, `{"question_id": int, "answer": str}` a line, and optionally
-      `question`, its text; several lines may share a question, and those with
-      a `correct` of false or 0 are left out.
-
-  Returns:
-    The others.
+  A line is `{"question_id": int, "answer": str}`, optionally with `question`,
+  its text; several may share a question, and those with a `correct` of false
+  or 0 are left out.
 
   Raises:
     ConfigError: naming the line that is not such a record, or the file if it
@@ -115,16 +97,9 @@ def read_external(path: str, task: Task, draw: str) -> External:
 
   That a line belongs to the question of its id, and not to one of another
   seed or task, is known by the question's text where the line holds it. Of
-  the lines that do not, some are judged by the task's verifier.
-
-  Args:
-    path: see `read_lines`. Lines of other questions are left out.
-    task: whose training questions are asked.
-    draw: `frequency`: an answer is there as often as the file has it;
-      `distinct`: once.
-
-  Returns:
-    The answers.
+  the lines that do not, some are judged by the task's verifier. Lines of other
+  questions are left out. By `frequency` an answer is there as often as the
+  file has it, if `distinct` once.
 
   Raises:
     ConfigError: as `read_lines` does; or naming the line whose question is

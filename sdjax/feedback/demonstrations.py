@@ -28,11 +28,8 @@ from sdjax.types import Gathered, TeacherContexts
 def context_buckets(num_contexts: int) -> list[int]:
   """The numbers of contexts a question is padded to: powers of two.
 
-  Args:
-    num_contexts: the most distinct demonstrations a question can have.
-
-  Returns:
-    Rising sizes, the last at least `num_contexts`.
+  They rise; the last is the first that is at least `num_contexts`, the most
+  distinct demonstrations a question can have.
   """
   sizes = [1]
   while sizes[-1] < num_contexts:
@@ -92,21 +89,10 @@ def assign(
 ) -> list[list[list[Shown]]]:
   """Chooses what each rollout's teachers are shown.
 
-  An answer is shown without its thinking; one that is nothing else is not
-  shown.
-
-  Args:
-    graded: a batch of graded rollouts.
-    step: enters the draw.
-    options: what is shown.
-    seed: the run's seed.
-    given: answers to a question that no rollout gave, to be shown in place
-      of the peers'; each rollout sees K distinct texts of them, drawn one
-      after another, each in proportion to how often it is there.
-    opened: whether the rollouts began inside a thinking block.
-
-  Returns:
-    Q lists of G lists of at most `count` + `contrast`, the wrong ones last.
+  An answer is shown without its thinking (which rollouts that are `opened`
+  began inside of); one that is nothing else is not shown. What is `given` to a
+  question stands in place of the peers' answers, see `draw_distinct`. Returns
+  Q lists of G lists of at most `count` + `contrast`, the wrong ones last.
   """
   out = []
   for question, verdicts, answers in zip(
@@ -160,30 +146,18 @@ def gather(
 ) -> Gathered:
   """Chooses every rollout's demonstrations and builds the teacher's contexts.
 
-  Rollouts of a question that are shown the same share one context.
-
-  Args:
-    graded: a batch of graded rollouts.
-    step: enters the draw.
-    options: what is shown; a context that is too long loses the end of it.
-    tokenizer: of the model.
-    templates: how the teacher is asked.
-    seed: the run's seed.
-    given: answers to be shown in place of the peers'; see `assign`.
-    thinking: what the chat template is told as `enable_thinking`.
-    opened: whether the rollouts began inside a thinking block.
-
-  Returns:
-    Contexts and assignments. A rollout that is shown nothing is masked.
+  Rollouts of a question that are shown the same share one context; one that
+  is shown nothing is masked. A context that is too long loses the end of what
+  is shown. The chat template is told `thinking` as `enable_thinking`; for the
+  others see `assign`.
   """
   count, max_context = options.count, options.max_context
   num_q, num_g = len(graded.questions), len(graded.answers[0])
   cells = assign(graded, step, options, seed=seed, given=given, opened=opened)
   distinct = [list(dict.fromkeys(x for c in row for x in c)) for row in cells]
-  widest = max(1, *map(len, distinct))
-  num_e = next(e for e in context_buckets(widest) if e >= widest)
+  num_e = context_buckets(max(map(len, distinct)))[-1]
   num_k = count + options.contrast
-  ids_QEC = np.full((num_q, num_e, max_context), 0, np.int32)
+  ids_QEC = np.zeros((num_q, num_e, max_context), np.int32)
   length_QE = np.ones((num_q, num_e), np.int32)
   index_QGK = np.zeros((num_q, num_g, num_k), np.int32)
   mask_QGK = np.zeros((num_q, num_g, num_k), bool)
@@ -212,14 +186,12 @@ def gather(
   own_QG = _own_texts(graded, cells, opened)
   success_Q = graded.correct.any(axis=1)
   taught_QG = mask_QGK[..., :count].any(axis=-1)
-  number = len(
-    [x for row in distinct for x in row if x.demonstration and not x.wrong]
-  )
+  right = [x for x in sum(distinct, []) if x.demonstration and not x.wrong]
   told = sum(x.feedback is not None for row in cells for c in row for x in c)
   metrics = {
     'success_groups': float(success_Q.mean()),
     'demonstrated': float(taught_QG.mean()),
-    'distinct_demonstrations': number / max(int(success_Q.sum()), 1),
+    'distinct_demonstrations': len(right) / max(int(success_Q.sum()), 1),
     'cut_demonstrations': float(cut),
     # Of the correct rollouts; they can learn nothing but to repeat themselves.
     'shown_own_text': float(own_QG.sum() / max(int(graded.correct.sum()), 1)),
@@ -244,20 +216,13 @@ def _own_texts(
   graded: Graded, cells: Sequence[Sequence[Sequence[Shown]]], opened: bool
 ) -> np.ndarray:
   """Bool [Q, G]: correct rollouts that are shown their own text as right."""
-  return np.array(
-    [
-      [
-        v.correct
-        and strip_thinking(answer, opened)
-        in [x.demonstration for x in cell if not x.wrong]
-        for v, answer, cell in zip(verdicts, answers, row, strict=True)
-      ]
-      for verdicts, answers, row in zip(
-        graded.verdicts, graded.answers, cells, strict=True
-      )
-    ],
-    bool,
-  )
+
+  def own(answer: str, cell: Sequence[Shown]) -> bool:
+    shown = [x.demonstration for x in cell if not x.wrong]
+    return strip_thinking(answer, opened) in shown
+
+  rows = zip(graded.answers, cells, strict=True)
+  return graded.correct & [list(map(own, *row)) for row in rows]
 
 
 def demonstrate(
@@ -268,7 +233,7 @@ def demonstrate(
   template: str,
   *,
   max_context: int,
-  strategy: Strategy | str = 'uniform',
+  strategy: Strategy | str = Uniform(),  # noqa: B008
   count: int = 1,
   seed: int = 0,
   step: int = 0,

@@ -41,40 +41,21 @@ class Graded:
 
 
 def decode_answers(tokenizer: Any, rollout: Rollout) -> list[list[str]]:
-  """Turns a batch of rollouts into texts.
-
-  Args:
-    tokenizer: of the model that wrote them.
-    rollout: of Q questions, G samples each.
-
-  Returns:
-    Q lists of G texts, without special tokens.
-  """
+  """Turns rollouts into Q lists of G texts, without special tokens."""
+  ids_QGT, length_QG = np.asarray(rollout.ids), np.asarray(rollout.length)
   return [
     [
       decode_completion(tokenizer, ids_T[:length].tolist())
       for ids_T, length in zip(ids_GT, length_G, strict=True)
     ]
-    for ids_GT, length_G in zip(
-      np.asarray(rollout.ids), np.asarray(rollout.length), strict=True
-    )
+    for ids_GT, length_G in zip(ids_QGT, length_QG, strict=True)
   ]
 
 
 def grade(
   task: Task, tokenizer: Any, questions: Sequence[Question], rollout: Rollout
 ) -> Graded:
-  """Decodes and verifies a batch of rollouts.
-
-  Args:
-    task: the verifier.
-    tokenizer: of the model that wrote the rollouts.
-    questions: Q questions.
-    rollout: host arrays.
-
-  Returns:
-    The graded answers.
-  """
+  """Decodes and verifies a batch of rollouts."""
   answers, verdicts = decode_answers(tokenizer, rollout), []
   for question, texts in zip(questions, answers, strict=True):
     judged = {
@@ -93,37 +74,21 @@ def grade(
 def strategies(graded: Graded) -> np.ndarray:
   """Numbers the strategies behind each question's correct answers.
 
-  Where the verifier names no strategy, the solution is the strategy.
-
-  Args:
-    graded: a batch of graded rollouts.
-
-  Returns:
-    int32 [Q, G], counted from 0 within a question; -1 for wrong answers.
+  Where the verifier names no strategy, the solution is the strategy. Returns
+  int32 [Q, G], counted from 0 within a question; -1 for wrong answers.
   """
-  rows = []
-  for row in graded.verdicts:
+  number_QG = np.full(graded.correct.shape, -1, np.int32)
+  for number_G, row in zip(number_QG, graded.verdicts, strict=True):
     numbers: dict[Any, int] = {}
-    rows.append(
-      [
-        numbers.setdefault(v.strategies or v.solution, len(numbers))
-        if v.correct
-        else -1
-        for v in row
-      ]
-    )
-  return np.asarray(rows, np.int32)
+    for g, v in enumerate(row):
+      if v.correct:
+        key = v.strategies or v.solution
+        number_G[g] = numbers.setdefault(key, len(numbers))
+  return number_QG
 
 
 def records(graded: Graded) -> Iterator[dict[str, Any]]:
-  """Yields each answer as a line of JSON that `sdjax.evaluate` can read.
-
-  Args:
-    graded: a batch of graded rollouts.
-
-  Yields:
-    One record an answer, questions in order, then samples.
-  """
+  """Yields each answer as a line of JSON that `sdjax.evaluate` can read."""
   for question, answers, verdicts in zip(
     graded.questions, graded.answers, graded.verdicts, strict=True
   ):
@@ -144,14 +109,7 @@ def records(graded: Graded) -> Iterator[dict[str, Any]]:
 def group_size(
   questions: Sequence[Question], answers: Sequence[Sequence[str]]
 ) -> int:
-  """Returns G, once it is sure that answers and questions fit.
-
-  Args:
-    questions: Q questions.
-    answers: Q lists of G texts.
-
-  Returns:
-    Answers a question; 0 without a question.
+  """Returns G, 0 without a question, if answers and questions fit.
 
   Raises:
     ValueError: when there are not as many lists as questions, or lists
@@ -168,25 +126,11 @@ def group_size(
 
 
 def join(first: Graded, second: Graded, take: np.ndarray) -> Graded:
-  """Puts together a batch from two.
+  """The batch of the questions at some positions in one followed by another."""
 
-  Args:
-    first: Q questions.
-    second: further questions.
-    take: int [Q'], positions in `first` followed by `second`.
+  def rows(field: dataclasses.Field[Any]) -> Any:
+    both = [*getattr(first, field.name), *getattr(second, field.name)]
+    some = [both[i] for i in take]
+    return np.asarray(some) if field.type is np.ndarray else some
 
-  Returns:
-    The batch of those Q' questions.
-  """
-
-  def rows(name: str) -> list:
-    both = [*getattr(first, name), *getattr(second, name)]
-    return [both[i] for i in take]
-
-  return Graded(
-    questions=rows('questions'),
-    answers=rows('answers'),
-    verdicts=rows('verdicts'),
-    length=np.asarray(rows('length')),
-    finished=np.asarray(rows('finished')),
-  )
+  return Graded(*map(rows, dataclasses.fields(Graded)))

@@ -61,22 +61,15 @@ class _Worker:
   """
 
   def __init__(self, setup: dict[str, Any], folder: str):
-    """Starts the process; it is not waited for.
+    """Starts the process in a folder; it is not waited for.
 
-    Args:
-      setup: what `reward_worker.serve` reads first.
-      folder: the process's working directory.
+    The setup is what `reward_worker.serve` reads first.
     """
     self.connection, theirs = multiprocessing.connection.Pipe()
     try:
       self._process = subprocess.Popen(
         # -P: the folder of this package has a `types.py`.
-        [
-          sys.executable,
-          '-P',
-          reward_worker.__file__,
-          str(theirs.fileno()),
-        ],
+        [sys.executable, '-P', reward_worker.__file__, str(theirs.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=2,  # what the function prints is no part of our output
         pass_fds=[theirs.fileno()],
@@ -113,9 +106,7 @@ class _Worker:
       self._process.kill()
     code = self._process.wait()
     self.connection.close()
-    if code >= 0:
-      return f'exit status {code}'
-    return f'signal {-code}'
+    return f'exit status {code}' if code >= 0 else f'signal {-code}'
 
 
 def _kill_all(workers: list[_Worker], owner: int) -> None:
@@ -141,12 +132,9 @@ class RewardPool:
   def __init__(self, function: str, *, workers: int, timeout: float):
     """Starts the workers and waits until they have the function.
 
-    Args:
-      function: as `load_function` takes it. It is imported in the workers
-        only. There, JAX sees no device but the CPU.
-      workers: how many processes, at least 1.
-      timeout: seconds one answer may take, > 0. Importing the function does
-        not count.
+    It is imported in the workers only, as by `load_function`; there, JAX sees
+    no device but the CPU. One answer may take `timeout` seconds; importing the
+    function does not count.
 
     Raises:
       ValueError: for a number of workers or a time that cannot be.
@@ -195,17 +183,11 @@ class RewardPool:
   ) -> tuple[np.ndarray, dict[str, int]]:
     """Scores the answers to a batch of questions.
 
-    The same answer to the same question is scored once.
-
-    Args:
-      questions: Q questions, which can be pickled.
-      answers: Q lists of G texts.
-
-    Returns:
-      The rewards, float32 [Q, G], and how many of these Q * G answers have
-      a reward of 0 because the function was late (`reward_timeouts`), or
-      because it raised, crashed or returned no finite number
-      (`reward_errors`). The first time, a warning says what happened.
+    The same answer to the same question is scored once. Returns the rewards,
+    float32 [Q, G], and how many of these Q * G answers have a reward of 0
+    because the function was late (`reward_timeouts`), or because it raised,
+    crashed or returned no finite number (`reward_errors`). The first time, a
+    warning says what happened.
 
     Raises:
       ValueError: answers and questions do not fit, or the pool is closed.

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from sdjax.data.context import encode_answered
 from sdjax.data.padding import padded_batches
@@ -29,7 +30,7 @@ from sdjax.models.transformer import (
 )
 from sdjax.models.weights import Safetensors, read_params
 from sdjax.tasks.base import Question
-from sdjax.types import ApplyFn, Params
+from sdjax.types import ApplyFn, Array, Params
 
 SCORE = 'score.weight'
 ARCHITECTURE = 'ForSequenceClassification'
@@ -38,22 +39,14 @@ ARCHITECTURE = 'ForSequenceClassification'
 def reward_step(
   apply_fn: ApplyFn,
   params: Params,
-  score_head: jax.Array,
-  ids_BT: jax.Array,
-  length_B: jax.Array,
-) -> jax.Array:
-  """Rewards whole texts.
+  score_head: Float[Array, 'D'],
+  ids_BT: Int[Array, 'B T'],
+  length_B: Int[Array, 'B'],
+) -> Float[Array, 'B']:
+  """Rewards whole right-padded texts of at least one token.
 
-  Args:
-    apply_fn: the decoder.
-    params: its weights.
-    score_head: [D].
-    ids_BT: int32, right-padded.
-    length_B: int32, real tokens of each row, at least 1.
-
-  Returns:
-    float32 [B], of any size and sign: the product of the head with the
-    hidden state of each row's last real token, summed in float32.
+  The product of the head with the hidden state of each row's last real token,
+  summed in float32, of any size and sign.
   """
   # Causal: what stands behind the last real token changes nothing.
   hidden_B1TD, _ = apply_fn(params, ids_BT[:, None], method='hidden')
@@ -67,16 +60,9 @@ def reward_step(
 def load_reward_config(
   checkpoint: str | Path, **numerics: str
 ) -> TransformerConfig:
-  """Reads the sizes of a reward model's decoder.
+  """Reads the sizes of a reward model's decoder, as `hf.load_config`.
 
-  Args:
-    checkpoint: as `hf.resolve` takes it.
-    **numerics: `dtype`, `param_dtype` and `remat`, as `hf.load_config` takes
-      them.
-
-  Returns:
-    The decoder. It has no head; its embedding counts as tied, so that none
-    is looked for.
+  It has no head; its embedding counts as tied, so that none is looked for.
 
   Raises:
     CheckpointError: as `hf.load_config`, and for a model with another head.
@@ -96,15 +82,9 @@ def load_reward_config(
 def load_reward_params(
   checkpoint: str | Path, cfg: TransformerConfig, mesh: Any = None
 ) -> tuple[Params, jax.Array]:
-  """Reads a reward model's weights.
+  """Reads a reward model's decoder and its head [D], in its `param_dtype`.
 
-  Args:
-    checkpoint: as `hf.resolve` takes it.
-    cfg: from `load_reward_config`; the weights come in its `param_dtype`.
-    mesh: devices to split them over; None: the default device.
-
-  Returns:
-    The decoder's weights, and the head [D].
+  Split over the devices of a mesh; None: the default device.
 
   Raises:
     CheckpointError: as `hf.load_params`, and for a head that is missing,
@@ -162,18 +142,12 @@ class RewardModel:
     max_tokens: int = 4096,
     batch_tokens: int = 8192,
   ):
-    """Loads a checkpoint.
+    """Loads a Hugging Face folder, or `owner/model` from the hub.
 
-    Args:
-      path: a Hugging Face folder, or `owner/model` for one on the hub.
-      mesh: devices to split weights and batches over, all of this process;
-        None: the default device.
-      dtype: what matrix products run in.
-      param_dtype: what the weights are kept in.
-      max_tokens: the most tokens a question and its answer may have
-        together.
-      batch_tokens: about how many tokens run at once, padding included; a
-        longer text runs alone.
+    Weights and batches are split over the devices of a mesh, all of this
+    process; None: the default device. A question and its answer may have
+    `max_tokens` together. About `batch_tokens` run at once, padding included;
+    a longer text runs alone.
 
     Raises:
       ValueError: (a `CheckpointError`) naming what is missing, damaged or
@@ -206,14 +180,9 @@ class RewardModel:
   def score(
     self, questions: Sequence[Question], answers: Sequence[Sequence[str]]
   ) -> np.ndarray:
-    """Rewards the answers to a batch of questions.
+    """Rewards Q lists of G answers, float32 [Q, G].
 
-    Args:
-      questions: Q questions, of which only the text is read.
-      answers: Q lists of G texts.
-
-    Returns:
-      float32 [Q, G]. The same texts get the same reward.
+    Only the questions' text is read; the same texts get the same reward.
 
     Raises:
       ValueError: answers and questions do not fit, a text is too long or

@@ -65,12 +65,7 @@ class Reward(Section):
 def make_source(options: Reward, mesh: Any = None) -> Source:
   """Makes what rewards a batch of answers.
 
-  Args:
-    options: which source, and how it is run.
-    mesh: devices, for a reward model.
-
-  Returns:
-    The source; it holds worker processes or a model.
+  It holds worker processes, or a model on the devices of a mesh.
 
   Raises:
     RewardError: the function cannot be loaded.
@@ -111,14 +106,7 @@ def rewarded(
 ) -> Graded:
   """Puts other rewards into a batch's verdicts.
 
-  Args:
-    graded: as the verifier has it.
-    reward_QG: float [Q, G].
-    threshold: from which reward on an answer is correct; None: as the
-      verifier has it.
-
-  Returns:
-    The batch.
+  An answer is correct from the threshold on; None: as the verifier has it.
   """
 
   def change(verdict: Any, reward: float) -> Any:

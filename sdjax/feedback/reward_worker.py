@@ -29,16 +29,12 @@ class RewardError(RuntimeError):
 
 
 def load_function(function: str) -> Callable[..., Any]:
-  """Imports a user's reward function.
+  """Imports a user's `(question, answer) -> reward`.
 
-  Args:
-    function: `path/to/file.py:name` or `package.module:name`. A file may
-      import what lies beside it.
-
-  Returns:
-    The function `(question, answer) -> reward`, where `question` is a
-    `sdjax.tasks.base.Question`, `answer` a text and the reward a finite
-    number, or anything with one as `.reward`, such as a `Verdict`.
+  From `path/to/file.py:name` or `package.module:name`; a file may import what
+  lies beside it. The question is a `sdjax.tasks.base.Question`, the answer a
+  text and the reward a finite number, or anything with one as `.reward`, such
+  as a `Verdict`.
 
   Raises:
     RewardError: there is no such file, module or name, or it is not
@@ -52,16 +48,10 @@ def load_function(function: str) -> Callable[..., Any]:
 
 
 def as_number(reward: Any) -> float:
-  """Reads what a reward function returned.
-
-  Args:
-    reward: a number, an array of one, or anything with one as `.reward`.
-
-  Returns:
-    The number, which a float32 can hold.
+  """Reads a number, an array of one, or anything with one as `.reward`.
 
   Raises:
-    RewardError: it is something else, or not finite.
+    RewardError: it is something else, not finite, or too large for a float32.
   """
   value = getattr(reward, 'reward', reward)
   if hasattr(value, 'item') and getattr(value, 'size', 1) == 1:
@@ -101,9 +91,6 @@ def import_sdjax_lightly(folder: str) -> None:
   A question's class lies in `sdjax.tasks`, which needs no JAX. The package's
   own names are there as well, with all that they need, from the moment that
   somebody asks for one.
-
-  Args:
-    folder: of the package.
   """
   spec = importlib.util.spec_from_file_location(
     'sdjax',
@@ -131,9 +118,6 @@ def serve(connection: Connection) -> None:
 
   Sends (`ready`, None) or (`broken`, why) once, then for each answer
   (`started`, None) and after it (`reward`, number) or (`error`, why).
-
-  Args:
-    connection: to the pool.
 
   Raises:
     EOFError, OSError: the pool is gone.

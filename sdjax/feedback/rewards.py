@@ -27,21 +27,13 @@ def gather(
 ) -> Gathered:
   """Makes each rollout's reward.
 
-  Args:
-    graded: a batch of graded rollouts.
-    step: unused; nothing is drawn.
-    advantage: what will be made of the rewards; a question is useful if any
-      of its rollouts has one, penalties for length aside.
-    diversity: what rollouts earn for being unlike the others.
-    overlong_share: over this last share of `max_new_tokens` a rollout loses
-      0 to 1, linearly; one that was cut off loses 1.
-    max_new_tokens: T.
-
-  Returns:
-    The rewards; where the advantage needs them also those that are 1 for a
-    right rollout that takes the s-th strategy. No demonstrations.
+  And where the advantage needs them those that are 1 for a right rollout that
+  takes the s-th strategy. A question is useful if any of its rollouts has an
+  advantage, penalties for length aside: over the last `overlong_share` of
+  `max_new_tokens` a rollout loses 0 to 1, linearly; one that was cut off loses
+  1.
   """
-  del step
+  del step  # nothing is drawn
   reward_QG = graded.reward
   metrics = {}
   set_reward = None

@@ -4,12 +4,11 @@
 import collections
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from annotated_types import Ge
 
-from sdjax.options import ConfigError, Option, check_fields
+from sdjax.options import ConfigError, Count, Option, Section, Size
 from sdjax.tasks.base import Question, Task
 
 FIELDS = ('{question}', '{demonstration}', '{feedback}')
@@ -66,10 +65,6 @@ class Strategy(Option):
     del task
     return None, ()
 
-  def words(self) -> str:
-    """Says where they come from, for a person."""
-    raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class _Peers(Strategy):
@@ -90,21 +85,17 @@ class _Peers(Strategy):
   def words(self) -> str:
     """Says where they come from, for a person."""
     others = 'other ' if self.exclude_self else ''
-    text = self._words().replace('correct', f'{others}correct')
+    text = self.said.replace('correct', f'{others}correct')
     if self.exclude_same_text:
       text += " whose text is not the rollout's own"
     return text
-
-  def _words(self) -> str:
-    raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Uniform(_Peers, name='uniform'):
   """Each correct peer is equally likely."""
 
-  def _words(self) -> str:
-    return 'drawn uniformly from the correct rollouts'
+  said = 'drawn uniformly from the correct rollouts'
 
 
 @dataclass(frozen=True)
@@ -112,14 +103,14 @@ class First(_Peers, name='first'):
   """The first correct peers in the group."""
 
   draws: ClassVar[bool] = False
-
-  def _words(self) -> str:
-    return 'the first of the correct rollouts'
+  said = 'the first of the correct rollouts'
 
 
 @dataclass(frozen=True)
 class MostDifferent(_Peers, name='most_different'):
   """Those that share the smallest part of their words; ties at random."""
+
+  said = 'the correct rollouts least like it'
 
   def arrange(self, candidates, rng):
     """Returns the texts by the Jaccard index of their words, rising."""
@@ -132,9 +123,6 @@ class MostDifferent(_Peers, name='most_different'):
 
     return sorted(candidates.texts, key=overlap)
 
-  def _words(self) -> str:
-    return 'the correct rollouts least like it'
-
 
 @dataclass(frozen=True)
 class Balanced(_Peers, name='balanced'):
@@ -142,6 +130,8 @@ class Balanced(_Peers, name='balanced'):
 
   However many peers found it; all are shown before one is shown twice.
   """
+
+  said = 'drawn uniformly from the solutions that rollouts found'
 
   def arrange(self, candidates, rng):
     """Returns the texts, a solution after another."""
@@ -153,30 +143,21 @@ class Balanced(_Peers, name='balanced'):
     # Which solution comes first must not follow how many peers found it.
     order = sorted(rounds)
     lot = dict(zip(order, rng.permutation(len(order)), strict=True))
-    return sorted(
-      candidates.texts, key=lambda text: (turn[text], lot[of[text]])
-    )
-
-  def _words(self) -> str:
-    return 'drawn uniformly from the solutions that rollouts found'
+    return sorted(candidates.texts, key=lambda x: (turn[x], lot[of[x]]))
 
 
 @dataclass(frozen=True)
 class Reference(Strategy, name='reference'):
   """The task's own answer, whether or not a peer is correct."""
 
-  from_peers: ClassVar[bool] = False
   always_there: ClassVar[bool] = True
+  from_peers: ClassVar[bool] = False
   exclude_self: ClassVar[bool] = False
-  exclude_same_text: ClassVar[bool] = False
+  said = "the task's own"
 
   def given(self, task):
     """Returns the task's answers."""
     return lambda question: [x for x in [task.example(question)] if x], ()
-
-  def words(self) -> str:
-    """Says where they come from, for a person."""
-    return "the task's own"
 
 
 @dataclass(frozen=True)
@@ -196,7 +177,6 @@ class External(Strategy, name='external'):
   draw: Literal['frequency', 'distinct'] = 'frequency'
   from_peers: ClassVar[bool] = False
   exclude_self: ClassVar[bool] = False
-  exclude_same_text: ClassVar[bool] = False
 
   def given(self, task):
     """Reads the file, and holds it against the task's questions."""
@@ -207,10 +187,8 @@ class External(Strategy, name='external'):
 
   def words(self) -> str:
     """Says where they come from, for a person."""
-    how = {
-      'frequency': ' by frequency',
-      'distinct': ', each text equally likely',
-    }[self.draw]
+    often = self.draw == 'frequency'
+    how = ' by frequency' if often else ', each text equally likely'
     return f'drawn from a file{how}'
 
 
@@ -221,15 +199,11 @@ class NoDemonstration(Strategy, name='none'):
   shows: ClassVar[bool] = False
   from_peers: ClassVar[bool] = False
   exclude_self: ClassVar[bool] = False
-  exclude_same_text: ClassVar[bool] = False
-
-  def words(self) -> str:
-    """Says where they come from, for a person."""
-    return 'none'
+  said = 'none'
 
 
 @dataclass(frozen=True)
-class Demonstrations:
+class Demonstrations(Section):
   """What the teacher is shown that the student is not.
 
   Attributes:
@@ -250,17 +224,17 @@ class Demonstrations:
   """
 
   strategy: Strategy = Uniform()
-  count: Annotated[int, Ge(1)] = 1
-  contrast: Annotated[int, Ge(0)] = 0
+  count: Size = 1
+  contrast: Count = 0
   feedback: Literal['never', 'without_peer', 'always'] = 'never'
   template: str = ''
   feedback_template: str = ''
   both_template: str = ''
-  max_context: Annotated[int, Ge(1)] = 36
+  max_context: Size = 36
 
   def __post_init__(self):
     """Refuses options that do nothing under the others, or contradict them."""
-    check_fields(self)
+    super().__post_init__()
     strategy, feedback = self.strategy, self.feedback
     if not strategy.shows and feedback == 'never':
       raise ConfigError(
@@ -272,26 +246,14 @@ class Demonstrations:
         "demonstrations.feedback='without_peer' does nothing with strategy="
         f"{str(strategy)!r}: there is always an answer to show; use 'always'."
       )
+    question, demonstration, told = FIELDS
+    both = f'feedback={feedback!r} and strategy={str(strategy)!r}'
     for name, needed, acts, why in (
-      (
-        'template',
-        ('{question}', '{demonstration}'),
-        strategy.shows,
-        "strategy='none'",
-      ),
-      (
-        'feedback_template',
-        ('{question}', '{feedback}'),
-        feedback != 'never',
-        "feedback='never'",
-      ),
-      (
-        'both_template',
-        FIELDS,
-        feedback == 'always' and strategy.shows,
-        f'feedback={feedback!r} and strategy={str(strategy)!r}',
-      ),
+      ('', (question, demonstration), strategy.shows, "strategy='none'"),
+      ('feedback_', (question, told), feedback != 'never', "feedback='never'"),
+      ('both_', FIELDS, feedback == 'always' and strategy.shows, both),
     ):
+      name += 'template'
       template = getattr(self, name)
       if template and not acts:
         raise ConfigError(f'demonstrations.{name} does nothing with {why}.')
@@ -308,14 +270,7 @@ class Demonstrations:
       )
 
   def check(self, num_samples: int) -> None:
-    """Refuses groups that are too small.
-
-    Args:
-      num_samples: G.
-
-    Raises:
-      ConfigError: naming what there can be.
-    """
+    """Raises a `ConfigError` for groups that are too small."""
     strategy = self.strategy
     if strategy.from_peers and strategy.exclude_self and num_samples < 2:
       raise ConfigError(
@@ -334,15 +289,9 @@ class Demonstrations:
 
 
 def check_template(name: str, template: str, needed: Sequence[str]) -> None:
-  """Refuses a template that lacks a field or repeats it; not an empty one.
+  """Raises a `ConfigError` for a template that lacks a field or repeats it.
 
-  Args:
-    name: the option, dotted.
-    template: its value.
-    needed: fields it must hold.
-
-  Raises:
-    ConfigError: naming the field.
+  Not for an empty one. `name` is the option's, dotted.
   """
   for field in needed if template else ():
     if template.count(field) != 1:
@@ -360,20 +309,10 @@ def choose(
 ) -> tuple[str, ...]:
   """Chooses the correct peers that one rollout is shown.
 
-  Args:
-    answers: the group's G texts.
-    correct: whether each is correct.
-    own: which of them is the rollout itself.
-    strategy: one that chooses among peers.
-    count: K; fewer are returned when the correct peers have fewer distinct
-      texts.
-    rng: for the strategies that draw.
-    solutions: G identities of what the answers solve the question by; None:
-      each text is a solution of its own.
-
-  Returns:
-    At most K distinct texts; empty when no rollout that may be shown is
-    correct.
+  Of the group's answers, `own` is the rollout itself; `solutions` identify
+  what each solves the question by, None: each text is a solution of its own.
+  Returns at most `count` distinct texts, fewer where the correct peers that
+  may be shown have fewer.
   """
   peers = [
     g
@@ -395,16 +334,10 @@ def choose(
 def draw_distinct(
   answers: Sequence[str], count: int, rng: np.random.Generator
 ) -> tuple[str, ...]:
-  """Draws distinct texts by how often each is there.
+  """Draws distinct texts, or all where there are fewer.
 
-  Args:
-    answers: texts, which may repeat.
-    count: K.
-    rng: the source of randomness.
-
-  Returns:
-    K texts, or all where there are fewer: each was drawn, among those not yet
-    drawn, in proportion to its number.
+  Each is drawn, among those not yet drawn, in proportion to how often it is
+  there.
   """
   # The texts of a random order of all answers, each at its first place.
   shuffled = (answers[int(i)] for i in rng.permutation(len(answers)))

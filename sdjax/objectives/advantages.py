@@ -7,10 +7,9 @@ reward itself. All results are float32 [Q, G] (float64 under x64).
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sdjax.options import ConfigError, Option
 from sdjax.types import Array, Rewards
@@ -49,14 +48,7 @@ class Advantage(Option):
     return centred(cost_QG)
 
   def check(self, num_samples: int) -> None:
-    """Refuses groups that are too small.
-
-    Args:
-      num_samples: G.
-
-    Raises:
-      ConfigError: naming the smallest.
-    """
+    """Raises a `ConfigError` for groups that are too small."""
     if num_samples < self.smallest_group:
       raise ConfigError(
         f'rollout.num_samples={num_samples} leaves advantage={str(self)!r} '
@@ -64,16 +56,13 @@ class Advantage(Option):
         "'reinforce'."
       )
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class RewardItself(Advantage, name='reinforce'):
   """The reward itself, without a baseline (R. J. Williams, 1992)."""
 
   smallest_group: ClassVar[int] = 1
+  said = 'R'
 
   def __call__(self, rewards):
     """Returns [Q, G]."""
@@ -83,22 +72,16 @@ class RewardItself(Advantage, name='reinforce'):
     """Returns the cost: there is no baseline."""
     return jnp.asarray(cost_QG, float)
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'R'
-
 
 @dataclass(frozen=True)
 class DrGRPO(Advantage, name='dr_grpo'):
   """R - mean: no division by the spread (Dr. GRPO, arXiv 2503.20783)."""
 
+  said = 'R - mean'
+
   def __call__(self, rewards):
     """Returns [Q, G]."""
     return centred(rewards.reward)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'R - mean'
 
 
 @dataclass(frozen=True)
@@ -142,6 +125,8 @@ class RLOO(Advantage, name='rloo'):
   Source: RLOO (arXiv 2402.14740).
   """
 
+  said = 'R - mean of the others'
+
   def __call__(self, rewards):
     """Returns [Q, G]; an error for a group of one, which has no others."""
     return self.baseline(rewards.reward)
@@ -152,10 +137,6 @@ class RLOO(Advantage, name='rloo'):
     if num_samples < 2:
       raise ValueError('rloo needs at least 2 rollouts a question.')
     return centred(cost_QG) * num_samples / (num_samples - 1)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'R - mean of the others'
 
 
 @dataclass(frozen=True)
@@ -174,6 +155,7 @@ class PassAtK(Advantage, name='pass_at_k'):
 
   k: Annotated[int, Ge(1)] = 4
   plain: ClassVar[bool] = False
+  said = 'its part in pass@{k}'
 
   def __call__(self, rewards):
     """Returns [Q, G]; an error where k exceeds the group."""
@@ -204,10 +186,6 @@ class PassAtK(Advantage, name='pass_at_k'):
         f'{num_samples}: the set of all has nothing to be compared to.'
       )
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'its part in pass@{self.k}'
-
 
 @dataclass(frozen=True)
 class MaxRL(Advantage, name='maxrl'):
@@ -222,16 +200,13 @@ class MaxRL(Advantage, name='maxrl'):
   """
 
   plain: ClassVar[bool] = False
+  said = '(r - m) / m, r 1 for a correct rollout, m their share'
 
   def __call__(self, rewards):
     """Returns [Q, G], at least -1."""
     correct_QG = jnp.asarray(rewards.correct, float)
     share_Q1 = correct_QG.mean(axis=1, keepdims=True)
     return centred(correct_QG) / jnp.where(share_Q1 > 0, share_Q1, 1)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return '(r - m) / m, r 1 for a correct rollout, m their share'
 
 
 @dataclass(frozen=True)
@@ -249,6 +224,7 @@ class ROSA(Advantage, name='rosa'):
 
   plain: ClassVar[bool] = False
   needs_sets: ClassVar[bool] = True
+  said = 'what it adds to the best of its set under an uncertain reward'
 
   def __call__(self, rewards):
     """Returns [Q, G], at least 0; an error for a group of one."""
@@ -264,20 +240,11 @@ class ROSA(Advantage, name='rosa'):
     )
     return (best_Q1S - others.max(axis=2)).sum(axis=-1)
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'what it adds to the best of its set under an uncertain reward'
 
+def different_share(same_QGG: Bool[Array, 'Q G G']) -> Float[Array, 'Q G']:
+  """Share of a group's other rollouts that are not the same as each one.
 
-def different_share(same_QGG: Array) -> jax.Array:
-  """Share of a group's other rollouts that are unlike each one.
-
-  Args:
-    same_QGG: bool [Q, G, G], whether two rollouts count as alike; the
-      diagonal is not read.
-
-  Returns:
-    float32 [Q, G], in 0..1; 0 for a group of one.
+  0 for a group of one; the diagonal is not read.
   """
   num_samples = same_QGG.shape[1]
   other_GG = ~jnp.eye(num_samples, dtype=bool)
@@ -285,16 +252,12 @@ def different_share(same_QGG: Array) -> jax.Array:
   return different_QG / jnp.float32(max(num_samples - 1, 1))
 
 
-def disjoint_share(member_QGS: Array) -> jax.Array:
+def disjoint_share(member_QGS: Bool[Array, 'Q G S']) -> Float[Array, 'Q G']:
   """Share of a group's other rollouts that share no strategy with each one.
 
+  Each names some of S strategies; 0 for a group of one.
+
   Source: the diversity reward of arXiv 2606.26091 (sec. 4.1).
-
-  Args:
-    member_QGS: bool [Q, G, S], whether a rollout names each of S strategies.
-
-  Returns:
-    float32 [Q, G], in 0..1; 0 for a group of one.
   """
   member_QGS = jnp.asarray(member_QGS, jnp.float32)
   shared_QGG = jnp.einsum('qis,qjs->qij', member_QGS, member_QGS)

@@ -29,10 +29,6 @@ class Anchor(Option):
     del step
     return 1.0
 
-  def words(self) -> str:
-    """Says what it is, for a person; empty without one."""
-    return ''
-
 
 @dataclass(frozen=True)
 class NoAnchor(Anchor, name='none'):
@@ -41,12 +37,9 @@ class NoAnchor(Anchor, name='none'):
 
 @dataclass(frozen=True)
 class TrustRegion(Anchor, name='trust_region'):
-  """The teacher mixed with the reference, both shown the demonstration.
+  """The teacher with this share, both shown the demonstration.
 
   Source: SDPO, arXiv 2601.20802.
-
-  Attributes:
-    share: the teacher's.
   """
 
   share: Annotated[float, Ge(0), Le(1)] = 0.05
@@ -102,13 +95,7 @@ def geometric_mixture(
 ) -> Float[Array, '*B V']:
   """Logits of the distribution proportional to q^(1 - weight) o^weight.
 
-  Args:
-    logits: of q.
-    other_logits: of o; leading axes broadcast.
-    weight: o's share, in [0, 1].
-
-  Returns:
-    Not normalised. At weight 0 or 1 it is one of the two, exactly.
+  Not normalised; at weight 0 or 1 it is one of the two, exactly.
   """
   weight = jnp.asarray(weight)[..., None]
   return (1 - weight) * logits + weight * other_logits

@@ -2,19 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from sdjax.types import Array
 
 
-def future_sum(value: jax.Array, mask: jax.Array, discount: float) -> jax.Array:
-  """sum_{s > t} discount^(s - t) value_s over the tokens that count.
-
-  Args:
-    value: [..., T].
-    mask: bool [..., T].
-    discount: in [0, 1].
-
-  Returns:
-    [..., T]; 0 for the last token.
-  """
+def future_sum(
+  value: Float[Array, '*B T'], mask: Bool[Array, '*B T'], discount: float
+) -> Float[Array, '*B T']:
+  """sum_{s > t} discount^(s - t) value_s over the tokens that count."""
   steps = jnp.moveaxis(jnp.where(mask, value, 0), -1, 0)
 
   def back(later, now):

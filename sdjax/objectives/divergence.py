@@ -30,9 +30,11 @@ class Divergence(Option):
 
   Attributes:
     compares: whether it compares next-token distributions.
+    clip: nats that no term exceeds.
   """
 
   compares: ClassVar[bool] = True
+  clip: float = math.inf
 
   def __call__(
     self, student_logp: Float[Array, '*B V'], teacher_logp: Float[Array, '*B V']
@@ -41,17 +43,17 @@ class Divergence(Option):
     raise NotImplementedError
 
   def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
+    """Says what it is and its clip, for a person."""
+    return super().words() + _clip_words(self.clip)
+
+
+def _clip_words(clip: float) -> str:
+  return '' if clip == math.inf else f', no token above {clip:g} nats'
 
 
 def _clipped_sum(terms: jax.Array, clip: float) -> jax.Array:
   """sum_v min(term_v, clip)."""
   return jnp.sum(terms if clip == math.inf else jnp.minimum(terms, clip), -1)
-
-
-def _clip_words(clip: float) -> str:
-  return '' if clip == math.inf else f', no token above {clip:g} nats'
 
 
 def kl_terms(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
@@ -77,14 +79,11 @@ class ReverseKL(Divergence, name='reverse_kl'):
   """
 
   clip: Clip = math.inf
+  said = 'KL(student || teacher)'
 
   def __call__(self, student_logp, teacher_logp):
     """Returns nats [...]."""
     return _clipped_sum(kl_terms(student_logp, teacher_logp), self.clip)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'KL(student || teacher){_clip_words(self.clip)}'
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,11 @@ class ForwardKL(Divergence, name='forward_kl'):
   """
 
   clip: Clip = math.inf
+  said = 'KL(teacher || student)'
 
   def __call__(self, student_logp, teacher_logp):
     """Returns nats [...]."""
     return _clipped_sum(kl_terms(teacher_logp, student_logp), self.clip)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'KL(teacher || student){_clip_words(self.clip)}'
 
 
 @dataclass(frozen=True)
@@ -189,14 +185,11 @@ class CrossEntropy(Divergence, name='cross_entropy'):
   """
 
   clip: Clip = math.inf
+  said = '-sum teacher log student'
 
   def __call__(self, student_logp, teacher_logp):
     """Returns nats [...], at least 0."""
     return _clipped_sum(-jnp.exp(teacher_logp) * student_logp, self.clip)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'-sum teacher log student{_clip_words(self.clip)}'
 
 
 @dataclass(frozen=True)
@@ -210,10 +203,7 @@ class ScoreWeighted(Divergence, name='score_weighted'):
   """
 
   compares: ClassVar[bool] = False
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return '-softmax(score under the teacher) log p'
+  said = '-softmax(score under the teacher) log p'
 
 
 def sampled_reverse_kl(
@@ -223,12 +213,5 @@ def sampled_reverse_kl(
 
   sg(log p - log q) * log p: its gradient is that of KL(student || teacher) in
   expectation over tokens the student samples; its value is not a divergence.
-
-  Args:
-    student_logp: log p of the taken token, nats.
-    teacher_logp: log q of the taken token, nats.
-
-  Returns:
-    The loss of each token.
   """
   return jax.lax.stop_gradient(student_logp - teacher_logp) * student_logp

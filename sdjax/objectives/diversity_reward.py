@@ -2,7 +2,7 @@
 """What a rollout earns for being unlike the others of its group."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Gt, Le
@@ -26,21 +26,9 @@ class DiversityReward(Option):
   of: str = 'correct'
 
   def __call__(self, reward_QG: np.ndarray, share_QG: np.ndarray) -> np.ndarray:
-    """Changes the rewards.
-
-    Args:
-      reward_QG: float.
-      share_QG: float, in 0..1, each rollout's diversity.
-
-    Returns:
-      float [Q, G].
-    """
+    """Changes the rewards by each rollout's diversity, in 0..1."""
     del share_QG
     return reward_QG
-
-  def words(self) -> str:
-    """Says what is done to the reward R, for a person; empty for nothing."""
-    return ''
 
 
 UNLIKE = {'concepts': 'disjoint concepts', 'solution': 'another solution'}
@@ -49,9 +37,6 @@ UNLIKE = {'concepts': 'disjoint concepts', 'solution': 'another solution'}
 @dataclass(frozen=True)
 class NoDiversityReward(DiversityReward, name='none'):
   """The rewards stay."""
-
-  by: ClassVar[str] = ''
-  of: ClassVar[str] = 'correct'
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,6 @@ class Scale(DiversityReward, name='multiply'):
 
   weight: Annotated[float, Gt(0), Le(1)] = 1.0
   by: Literal['concepts', 'solution'] = 'concepts'
-  of: ClassVar[str] = 'correct'
 
   def __call__(self, reward_QG, share_QG):
     """Returns the scaled rewards."""

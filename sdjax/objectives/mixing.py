@@ -15,8 +15,9 @@ from typing import Annotated, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le
+from jaxtyping import Bool, Float, Int
 
-from sdjax.objectives.pooling import arithmetic_mixture
+from sdjax.objectives.pooling import arithmetic_mixture, mean_over_teachers
 from sdjax.objectives.reduce import token_weights
 from sdjax.options import ConfigError, Option
 from sdjax.types import Array
@@ -26,73 +27,63 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 
 class TeacherTokens(NamedTuple):
-  """What the teachers say of the taken tokens.
+  """What K teachers, or one mixture of them, say of the taken tokens.
 
-  Attributes:
-    logp: float32 [Q, G, T, K], nats, of the token.
-    entropy: float32 [Q, G, T, K], nats, of each teacher's distribution.
-    found: bool [Q, G, T, K], which teachers exist; K is 1 for a mixture.
+  Nats of the token and of each teacher's distribution, and which exist.
   """
 
-  logp: Array
-  entropy: Array
-  found: Array
+  logp: Float[Array, 'Q G T K']
+  entropy: Float[Array, 'Q G T K']
+  found: Bool[Array, 'Q G T K']
 
 
 class Inputs(NamedTuple):
   """What a rule is made of, before and beside the teacher.
 
   Attributes:
-    advantage: float32 [Q, G, T], A.
-    weight: float32 [Q, 1, 1], w.
-    counted: bool [Q, G, T], tokens that may count.
-    samples: bool [Q, G], rollouts that reinforcement learning counts.
-    taught: bool [Q, G], rollouts that count and have a teacher.
-    correct: bool [Q, G], the verifier's word, or None.
-    strategy: int32 [Q, G], the same for correct rollouts of one strategy, -1
-      for wrong ones; or None.
-    base_logp: float32 [Q, G, T], nats, under the behaviour policy.
+    advantage: A.
+    weight: w.
+    counted: tokens that may count.
+    samples: rollouts that reinforcement learning counts.
+    taught: rollouts that count and have a teacher.
+    correct: the verifier's word.
+    strategy: the same for correct rollouts of one strategy, -1 for wrong ones.
+    base_logp: nats, under the behaviour policy.
     num_contrast: how many of the K teachers, the last ones, are shown a WRONG
       answer.
     aggregation: of the loss.
     tokens: gives the teachers' word; a rule that needs none never calls it.
   """
 
-  advantage: Array
-  weight: Array
-  counted: Array
-  samples: Array
-  taught: Array
-  correct: Array | None
-  strategy: Array | None
-  base_logp: Array
+  advantage: Float[Array, 'Q G T']
+  weight: Float[Array, 'Q 1 1']
+  counted: Bool[Array, 'Q G T']
+  samples: Bool[Array, 'Q G']
+  taught: Bool[Array, 'Q G']
+  correct: Bool[Array, 'Q G'] | None
+  strategy: Int[Array, 'Q G'] | None
+  base_logp: Float[Array, 'Q G T']
   num_contrast: int
   aggregation: str
   tokens: Callable[[], TeacherTokens]
 
   def log_ratio(self) -> jax.Array:
     """U of each token, the mean over its teachers."""
-    tokens = self.tokens()
-    return mean_over_teachers(
-      tokens.logp - self.base_logp[..., None], tokens.found
-    )
+    logp, _, found = self.tokens()
+    return mean_over_teachers(logp - self.base_logp[..., None], found)
 
 
 class Mixed(NamedTuple):
-  """What a rule makes of them.
+  """What a rule makes of them: also which rollouts count, and two factors.
 
-  Attributes:
-    advantage: float32 [Q, G, T].
-    samples: bool [Q, G], rollouts that count.
-    rl_weight: float32 [Q, G, T], factor of each token's policy loss, or None.
-    sd_weight: float32 [Q, G, T], factor of each token's distillation loss;
-      None for rules on the advantage.
+  Those of each token's policy loss and of its distillation loss; a rule on
+  the advantage has no factor of the latter.
   """
 
-  advantage: Array
-  samples: Array
-  rl_weight: Array | None = None
-  sd_weight: Array | None = None
+  advantage: Float[Array, 'Q G T']
+  samples: Bool[Array, 'Q G']
+  rl_weight: Float[Array, 'Q G T'] | None = None
+  sd_weight: Float[Array, 'Q G T'] | None = None
 
 
 class Rule(Option):
@@ -102,7 +93,6 @@ class Rule(Option):
     weight: w, before its schedule.
     on_loss: whether the teacher's loss is added; else the advantage changes.
     scheduled: whether w acts at all.
-    needs_advantage: whether a question without an advantage teaches nothing.
     needs_strategy: whether it asks which strategy a rollout takes.
     needs_contrast: whether it asks for teachers shown wrong answers.
   """
@@ -120,29 +110,14 @@ class Rule(Option):
   def useful(
     self, rewarded: Array, taught: Array, wrong: Array, contrasted: Array
   ) -> Array:
-    """Which questions teach something.
+    """Which questions teach something, bool [Q].
 
-    Args:
-      rewarded: bool [Q], a rollout has an advantage.
-      taught: bool [Q, G], a right answer is shown.
-      wrong: bool [Q, G], the rollout failed.
-      contrasted: bool [Q, G], right and wrong answers are shown.
-
-    Returns:
-      bool [Q].
+    Of them a rollout is `rewarded` (bool [Q]) with an advantage; of the
+    rollouts (bool [Q, G]) each is `taught` by a right answer, `wrong` itself,
+    or `contrasted`: shown right and wrong answers.
     """
     del wrong, contrasted
     return rewarded | taught.any(axis=1)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
-
-
-def mean_over_teachers(value: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean over the last axis of what exists; 0 where nothing does."""
-  count = jnp.maximum(mask.sum(axis=-1), 1)
-  return jnp.where(mask, value, 0).sum(axis=-1) / count
 
 
 @dataclass(frozen=True)
@@ -156,17 +131,15 @@ class Advantages(Rule, name='advantage'):
   """
 
   weight: Share = 0.5
+  said = 'w A + (1 - w) u'
 
   def __call__(self, x):
     """Returns the mixed advantage."""
-    return Mixed(self._mix(x, x.log_ratio()), x.samples)
+    mixed = x.weight * x.advantage + (1 - x.weight) * self._log_ratio(x)
+    return Mixed(mixed, x.samples)
 
-  def _mix(self, x: Inputs, log_ratio: jax.Array) -> jax.Array:
-    return x.weight * x.advantage + (1 - x.weight) * log_ratio
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'w A + (1 - w) u'
+  def _log_ratio(self, x: Inputs) -> jax.Array:
+    return x.log_ratio()
 
 
 @dataclass(frozen=True)
@@ -185,36 +158,26 @@ class Debiased(Advantages, name='debiased'):
   """
 
   needs_strategy: ClassVar[bool] = True
+  said = "w A + (1 - w) (u - its strategy's own liking)"
 
-  def __call__(self, x):
-    """Returns the mixed advantage."""
+  def _log_ratio(self, x):
     if x.strategy is None:
       raise ValueError(
         "rule='debiased' needs evidence.strategy, int32 [Q, G]: which strategy "
         'each correct rollout takes, -1 for the others.'
       )
     strategy_QG = jnp.where(x.taught, x.strategy, -1)
-    even_QGT = debiased(x.log_ratio(), x.counted, strategy_QG)
-    return Mixed(self._mix(x, even_QGT), x.samples)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return "w A + (1 - w) (u - its strategy's own liking)"
+    return debiased(x.log_ratio(), x.counted, strategy_QG)
 
 
 def debiased(
-  log_ratio: jax.Array, mask: jax.Array, strategy: jax.Array
-) -> jax.Array:
-  """The log-ratio of `Debiased`.
+  log_ratio: Float[Array, 'Q G T'],
+  mask: Bool[Array, 'Q G T'],
+  strategy: Int[Array, 'Q G'],
+) -> Float[Array, 'Q G T']:
+  """The log-ratio of `Debiased`; u in a group with at most one strategy.
 
-  Args:
-    log_ratio: float32 [Q, G, T], nats, u.
-    mask: bool [Q, G, T], the tokens that count.
-    strategy: int [Q, G], the same for correct rollouts of one strategy, -1
-      for rollouts that are wrong or have no teacher.
-
-  Returns:
-    float32 [Q, G, T]; u itself in a group with at most one strategy.
+  A strategy of -1 is that of rollouts that are wrong or have no teacher.
   """
   u_QGT = jnp.where(mask, log_ratio, 0)
   some_QG = strategy >= 0
@@ -244,16 +207,14 @@ class RLSD(Rule, name='rlsd'):
   The verifier gives the direction, the teacher only the size. u is the ratio
   to the weights that sampled, as in SDPG's code, where RLCSD's takes the
   weights of each update: at the first update of a step they are the same.
+  With w = 0 it is the reward's advantage.
 
   Source: RLSD, arXiv 2604.03128.
-
-  Attributes:
-    weight: w; 0 is the reward's advantage.
-    clip: how far from 1 the factor may be.
   """
 
   weight: Share = 0.5
   clip: Weight = 0.2
+  said = 'A ((1 - w) + w clip(exp(sign(A) u)))'
 
   def __call__(self, x):
     """Returns an advantage with the sign of A."""
@@ -267,10 +228,6 @@ class RLSD(Rule, name='rlsd'):
     del taught, wrong, contrasted
     return rewarded
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'A ((1 - w) + w clip(exp(sign(A) u)))'
-
 
 @dataclass(frozen=True)
 class AntiSD(Rule, name='antisd'):
@@ -279,7 +236,6 @@ class AntiSD(Rule, name='antisd'):
   Source: AntiSD, arXiv 2605.11609.
 
   Attributes:
-    weight: w; 0 is the reward's advantage.
     entropy_floor: w is 0 while the median entropy of the teacher is below
       this many nats. The paper takes 0.93 times the median of its first
       steps; here it is a number, so that a step depends on nothing but its
@@ -320,7 +276,6 @@ class RLCSD(Rule, name='rlcsd'):
   Source: RLCSD, arXiv 2606.11709 and its code.
 
   Attributes:
-    weight: w; 0 is the reward's advantage.
     temperature: nats, scale of the contrast.
     clip: bound of the bonus.
     threshold: smaller bonuses are dropped.
@@ -334,6 +289,11 @@ class RLCSD(Rule, name='rlcsd'):
   threshold: Weight = 0.02
   touched_weight: Weight = 1.0
   needs_contrast: ClassVar[bool] = True
+  said = (
+    'A + w tanh(contrast / temperature), clipped, its sign kept, contrast = '
+    'log q(right answer shown) - log q(wrong ones), rollouts without both do '
+    'not count'
+  )
 
   def __post_init__(self):
     """Refuses a threshold that no bonus reaches."""
@@ -371,13 +331,7 @@ class RLCSD(Rule, name='rlcsd'):
   ) -> tuple[jax.Array, jax.Array]:
     """The new advantage, and which tokens the bonus touched.
 
-    Args:
-      advantage: [...], A.
-      contrast: [...], nats, e; 0 where a side is missing.
-      weight: w.
-
-    Returns:
-      [...] and bool [...].
+    The contrast e is in nats, 0 where a side is missing.
     """
     bonus = weight * jnp.tanh(contrast / self.temperature)
     bonus = jnp.clip(bonus, -self.clip, self.clip)
@@ -393,14 +347,6 @@ class RLCSD(Rule, name='rlcsd'):
     del taught, wrong
     return rewarded & contrasted.any(axis=1)
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return (
-      'A + w tanh(contrast / temperature), clipped, its sign kept, contrast = '
-      'log q(right answer shown) - log q(wrong ones), rollouts without both do '
-      'not count'
-    )
-
 
 @dataclass(frozen=True)
 class Losses(Rule, name='loss'):
@@ -412,32 +358,21 @@ class Losses(Rule, name='loss'):
 
   weight: Share = 0.5
   on_loss: ClassVar[bool] = True
+  said = 'w L_rl + (1 - w) L_sd'
 
   def __call__(self, x):
     """Returns the weights of either loss."""
     both = token_weights(x.counted, x.samples, x.aggregation)
     own = token_weights(x.counted, x.samples & x.taught, x.aggregation)
-    return Mixed(
-      x.advantage,
-      x.samples,
-      rl_weight=x.weight * _ones(x),
-      sd_weight=(1 - x.weight) * _taught(x) * _ratio(own, both),
-    )
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'w L_rl + (1 - w) L_sd'
+    sd_QGT = (1 - x.weight) * _taught(x) * _ratio(own, both)
+    return Mixed(x.advantage, x.samples, x.weight * _ones(x), sd_QGT)
 
 
 @dataclass(frozen=True)
 class SDPG(Rule, name='sdpg'):
-  """L_rl + w L_sd, if asked only where A > 0.
+  """L_rl + w L_sd, with `positive_only` L_sd only of rollouts with A > 0.
 
   Source: SDPG, arXiv 2606.04036.
-
-  Attributes:
-    weight: w.
-    positive_only: distil only rollouts whose advantage is above 0.
   """
 
   weight: Weight = 0.5
@@ -464,9 +399,7 @@ class SDPG(Rule, name='sdpg'):
 
 @dataclass(frozen=True)
 class SRPO(Rule, name='srpo'):
-  """L_sd for failed rollouts that have a teacher, L_rl for all others.
-
-  All in one mean.
+  """L_sd for failed rollouts with a teacher, L_rl for others, in one mean.
 
   Source: SRPO, arXiv 2604.02288 sec. 3.1.
 
@@ -479,35 +412,28 @@ class SRPO(Rule, name='srpo'):
   weight: ClassVar[float] = 1.0
   on_loss: ClassVar[bool] = True
   scheduled: ClassVar[bool] = False
+  said = 'L_sd for failed rollouts with a teacher, L_rl for all others'
 
   def __call__(self, x):
     """Returns the weights of either loss."""
     assert x.correct is not None, 'srpo needs evidence.correct'
     failed_QG = ~jnp.asarray(x.correct) & x.taught
     _, entropy, found = x.tokens()
-    calm_QGT = jnp.exp(
-      -self.entropy_exponent * mean_over_teachers(entropy, found)
-    )
+    level_QGT = mean_over_teachers(entropy, found)
+    calm_QGT = jnp.exp(-self.entropy_exponent * level_QGT)
     routed_QGT = x.counted & (failed_QG & x.samples)[..., None]
-    mean = jnp.where(routed_QGT, calm_QGT, 0).sum() / jnp.maximum(
-      routed_QGT.sum(), 1
-    )
+    total = jnp.where(routed_QGT, calm_QGT, 0).sum()
+    mean = total / jnp.maximum(routed_QGT.sum(), 1)
     calm_QGT = calm_QGT / jnp.where(mean > 0, mean, 1)
-    return Mixed(
-      x.advantage,
-      x.samples,
-      rl_weight=jnp.where(failed_QG[..., None], 0, _ones(x)),
-      sd_weight=jnp.where(failed_QG[..., None], calm_QGT, 0),
-    )
+    failed_QG1 = failed_QG[..., None]
+    rl_QGT = jnp.where(failed_QG1, 0, _ones(x))
+    sd_QGT = jnp.where(failed_QG1, calm_QGT, 0)
+    return Mixed(x.advantage, x.samples, rl_QGT, sd_QGT)
 
   def useful(self, rewarded, taught, wrong, contrasted):
     """Returns those with an advantage, or with a failure to distil."""
     del contrasted
     return rewarded | (taught & wrong).any(axis=1)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'L_sd for failed rollouts with a teacher, L_rl for all others'
 
 
 def _ones(x: Inputs) -> jax.Array:

@@ -30,13 +30,8 @@ def truncated_ratio(
 ) -> jax.Array:
   """min(exp(logp - old_logp), largest), a constant: an importance weight.
 
-  Args:
-    logp: [...], nats, of the taken token under the distribution that is wanted.
-    old_logp: [...], nats, under the one it was drawn from.
-    largest: cap of the weight.
-
-  Returns:
-    [...], in (0, largest].
+  From the taken token's log-probability, in nats, under the distribution that
+  is wanted and under the one it was drawn from.
 
   Source: SDPO, arXiv 2601.20802 (importance weights, cap 2).
   """
@@ -50,13 +45,30 @@ Width = Annotated[float, Ge(0)]
 class PolicyLoss(Option):
   """The loss of each token, from its ratio and its advantage.
 
+  In `said`, `{low}` and `{high}` are the bounds of the clip.
+
   Attributes:
     uses_ratio: whether it looks at the behaviour policy.
     adapts: whether `width_of` gives each token a clip width before an update.
+    low: lower clip width.
+    high: upper clip width.
+    dual: for a negative advantage the loss is at most this times -A, however
+      large the ratio; above 1, or 0 for no such bound.
   """
 
   uses_ratio: ClassVar[bool] = True
   adapts: ClassVar[bool] = False
+  low: float = 0.0
+  high: float = 0.0
+  dual: float = 0.0
+
+  def __post_init__(self):
+    """Checks the dual clip, too."""
+    super().__post_init__()
+    if 0 < self.dual <= 1:
+      raise ConfigError(
+        f'{self.name}(dual={self.dual}) must be above 1, or 0 for none.'
+      )
 
   def __call__(
     self,
@@ -66,17 +78,11 @@ class PolicyLoss(Option):
     mask: Bool[Array, '*B T'] | None = None,
     width: Float[Array, '*B T'] | None = None,
   ) -> Float[Array, '*B T']:
-    """The loss of each token.
+    """Returns the loss of each token.
 
-    Args:
-      logp: nats, of the taken token under the student.
-      old_logp: nats, under the policy that sampled it.
-      advantage: of each token.
-      mask: the tokens that count, for losses of whole sequences.
-      width: each token's own clip width, where the loss adapts.
-
-    Returns:
-      What is minimised.
+    From its log-probability under the student and under the policy that
+    sampled it, in nats; losses of whole sequences need the mask of the tokens
+    that count, those that adapt each token's own clip width.
     """
     raise NotImplementedError
 
@@ -90,12 +96,18 @@ class PolicyLoss(Option):
     raise NotImplementedError
 
   def idle_on_policy(self) -> tuple[str, ...]:
-    """Returns the options that do nothing while every ratio is 1."""
-    return ()
+    """Returns the changed options that do nothing while every ratio is 1."""
+    return tuple(
+      name
+      for name, value in vars(self).items()
+      if value not in (0, getattr(type(self), name))
+    )
 
   def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
+    """Says what it is, for a person, with the bounds of its clip."""
+    low, high = f'{1 - self.low:g}', f'{1 + self.high:g}'
+    dual = f', at most {self.dual:g} |A|' if self.dual else ''
+    return self.said.format(low=low, high=high) + dual
 
 
 def _surrogate(r, advantage, low, high, dual):
@@ -107,47 +119,18 @@ def _surrogate(r, advantage, low, high, dual):
   return -gain
 
 
-def _set(value: PolicyLoss, *names: str) -> tuple[str, ...]:
-  """Those of the options that were changed, and not to 0, which is none."""
-  defaults = type(value)()
-  return tuple(
-    name
-    for name in names
-    if getattr(value, name) not in (0, getattr(defaults, name))
-  )
-
-
-def _check_dual(name: str, dual: float) -> None:
-  if 0 < dual <= 1:
-    raise ConfigError(f'{name}(dual={dual}) must be above 1, or 0 for none.')
-
-
-def _dual_words(dual: float) -> str:
-  return f', at most {dual:g} |A|' if dual else ''
-
-
 @dataclass(frozen=True)
 class Clip(PolicyLoss, name='clip'):
   """-min(r A, clip(r, 1 - low, 1 + high) A), token by token.
 
   Source: PPO (arXiv 1707.06347, eq. 7), as GRPO (2402.03300) uses it; two
   widths: DAPO (2503.14476); the dual clip: arXiv 1912.09729.
-
-  Attributes:
-    low: lower clip width.
-    high: upper clip width.
-    dual: for a negative advantage the loss is at most this times -A, however
-      large the ratio; above 1, or 0 for no such bound.
   """
 
   low: Width = 0.2
   high: Width = 0.2
   dual: Width = 0.0
-
-  def __post_init__(self):
-    """Checks the dual clip, too."""
-    super().__post_init__()
-    _check_dual(self.name, self.dual)
+  said = '-min(r A, clip(r, {low}, {high}) A)'
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):
     """Returns the loss of each token."""
@@ -155,33 +138,17 @@ class Clip(PolicyLoss, name='clip'):
     r = ratio(logp, old_logp)
     return _surrogate(r, advantage, self.low, self.high, self.dual)
 
-  def idle_on_policy(self) -> tuple[str, ...]:
-    """Returns the options that do nothing while every ratio is 1."""
-    return _set(self, 'low', 'high', 'dual')
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    low, high = f'{1 - self.low:g}', f'{1 + self.high:g}'
-    return f'-min(r A, clip(r, {low}, {high}) A){_dual_words(self.dual)}'
-
 
 @dataclass(frozen=True)
 class AdaptiveClip(PolicyLoss, name='adaptive_clip'):
   """`Clip` whose widths come from the spread of ratios among like tokens.
 
   Source: ACPO, arXiv 2606.22570; see `adaptive_clip`.
-
-  Attributes:
-    dual: as of `Clip`.
   """
 
   dual: Width = 0.0
   adapts: ClassVar[bool] = True
-
-  def __post_init__(self):
-    """Checks the dual clip, too."""
-    super().__post_init__()
-    _check_dual(self.name, self.dual)
+  said = '-min(r A, clip(r, 1 - e, 1 + e) A)'
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):
     """Returns the loss of each token; without widths, `Clip`'s are taken."""
@@ -197,10 +164,6 @@ class AdaptiveClip(PolicyLoss, name='adaptive_clip'):
     """Returns its name: all of it does nothing while every ratio is 1."""
     return (self.name,)
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'-min(r A, clip(r, 1 - e, 1 + e) A){_dual_words(self.dual)}'
-
 
 @dataclass(frozen=True)
 class GSPO(PolicyLoss, name='gspo'):
@@ -210,21 +173,15 @@ class GSPO(PolicyLoss, name='gspo'):
   log-probability (GSPO-token): with `sequence_mean` and one advantage a
   sequence that is GSPO (arXiv 2507.18071, eq. 5 and 14), and tokens with
   advantages of their own keep them.
-
-  Attributes:
-    low: lower clip width of the sequence's ratio.
-    high: upper clip width.
-    dual: as of `Clip`.
   """
 
   low: Width = 0.2
   high: Width = 0.2
   dual: Width = 0.0
-
-  def __post_init__(self):
-    """Checks the dual clip, too."""
-    super().__post_init__()
-    _check_dual(self.name, self.dual)
+  said = (
+    '-min(s A, clip(s, {low}, {high}) A), s the geometric mean of the '
+    "sequence's ratios"
+  )
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):
     """Returns the loss of each token."""
@@ -236,18 +193,6 @@ class GSPO(PolicyLoss, name='gspo'):
     s = jnp.exp(jnp.clip(mean_gap, -LARGEST_GAP, LARGEST_GAP))
     r = jax.lax.stop_gradient(s) * jnp.exp(logp - jax.lax.stop_gradient(logp))
     return _surrogate(r, advantage, self.low, self.high, self.dual)
-
-  def idle_on_policy(self) -> tuple[str, ...]:
-    """Returns the options that do nothing while every ratio is 1."""
-    return _set(self, 'low', 'high', 'dual')
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    low, high = f'{1 - self.low:g}', f'{1 + self.high:g}'
-    return (
-      f'-min(s A, clip(s, {low}, {high}) A), s the geometric mean of the '
-      f"sequence's ratios{_dual_words(self.dual)}"
-    )
 
 
 @dataclass(frozen=True)
@@ -269,6 +214,7 @@ class CISPO(PolicyLoss, name='cispo'):
   high: Width = 0.2
   drop_low: Width = 0.0
   drop_high: Width = 0.0
+  said = '-sg(clip(r, {low}, {high})) A log p'
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):
     """Returns the loss of each token."""
@@ -277,23 +223,12 @@ class CISPO(PolicyLoss, name='cispo'):
     each = -jax.lax.stop_gradient(weight) * advantage * logp
     if not (self.drop_low or self.drop_high):
       return each
-    dropped = clipped_away(
-      logp,
-      old_logp,
-      advantage,
-      self.drop_low or math.inf,
-      self.drop_high or math.inf,
-    )
+    low, high = self.drop_low or math.inf, self.drop_high or math.inf
+    dropped = clipped_away(logp, old_logp, advantage, low, high)
     return jnp.where(dropped, 0, each)
 
-  def idle_on_policy(self) -> tuple[str, ...]:
-    """Returns the options that do nothing while every ratio is 1."""
-    return _set(self, 'low', 'high', 'drop_low', 'drop_high')
-
   def words(self) -> str:
-    """Says what it is, for a person."""
-    low, high = f'{1 - self.low:g}', f'{1 + self.high:g}'
-    text = f'-sg(clip(r, {low}, {high})) A log p'
+    """Says what it is and what it drops, for a person."""
     drops = [
       f'{side} with A {sign} 0'
       for dropped, side, sign in (
@@ -302,6 +237,7 @@ class CISPO(PolicyLoss, name='cispo'):
       )
       if dropped
     ]
+    text = super().words()
     return text + (f', 0 where r is {" or ".join(drops)}' if drops else '')
 
 
@@ -313,36 +249,25 @@ class Reinforce(PolicyLoss, name='reinforce'):
   """
 
   uses_ratio: ClassVar[bool] = False
+  said = '-A log p'
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):
     """Returns the loss of each token."""
     del old_logp, mask, width
     return -advantage * logp
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return '-A log p'
-
 
 def clipped_away(
-  logp: jax.Array,
-  old_logp: jax.Array,
-  advantage: jax.Array,
-  low: jax.Array | float,
-  high: jax.Array | float,
-) -> jax.Array:
+  logp: Float[Array, '*#B'],
+  old_logp: Float[Array, '*#B'],
+  advantage: Float[Array, '*#B'],
+  low: float,
+  high: float,
+) -> Bool[Array, '*B']:
   """Marks the tokens that PPO's clip leaves without a gradient.
 
-  Args:
-    logp: [...], nats.
-    old_logp: [...], nats.
-    advantage: [...].
-    low: lower clip distance; inf for none.
-    high: upper clip distance; likewise.
-
-  Returns:
-    bool [...]: the ratio is above 1 + high and the advantage positive, or
-    below 1 - low and the advantage negative.
+  Their ratio is above 1 + high and the advantage positive, or below 1 - low
+  and the advantage negative; a width of inf is no clip.
   """
   r = ratio(logp, old_logp)
   above = (advantage > 0) & (r > 1 + high)
@@ -350,34 +275,21 @@ def clipped_away(
 
 
 def adaptive_clip(
-  logp: jax.Array,
-  old_logp: jax.Array,
-  mask: jax.Array,
+  logp: Float[Array, '*B'],
+  old_logp: Float[Array, '*B'],
+  mask: Bool[Array, '*B'],
   *,
   num_bins: int = 5,
   base: float = 0.2,
   scale: float = 3.0,
   smallest: float = 0.0,
   largest: float = 3.0,
-) -> jax.Array:
+) -> Float[Array, '*B']:
   """A clip width for each token, from the spread of ratios like its own.
 
   Tokens fall into `num_bins` equally wide bins of their current probability;
   a bin's width is clip(base + scale * sqrt(Var[r] + 1e-8), smallest, largest),
-  with the variance over all counted tokens of the bin.
-
-  Args:
-    logp: [...], nats, under the student.
-    old_logp: [...], nats, under the policy that sampled.
-    mask: bool [...], tokens that count.
-    num_bins: bins.
-    base: width where all ratios are equal.
-    scale: width gained for each unit of standard deviation.
-    smallest: width at least.
-    largest: width allowed.
-
-  Returns:
-    [...], >= 0.
+  with the variance over all tokens of the bin that count (`mask`).
 
   Source: ACPO, arXiv 2606.22570 and its code.
   """

@@ -28,22 +28,14 @@ class Pooling(Option):
     mask: Bool[Array, '*B K'],
     log_weight: Float[Array, '*B K'] | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Joins them.
+    """Joins the next-token distributions that exist by the mask.
 
-    Args:
-      logp: nats, their next-token distributions.
-      mask: which exist.
-      log_weight: nats, how much each counts, up to a constant; None: alike.
-
-    Returns:
-      Log-probabilities [..., K or 1, V] and bool [..., K or 1], which exist.
+    `log_weight`, in nats, is how much each counts, up to a constant; None:
+    alike. Returns log-probabilities [..., K or 1, V] and bool [..., K or 1],
+    which exist.
     """
     pooled = arithmetic_mixture(logp, mask, log_weight)
     return pooled[..., None, :], mask.any(axis=-1, keepdims=True)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -55,15 +47,12 @@ class MeanLoss(Pooling, name='loss'):
   """
 
   mixes: ClassVar[bool] = False
+  said = 'the losses averaged'
 
   def __call__(self, logp, mask, log_weight=None):
     """Returns what it was given."""
     del log_weight
     return logp, mask
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'the losses averaged'
 
 
 @dataclass(frozen=True)
@@ -73,9 +62,7 @@ class Mixture(Pooling, name='mixture'):
   It keeps what any of them would say.
   """
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'the teachers mixed token by token'
+  said = 'the teachers mixed token by token'
 
 
 @dataclass(frozen=True)
@@ -90,10 +77,7 @@ class SequenceMixture(Pooling, name='sequence_mixture'):
   """
 
   weighs_answers: ClassVar[bool] = True
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'the mixture of the distributions of whole answers'
+  said = 'the mixture of the distributions of whole answers'
 
 
 def arithmetic_mixture(
@@ -103,13 +87,9 @@ def arithmetic_mixture(
 ) -> Float[Array, '*B V']:
   """Log sum_k w_k q_k over the distributions that exist, sum_k w_k = 1.
 
-  Args:
-    logp: nats, distributions; or [..., K, 1], of one token.
-    mask: the distributions that exist.
-    log_weight: log w_k up to a constant; None: all alike.
-
-  Returns:
-    Nats; the average of all K where none exists.
+  In nats; V may be 1, for the probabilities of one token. `log_weight` is
+  log w_k up to a constant; None: all alike. Where none exists, the average of
+  all K.
 
   Source: ours.
   """
@@ -122,13 +102,17 @@ def arithmetic_mixture(
   return total - jax.nn.logsumexp(log_weight, axis=-1)[..., None]
 
 
+def mean_over_teachers(
+  value: Float[Array, '*B K'], mask: Bool[Array, '*B K']
+) -> Float[Array, '*B']:
+  """Mean over the last axis of what exists; 0 where nothing does."""
+  count = jnp.maximum(mask.sum(axis=-1), 1)
+  return jnp.where(mask, value, 0).sum(axis=-1) / count
+
+
 def sequence_log_weight(logp: Float[Array, '*B T K']) -> Float[Array, '*B T K']:
   """How much each of K teachers counts at each token of `SequenceMixture`.
 
-  Args:
-    logp: nats, of the taken tokens.
-
-  Returns:
-    Nats, log w_k up to a constant: the sum of `logp` over the tokens before.
+  In nats, log w_k up to a constant: what the taken tokens before it sum to.
   """
   return jnp.cumsum(logp, axis=-2) - logp

@@ -53,32 +53,17 @@ class ReferenceKL(Option):
     descends: the KL whose gradient it has as a loss.
   """
 
-  coef: float = 0.0
+  coef: float  # without a default, so that a text without it is told
   over_vocabulary: ClassVar[bool] = False
   in_reward: ClassVar[bool] = False
   descends: ClassVar[str] = 'reverse_kl'
+  said = '; + {coef:g} x KL(student || reference), {name}'
 
   def __call__(
     self, logp: Float[Array, '*B'], ref_logp: Float[Array, '*B']
   ) -> Float[Array, '*B']:
-    """The estimate at each token.
-
-    Args:
-      logp: nats, of the taken token under the student.
-      ref_logp: nats, under the reference.
-
-    Returns:
-      Nats.
-    """
+    """The estimate at each token, from its log-probabilities, all in nats."""
     raise NotImplementedError
-
-  def words(self) -> str:
-    """Says what is added to the loss, for a person; empty for nothing."""
-    return (
-      f'; + {self.coef:g} x KL(student || reference), {self.name}'
-      if self.coef
-      else ''
-    )
 
 
 @dataclass(frozen=True)
@@ -86,6 +71,7 @@ class NoKL(ReferenceKL, name='none'):
   """Nothing holds the student."""
 
   coef: ClassVar[float] = 0.0
+  said = ''
 
 
 def _k1(logp, ref_logp):
@@ -178,16 +164,11 @@ class KLReward(ReferenceKL, name='reward'):
     mask: Bool[Array, 'Q G T'],
     advantage: Advantage,
   ) -> Float[Array, 'Q G T']:
-    """What each token's advantage loses for each unit of the weight.
+    """Nats that each token's advantage loses for each unit of the weight.
 
-    Args:
-      logp: nats, under the weights that sampled.
-      ref_logp: nats, under the reference.
-      mask: tokens that count.
-      advantage: of the rewards, whose baseline is used.
-
-    Returns:
-      Nats.
+    From its log-probabilities under the weights that sampled and under the
+    reference, the tokens that count, and the baseline of the rewards'
+    advantage.
     """
     gap_QGT = jnp.where(mask, logp - ref_logp, 0)
     if self.to_go:

@@ -30,15 +30,7 @@ class Support(Option):
     student_logp: Float[Array, '*#B V'],
     teacher_logp: Float[Array, '*#B V'],
   ) -> tuple[jax.Array, jax.Array]:
-    """Restricts two distributions to the support.
-
-    Args:
-      student_logp: nats; leading axes broadcast.
-      teacher_logp: nats.
-
-    Returns:
-      Both distributions, over the events of the support.
-    """
+    """Returns both distributions, over the events of the support."""
     return student_logp, teacher_logp
 
   def compare(
@@ -49,33 +41,20 @@ class Support(Option):
     taken_logp: Float[Array, '*#B'],
     teacher_taken_logp: Float[Array, '*#B'],
   ) -> Float[Array, '*B']:
-    """The divergence of each token.
+    """The divergence of each token between the restricted distributions.
 
-    Args:
-      divergence: between the restricted distributions.
-      student_logp: nats, over the vocabulary.
-      teacher_logp: nats, over the vocabulary.
-      taken_logp: nats, the student's of the taken token.
-      teacher_taken_logp: nats, the teacher's of the taken token.
-
-    Returns:
-      Nats.
+    In nats, from distributions over the vocabulary and from the
+    log-probabilities of the taken token.
     """
     del taken_logp, teacher_taken_logp
     return divergence(*self.restrict(student_logp, teacher_logp))
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class FullVocabulary(Support, name='full'):
   """All tokens."""
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'the full vocabulary'
+  said = 'the full vocabulary'
 
 
 @dataclass(frozen=True)
@@ -131,18 +110,11 @@ class TopK(Support, name='top_k'):
 class SampledToken(Support, name='sampled'):
   """The taken token alone, in the policy-gradient form of the reverse KL."""
 
+  said = 'the sampled token'
+
   def compare(
-    self,
-    divergence,
-    student_logp,
-    teacher_logp,
-    taken_logp,
-    teacher_taken_logp,
+    self, divergence, student_logp, teacher_logp, taken_logp, teacher_taken_logp
   ):
     """Returns [...]; its gradient, not its value, is that of the KL."""
     del divergence, student_logp, teacher_logp
     return sampled_reverse_kl(taken_logp, teacher_taken_logp)
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'the sampled token'

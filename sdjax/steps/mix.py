@@ -17,7 +17,7 @@ from sdjax.objectives.policy_loss import Clip
 from sdjax.objectives.pooling import MeanLoss
 from sdjax.objectives.reference_kl import NoKL
 from sdjax.objectives.schedule import Constant, Schedule
-from sdjax.options import ConfigError, check_fields
+from sdjax.options import ConfigError, Section
 from sdjax.steps import rl as rl_step
 from sdjax.steps import sd as sd_step
 from sdjax.steps.student import (
@@ -40,7 +40,7 @@ SHAPES_THE_LOSS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Section):
   """Rewards and a teacher together.
 
   Attributes:
@@ -60,7 +60,7 @@ class Options:
 
   def __post_init__(self):
     """Refuses options that do nothing under the rule, or contradict it."""
-    check_fields(self)
+    super().__post_init__()
     unused, plain = (), sd_step.Options()
     if not self.rule.on_loss:
       unused = SHAPES_THE_LOSS
@@ -139,19 +139,8 @@ def signal_step(
 ) -> Signal:
   """Joins the advantage of rewards with the teacher's word.
 
-  Args:
-    apply_fn: the model.
-    params: the weights that sampled the rollout.
-    teacher_params: the teacher's weights; None: the student's own, `params`.
-    ref_params: the reference's weights, or None without a use for them.
-    prompts: the student's contexts.
-    rollout: what was sampled.
-    evidence: the rewards and the teacher's contexts.
-    options: of both.
-    shared: of all methods.
-
-  Returns:
-    The target.
+  `params` are the weights that sampled, and the teacher's where
+  `teacher_params` is None. See `sdjax.steps.student`.
 
   Raises:
     ValueError: without what the rule needs of the evidence.
@@ -164,22 +153,10 @@ def signal_step(
     apply_fn, params, None, ref_params, *batch, evidence.rl, ratios, shared
   )
   # The reference and the old weights are looked at once, for both.
-  plain = replace(
-    shared,
-    kl=NoKL(),
-    sampler_clip=0.0,
-    sampling=shared.sampling.plain(),
-  )
-  taught = sd_step.signal_step(
-    apply_fn,
-    params,
-    teacher_params,
-    ref_params,
-    *batch,
-    evidence.sd,
-    options.sd,
-    plain,
-  )
+  sampling = shared.sampling.plain()
+  plain = replace(shared, kl=NoKL(), sampler_clip=0.0, sampling=sampling)
+  models = (apply_fn, params, teacher_params, ref_params)
+  taught = sd_step.signal_step(*models, *batch, evidence.sd, options.sd, plain)
   contrast = options.sd.demonstrations.contrast
   target = options.sd.target
   if contrast:
@@ -244,45 +221,15 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The policy loss, and for rules on the loss the distillation loss.
 
-  Args:
-    apply_fn: the model.
-    params: the student's weights; the only differentiated argument.
-    teacher_params: the teacher's weights (its head is what is used).
-    ref_params: the reference's weights (its head), or None.
-    prompts: the student's contexts.
-    rollout: the sampled completions.
-    signal: from `signal_step`.
-    weight_QGT: float32, from `token_weights`.
-    options: of both.
-    shared: of all methods.
-
-  Returns:
-    The weighted sum, and weighted sums of what is worth logging.
+  Returns the weighted sum, and weighted sums of what is worth logging. See
+  `sdjax.steps.student`.
   """
+  models = (apply_fn, params, teacher_params, ref_params)
+  batch = (prompts, rollout)
   if signal.taught is None:
-    return rl_step.loss(
-      apply_fn,
-      params,
-      teacher_params,
-      ref_params,
-      prompts,
-      rollout,
-      signal,
-      weight_QGT,
-      options.rl,
-      shared,
-    )
-  student = sd_step.compared(
-    apply_fn,
-    params,
-    teacher_params,
-    ref_params,
-    prompts,
-    rollout,
-    replace(signal.taught, ref_hidden=signal.ref_hidden),
-    options.sd,
-    shared,
-  )
+    return rl_step.loss(*models, *batch, signal, weight_QGT, options.rl, shared)
+  beside = replace(signal.taught, ref_hidden=signal.ref_hidden)
+  student = sd_step.compared(*models, *batch, beside, options.sd, shared)
   policy_QGT = rl_step.token_loss(student, rollout, signal, options.rl)
   divergence_QGT = sd_step.token_loss(
     student, rollout, signal.taught, options.sd
@@ -292,11 +239,7 @@ def loss(
     'divergence': jnp.sum(weight_QGT * divergence_QGT),
     'teacher_log_ratio': jnp.sum(weight_QGT * student.compared.log_ratio),
   }
+  total = metrics['policy'] + metrics['divergence']
   return with_reference_kl(
-    metrics['policy'] + metrics['divergence'],
-    metrics,
-    student,
-    signal,
-    weight_QGT,
-    shared.kl,
+    total, metrics, student, signal, weight_QGT, shared.kl
   )

@@ -15,7 +15,7 @@ from sdjax.objectives.advantages import GRPO, Advantage
 from sdjax.objectives.diversity_reward import DiversityReward, NoDiversityReward
 from sdjax.objectives.policy_loss import Clip, PolicyLoss
 from sdjax.objectives.reference_kl import KLReward
-from sdjax.options import ConfigError, check_fields
+from sdjax.options import ConfigError, Section
 from sdjax.steps import student as student_lib
 from sdjax.steps.student import (
   Shared,
@@ -30,7 +30,7 @@ from sdjax.types import ApplyFn, Array, Params, Prompts, Rewards, Rollout
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Section):
   """The student follows its rewards.
 
   Attributes:
@@ -50,8 +50,8 @@ class Options:
   overlong_share: Annotated[float, Ge(0), Le(1)] = 0.0
 
   def __post_init__(self):
-    """Refuses options that do nothing under the others."""
-    check_fields(self)
+    """Refuses options that do nothing under the others, or contradict them."""
+    super().__post_init__()
     if self.advantage.plain:
       return
     for name in ('diversity', 'overlong_share'):
@@ -94,38 +94,25 @@ def signal_step(
 ) -> Signal:
   """Gives every token of a rollout its advantage.
 
-  Args:
-    apply_fn: the model.
-    params: the weights that sampled the rollout.
-    teacher_params: unused; there is no teacher.
-    ref_params: the reference's weights, or None without a KL to it.
-    prompts: the student's contexts.
-    rollout: what was sampled.
-    evidence: the rewards.
-    options: of reinforcement learning.
-    shared: of all methods.
-
-  Returns:
-    The target.
+  `params` are the weights that sampled. See `sdjax.steps.student`.
 
   Raises:
     ValueError: for a KL in the reward without a reference.
   """
   del teacher_params
-  kl = shared.kl
   fields = new_signal(
     apply_fn,
     params,
-    ref_params if kl.coef else None,
+    ref_params if shared.kl.coef else None,
     prompts,
     rollout,
     shared,
-    ratios=options.policy_loss.uses_ratio or kl.in_reward,
+    ratios=options.policy_loss.uses_ratio or shared.kl.in_reward,
   )
   advantage_QG = options.advantage(evidence)
   advantage_QGT = jnp.broadcast_to(advantage_QG[..., None], rollout.ids.shape)
   signal = Signal(**fields, advantage=advantage_QGT)
-  if isinstance(kl, KLReward):
+  if isinstance(kl := shared.kl, KLReward):
     if ref_params is None:
       raise ValueError(
         f'kl={str(kl)!r} needs ref_params, the weights that the KL is to.'
@@ -143,17 +130,7 @@ def signal_step(
 def token_loss(
   student: Student, rollout: Rollout, signal: Signal, options: Options
 ) -> jax.Array:
-  """The policy loss of each token.
-
-  Args:
-    student: what it says of each token.
-    rollout: what was sampled.
-    signal: from `signal_step`.
-    options: of reinforcement learning.
-
-  Returns:
-    float32 [Q, G, T].
-  """
+  """The policy loss [Q, G, T] of a student."""
   each_QGT = options.policy_loss(
     student.logp,
     importance_base(rollout, signal),
@@ -178,25 +155,12 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """A policy loss, plus KL to the reference.
 
-  Args:
-    apply_fn: the model.
-    params: the student's weights; the only differentiated argument.
-    teacher_params: unused; there is no teacher.
-    ref_params: the reference's weights (its head), or None.
-    prompts: the student's contexts.
-    rollout: the sampled completions.
-    signal: from `signal_step`.
-    weight_QGT: float32, from `token_weights`.
-    options: of reinforcement learning.
-    shared: of all methods.
-
-  Returns:
-    The weighted sum, and weighted sums of what is worth logging.
+  Returns the weighted sum, and weighted sums of what is worth logging. See
+  `sdjax.steps.student`.
   """
   del teacher_params
-  student = student_tokens(
-    apply_fn, params, ref_params, prompts, rollout, signal, shared
-  )
+  models = (apply_fn, params, ref_params)
+  student = student_tokens(*models, prompts, rollout, signal, shared)
   each_QGT = token_loss(student, rollout, signal, options)
   gap_QGT = jnp.abs(student.logp - importance_base(rollout, signal))
   metrics = {
@@ -221,27 +185,10 @@ def refresh(
 
   The widths depend on the ratios of the whole mini-batch at the weights it is
   about to move, so they cost one more forward pass.
-
-  Args:
-    apply_fn: the model.
-    params: the student's weights now.
-    prompts: contexts of the mini-batch.
-    rollout: its completions.
-    signal: their target.
-    options: with a policy loss that adapts.
-    shared: of all methods.
-
-  Returns:
-    The signal with `clip_width`.
   """
+  alone = replace(signal, ref_hidden=None)
   student = student_tokens(
-    apply_fn,
-    params,
-    None,
-    prompts,
-    rollout,
-    replace(signal, ref_hidden=None),
-    shared,
+    apply_fn, params, None, prompts, rollout, alone, shared
   )
   mask_QGT = counted_tokens(rollout, signal) & signal.sample_mask[..., None]
   base_QGT = importance_base(rollout, signal)

@@ -6,12 +6,14 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float
 
-from sdjax.options import check_fields
+from sdjax.options import Section
+from sdjax.types import Array
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Section):
   """How logits become the sampling distribution, in this order.
 
   Attributes:
@@ -28,10 +30,6 @@ class Sampling:
   top_p: Annotated[float, Gt(0), Le(1)] = 1.0
   min_p: Annotated[float, Ge(0), Lt(1)] = 0.0
 
-  def __post_init__(self):
-    """Refuses values out of range, naming them."""
-    check_fields(self)
-
   @property
   def truncates(self) -> bool:
     """Whether some tokens are never sampled."""
@@ -42,15 +40,12 @@ class Sampling:
     return Sampling(self.temperature)
 
 
-def sampling_logp(logits: jax.Array, sampling: Sampling) -> jax.Array:
-  """Log-probabilities of the sampling distribution.
+def sampling_logp(
+  logits: Float[Array, '*B V'], sampling: Sampling
+) -> Float[Array, '*B V']:
+  """Log-probabilities of the sampling distribution, float32, in nats.
 
-  Args:
-    logits: [..., V].
-    sampling: temperature and truncation.
-
-  Returns:
-    float32 [..., V], nats; -inf for tokens that cannot be drawn.
+  -inf for tokens that cannot be drawn.
   """
   logits = logits.astype(jnp.float32)
   if sampling.temperature == 0:

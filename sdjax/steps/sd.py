@@ -16,13 +16,16 @@ from sdjax.feedback.strategies import Demonstrations
 from sdjax.objectives.anchor import Anchor, NoAnchor
 from sdjax.objectives.credit import future_sum
 from sdjax.objectives.divergence import Divergence, ReverseKL
-from sdjax.objectives.mixing import mean_over_teachers
 from sdjax.objectives.policy_loss import truncated_ratio
-from sdjax.objectives.pooling import MeanLoss, Pooling, sequence_log_weight
+from sdjax.objectives.pooling import (
+  MeanLoss,
+  Pooling,
+  mean_over_teachers,
+  sequence_log_weight,
+)
 from sdjax.objectives.support import FullVocabulary, SampledToken, Support
-from sdjax.options import ConfigError, check_fields
+from sdjax.options import ConfigError, Section
 from sdjax.steps import student as student_lib
-from sdjax.steps.score import completion_hidden
 from sdjax.steps.student import (
   Shared,
   Student,
@@ -39,13 +42,14 @@ from sdjax.steps.teacher import (
   TeacherStates,
   comparison,
   teacher_distribution,
+  teacher_states,
   teacher_tokens,
 )
 from sdjax.types import ApplyFn, Params, Prompts, Rollout, TeacherContexts
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Section):
   """The student is distilled from itself, shown a correct answer.
 
   Source: arXiv 2606.26091 sec. 2; each value's class names its own.
@@ -84,8 +88,8 @@ class Options:
   demonstrations: Demonstrations = Demonstrations()
 
   def __post_init__(self):
-    """Refuses options that contradict each other."""
-    check_fields(self)
+    """Refuses options that do nothing under the others, or contradict them."""
+    super().__post_init__()
     sampled = isinstance(self.support, SampledToken)
     if not self.divergence.compares:
       for name in ('support', 'credit_discount'):
@@ -138,24 +142,11 @@ def signal_step(
   options: Options = Options(),  # noqa: B008
   shared: Shared = Shared(),  # noqa: B008
 ) -> Signal:
-  """Scores every rollout with the teacher, shown its demonstrations.
+  """Gives every token of a rollout its teacher, shown the demonstrations.
 
-  Each distinct (question, demonstration) context runs once, however many
-  rollouts are scored under it.
-
-  Args:
-    apply_fn: the model.
-    params: the weights that sampled the rollout.
-    teacher_params: the teacher's weights; None: the student's own, `params`.
-    ref_params: the reference's weights, or None without a use for them.
-    prompts: the student's contexts.
-    rollout: what is scored.
-    evidence: the teacher's contexts and who is scored under which.
-    options: of self-distillation.
-    shared: of all methods.
-
-  Returns:
-    The target.
+  `params` are the weights that sampled, and the teacher's where
+  `teacher_params` is None. See `sdjax.steps.student`. Each distinct (question,
+  demonstration) context runs once, however many rollouts are scored under it.
 
   Raises:
     ValueError: for an anchor without a reference.
@@ -171,15 +162,12 @@ def signal_step(
     shared,
     ratios=options.importance_clip > 0,
   )
-  states = _states(
-    apply_fn, teacher_params, ref_params, prompts, rollout, evidence, options
-  )
+  models = (apply_fn, teacher_params, ref_params)
+  states = teacher_states(*models, prompts, rollout, evidence, options.anchor)
   fields['sample_mask'] &= evidence.context_mask.any(axis=-1)
   tokens = partial(
     teacher_tokens,
-    apply_fn,
-    teacher_params,
-    ref_params,
+    *models,
     temperature=shared.temperature,
     chunk=shared.chunk,
   )
@@ -213,17 +201,7 @@ def signal_step(
 def token_loss(
   student: Student, rollout: Rollout, signal: Signal, options: Options
 ) -> jax.Array:
-  """The distillation loss of each token.
-
-  Args:
-    student: compared with its teacher by `compared`.
-    rollout: what was sampled.
-    signal: from `signal_step`.
-    options: of self-distillation.
-
-  Returns:
-    float32 [Q, G, T].
-  """
+  """The distillation loss [Q, G, T] of a student from `compared`."""
   if options.divergence.compares:
     each_QGT = student.compared.each
   else:
@@ -257,34 +235,13 @@ def loss(
   options: Options = Options(),  # noqa: B008
   shared: Shared = Shared(),  # noqa: B008
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Divergence of the student from its teacher, plus KL to the reference.
+  """A divergence from the teacher, plus KL to the reference.
 
-  Args:
-    apply_fn: the model.
-    params: the student's weights; the only differentiated argument.
-    teacher_params: the teacher's weights (its head is what is used).
-    ref_params: the reference's weights (its head), or None.
-    prompts: the student's contexts.
-    rollout: the scored completions.
-    signal: from `signal_step`.
-    weight_QGT: float32, from `token_weights`.
-    options: of self-distillation.
-    shared: of all methods.
-
-  Returns:
-    The weighted sum, and weighted sums of what is worth logging.
+  Returns the weighted sum, and weighted sums of what is worth logging. See
+  `sdjax.steps.student`.
   """
-  student = compared(
-    apply_fn,
-    params,
-    teacher_params,
-    ref_params,
-    prompts,
-    rollout,
-    signal,
-    options,
-    shared,
-  )
+  models = (apply_fn, params, teacher_params, ref_params)
+  student = compared(*models, prompts, rollout, signal, options, shared)
   each_QGT = token_loss(student, rollout, signal, options)
   metrics = {'divergence': jnp.sum(weight_QGT * each_QGT)}
   if student.compared is not None:
@@ -307,22 +264,7 @@ def compared(
   options: Options,
   shared: Shared,
 ) -> Student:
-  """Runs the student beside its teacher.
-
-  Args:
-    apply_fn: the model.
-    params: the student's weights.
-    teacher_params: the teacher's weights.
-    ref_params: the reference's weights, or None.
-    prompts: the student's contexts.
-    rollout: the scored completions.
-    signal: from `signal_step`.
-    options: of self-distillation.
-    shared: of all methods.
-
-  Returns:
-    What the student says, with a `Comparison` beside it.
-  """
+  """What the student says, with a `Comparison` with its teacher beside it."""
   compare, inputs = None, ()
   if signal.teacher is not None:
     inputs = (signal.teacher.by_token(),)
@@ -337,56 +279,5 @@ def compared(
         temperature=shared.temperature,
       ),
     )
-  return student_tokens(
-    apply_fn,
-    params,
-    ref_params,
-    prompts,
-    rollout,
-    signal,
-    shared,
-    compare,
-    inputs,
-  )
-
-
-def _states(
-  apply_fn: ApplyFn,
-  teacher_params: Params,
-  ref_params: Params | None,
-  prompts: Prompts,
-  rollout: Rollout,
-  evidence: Evidence,
-  options: Options,
-) -> TeacherStates:
-  """Runs the teacher, and the reference where it anchors."""
-  num_q, num_g, num_k = evidence.context_index.shape
-
-  def in_context(params):
-    hidden = completion_hidden(
-      apply_fn,
-      params,
-      evidence.context_ids,
-      evidence.context_length,
-      jnp.repeat(rollout.ids, num_k, axis=1),
-      evidence.context_index.reshape(num_q, num_g * num_k),
-    )
-    width = rollout.ids.shape[-1]
-    hidden_QGKTD = hidden.reshape(num_q, num_g, num_k, width, -1)
-    return jnp.moveaxis(hidden_QGKTD, 2, 3)
-
-  states = TeacherStates(in_context(teacher_params), evidence.context_mask)
-  if not options.anchor.reads:
-    return states
-  if ref_params is None:
-    raise ValueError(f'anchor={str(options.anchor)!r} needs ref_params.')
-  share = evidence.teacher_share
-  if share is None:
-    share = jnp.full(num_q, options.anchor.share_at(0), jnp.float32)
-  if options.anchor.reads == 'teacher':
-    anchor_hidden = in_context(ref_params)
-  else:
-    anchor_hidden = student_lib.student_hidden(
-      apply_fn, ref_params, prompts, rollout.ids
-    )[:, :, :, None]
-  return replace(states, anchor_hidden=anchor_hidden, anchor_weight=1 - share)
+  models, batch = (apply_fn, params, ref_params), (prompts, rollout, signal)
+  return student_tokens(*models, *batch, shared, compare, inputs)

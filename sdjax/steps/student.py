@@ -1,4 +1,15 @@
-"""What every method shares: the student's forward, masks, the reference."""
+"""What every method shares: the student's forward, masks, the reference.
+
+The functions of this room name alike what they take: `apply_fn`, the model;
+`params`, the student's weights, the only ones that are differentiated;
+`teacher_params` and `ref_params`, those of the teacher and of the reference,
+None without a use for them (of both a loss uses the heads alone); `prompts`,
+the student's contexts, and `rollout`, what was sampled from them; `evidence`,
+what the method gathered about it; `signal`, the target that its `signal_step`
+makes of that; `weight_QGT`, each token's weight in the loss, from
+`token_weights`; `temperature`, which divides all logits; `chunk`, how many
+completion tokens have logits at once.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +23,7 @@ from flax import struct
 from sdjax.objectives.divergence import ReverseKL
 from sdjax.objectives.policy_loss import truncated_ratio
 from sdjax.objectives.reference_kl import NoKL, ReferenceKL
-from sdjax.options import check_fields
+from sdjax.options import Section
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import (
   log_softmax,
@@ -25,7 +36,7 @@ from sdjax.types import ApplyFn, Array, Params, Prompts, Rollout, length_mask
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(Section):
   """What all methods share in the loss.
 
   Attributes:
@@ -51,10 +62,6 @@ class Loss:
   mask_truncated: bool = False
   sampler_clip: Annotated[float, Ge(0)] = 0.0
   chunk: Annotated[int, Ge(1)] = 16
-
-  def __post_init__(self):
-    """Holds the options to their types and bounds."""
-    check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -130,41 +137,32 @@ def new_signal(
   *,
   ratios: bool,
 ) -> dict[str, Any]:
-  """What a signal holds whatever the method: masks, reference, old weights.
+  """The fields of `Signal`: masks, the reference, the weights that sampled.
 
-  Args:
-    apply_fn: the model.
-    params: the weights that sampled the rollout.
-    ref_params: the reference's weights, or None without a KL to it.
-    prompts: the student's contexts.
-    rollout: what was sampled.
-    shared: options.
-    ratios: whether the method takes ratios to the weights that sampled.
-
-  Returns:
-    The fields of `Signal`.
+  `ratios`: whether the method takes ratios to the latter.
   """
-  options = {'temperature': shared.temperature, 'chunk': shared.chunk}
-  num_q, num_g, width = rollout.ids.shape
-  ones = jnp.ones((num_q, num_g), bool)
+
+  def logp_of(params, hidden):
+    options = {'temperature': shared.temperature, 'chunk': shared.chunk}
+    return token_logp(apply_fn, params, hidden, rollout.ids, **options)
+
+  shape = rollout.ids.shape
+  ones = jnp.ones(shape[:2], bool)
   fields: dict[str, Any] = {
     'sample_mask': rollout.finished if shared.mask_truncated else ones
   }
   if shared.skip_tokens:
-    kept_T = jnp.arange(width) >= shared.skip_tokens
-    fields['token_mask'] = jnp.broadcast_to(kept_T, rollout.ids.shape)
+    kept_T = jnp.arange(shape[-1]) >= shared.skip_tokens
+    fields['token_mask'] = jnp.broadcast_to(kept_T, shape)
   if ref_params is not None:
     hidden = student_hidden(apply_fn, ref_params, prompts, rollout.ids)
     if shared.kl.over_vocabulary:
       fields['ref_hidden'] = hidden
     else:
-      fields['ref_logp'] = token_logp(
-        apply_fn, ref_params, hidden, rollout.ids, **options
-      )
+      fields['ref_logp'] = logp_of(ref_params, hidden)
   if shared.sampler_clip or ratios and shared.sampling.truncates:
     hidden = student_hidden(apply_fn, params, prompts, rollout.ids)
-    old = token_logp(apply_fn, params, hidden, rollout.ids, **options)
-    fields['old_logp'] = old
+    fields['old_logp'] = old = logp_of(params, hidden)
     if shared.sampler_clip:
       fields['weight'] = truncated_ratio(
         old, rollout.behavior_logp, shared.sampler_clip
@@ -202,21 +200,9 @@ def student_tokens(
 ) -> Student:
   """Runs the student over its rollouts, its logits a chunk at a time.
 
-  Args:
-    apply_fn: the model.
-    params: the student's weights.
-    ref_params: the reference's weights; its head is used where the signal
-      has the reference's hidden states.
-    prompts: the student's contexts.
-    rollout: its completions.
-    signal: their target.
-    shared: options.
-    compare: `compare(student_logp [Q, G, c, V], ids [Q, G, c], *inputs cut to
-      the chunk)`, called for each chunk of c tokens.
-    inputs: trees of arrays with T as axis 2, for `compare`.
-
-  Returns:
-    What the student says of each token.
+  `compare(student_logp [Q, G, c, V], ids [Q, G, c], *inputs)` is called for
+  each chunk of c tokens with the inputs, trees of arrays with T as axis 2, cut
+  to it.
   """
   hidden = student_hidden(apply_fn, params, prompts, rollout.ids)
 
@@ -251,21 +237,13 @@ def with_reference_kl(
   weight_QGT: jax.Array,
   kl: ReferenceKL,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Adds the KL to the reference to a loss, the same for all methods.
+  """Adds the KL to the reference to a loss, and its metrics to those.
 
-  Args:
-    total: the loss without it.
-    metrics: of the loss.
-    student: what it says of each token.
-    signal: holds the reference's log-probabilities or hidden states.
-    weight_QGT: of each token in the loss.
-    kl: one in the reward is measured, and not added.
-
-  Returns:
-    The loss, and the metrics with `kl_ref` and `entropy` among them.
+  They are `kl_ref` and `entropy`. A KL in the reward is measured, and not
+  added.
 
   Raises:
-    ValueError: if there is a weight but no reference.
+    ValueError: if the KL has a weight but the signal no reference.
   """
   metrics = metrics | {'entropy': jnp.sum(weight_QGT * student.entropy)}
   if not kl.coef:

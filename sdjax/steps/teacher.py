@@ -2,22 +2,34 @@
 """The teacher's distribution of the next token, and what it says of tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Le
 from flax import struct
+from jaxtyping import Int
 
-from sdjax.objectives.anchor import geometric_mixture
-from sdjax.objectives.mixing import TeacherTokens, mean_over_teachers
-from sdjax.objectives.pooling import Pooling
+from sdjax.objectives.anchor import Anchor, geometric_mixture
+from sdjax.objectives.mixing import TeacherTokens
+from sdjax.objectives.pooling import Pooling, mean_over_teachers
 from sdjax.options import Option
-from sdjax.steps.score import log_softmax, over_token_chunks, take_token
-from sdjax.types import ApplyFn, Array, Params
-
-Rate = Annotated[float, Ge(0), Le(1)]
+from sdjax.steps.score import (
+  completion_hidden,
+  log_softmax,
+  over_token_chunks,
+  student_hidden,
+  take_token,
+)
+from sdjax.types import (
+  ApplyFn,
+  Array,
+  Params,
+  Prompts,
+  Rollout,
+  TeacherContexts,
+)
 
 
 class Teacher(Option):
@@ -34,47 +46,29 @@ class Teacher(Option):
   rate: float = 0.0
   every: int = 1
 
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class EMA(Teacher, name='ema'):
   """A moving average of the student."""
 
-  rate: Rate = 0.05
-  every: ClassVar[int] = 1
+  rate: Annotated[float, Ge(0), Le(1)] = 0.05
   weights: ClassVar[Literal['average']] = 'average'
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'a moving average of the student (rate {self.rate:g})'
+  said = 'a moving average of the student (rate {rate:g})'
 
 
 @dataclass(frozen=True)
 class Current(Teacher, name='current'):
   """The student's own weights as they are."""
 
-  rate: ClassVar[float] = 0.0
-  every: ClassVar[int] = 1
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return "the student's own current weights"
+  said = "the student's own current weights"
 
 
 @dataclass(frozen=True)
 class Frozen(Teacher, name='frozen'):
   """The weights the run began with."""
 
-  rate: ClassVar[float] = 0.0
-  every: ClassVar[int] = 1
   weights: ClassVar[Literal['initial']] = 'initial'
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return 'the weights the run began with'
+  said = 'the weights the run began with'
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,7 @@ class Snapshot(Teacher, name='snapshot'):
   every: Annotated[int, Ge(1)] = 10
   rate: ClassVar[float] = 1.0
   weights: ClassVar[Literal['average']] = 'average'
-
-  def words(self) -> str:
-    """Says what it is, for a person."""
-    return f'a copy of the student, renewed every {self.every} steps'
+  said = 'a copy of the student, renewed every {every} steps'
 
 
 @struct.dataclass
@@ -126,6 +117,47 @@ class TeacherStates:
     )
 
 
+def teacher_states(
+  apply_fn: ApplyFn,
+  teacher_params: Params,
+  ref_params: Params | None,
+  prompts: Prompts,
+  rollout: Rollout,
+  evidence: TeacherContexts,
+  anchor: Anchor,
+) -> TeacherStates:
+  """Runs the teacher, and the reference where it anchors."""
+  num_q, num_g, num_k = evidence.context_index.shape
+
+  def in_context(params):
+    hidden = completion_hidden(
+      apply_fn,
+      params,
+      evidence.context_ids,
+      evidence.context_length,
+      jnp.repeat(rollout.ids, num_k, axis=1),
+      evidence.context_index.reshape(num_q, num_g * num_k),
+    )
+    width = rollout.ids.shape[-1]
+    hidden_QGKTD = hidden.reshape(num_q, num_g, num_k, width, -1)
+    return jnp.moveaxis(hidden_QGKTD, 2, 3)
+
+  states = TeacherStates(in_context(teacher_params), evidence.context_mask)
+  if not anchor.reads:
+    return states
+  if ref_params is None:
+    raise ValueError(f'anchor={str(anchor)!r} needs ref_params.')
+  share = evidence.teacher_share
+  if share is None:
+    share = jnp.full(num_q, anchor.share_at(0), jnp.float32)
+  if anchor.reads == 'teacher':
+    hidden = in_context(ref_params)
+  else:
+    hidden_QGTD = student_hidden(apply_fn, ref_params, prompts, rollout.ids)
+    hidden = hidden_QGTD[:, :, :, None]
+  return replace(states, anchor_hidden=hidden, anchor_weight=1 - share)
+
+
 class Target(NamedTuple):
   """How teachers become the distribution that is distilled.
 
@@ -150,17 +182,9 @@ def teacher_distribution(
 ) -> tuple[jax.Array, jax.Array]:
   """The teachers' log-probabilities, anchored and pooled as asked.
 
-  Args:
-    apply_fn: the model.
-    teacher_params: the teacher's weights.
-    ref_params: the reference's, where there is an anchor.
-    states: a chunk of `TeacherStates.by_token`.
-    target: what is made of them.
-    temperature: divides the logits.
-
-  Returns:
-    float32 [Q, G, c, K, V], nats, constant, and bool [Q, G, c, K], which of
-    them exist; K is 1 for a mixture.
+  The states are a chunk of c tokens of `TeacherStates.by_token`. Returns
+  float32 [Q, G, c, K, V], nats, constant, and bool [Q, G, c, K], which of
+  them exist; K is 1 for a mixture.
   """
   logits = apply_fn(teacher_params, states.hidden, method='head')
   if states.anchor_hidden is not None:
@@ -200,13 +224,10 @@ def comparison(
 ) -> Callable[..., Comparison]:
   """Makes the function that compares a chunk of the student with the teacher.
 
-  Args:
-    divergence: of student and teacher, and of their taken tokens; see
-      `sdjax.objectives.support.Support.compare`.
-    distribution: `teacher_distribution`, all but the states bound.
-
-  Returns:
-    `f(student_logp [Q, G, c, V], ids [Q, G, c], states) -> Comparison`.
+  The divergence is `sdjax.objectives.support.Support.compare` with its first
+  argument bound, the distribution `teacher_distribution` with all but the
+  states. Returns `f(student_logp [Q, G, c, V], ids [Q, G, c], states) ->
+  Comparison`.
   """
 
   def compare(student, ids_QGT, states):
@@ -231,27 +252,13 @@ def teacher_tokens(
   teacher_params: Params,
   ref_params: Params | None,
   states: TeacherStates,
-  ids_QGT: Array,
+  ids_QGT: Int[Array, 'Q G T'],
   target: Target,
   *,
   temperature: float = 1.0,
   chunk: int = 16,
 ) -> TeacherTokens:
-  """What the teachers say of the taken tokens.
-
-  Args:
-    apply_fn: the model.
-    teacher_params: the teacher's weights.
-    ref_params: the reference's, where there is an anchor.
-    states: of the teachers.
-    ids_QGT: int32, the tokens.
-    target: what is made of the teachers.
-    temperature: divides the logits.
-    chunk: tokens whose logits exist at once.
-
-  Returns:
-    Their log-probabilities and entropies.
-  """
+  """What the teachers say of the taken tokens; see `sdjax.steps.student`."""
 
   def part(states: Any, ids: Any) -> Any:
     logp, mask = teacher_distribution(

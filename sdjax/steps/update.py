@@ -42,16 +42,10 @@ class Options:
 
 
 def split(batch: Any, count: int) -> Any:
-  """Cuts a batch of questions into equal parts.
+  """Cuts a tree of arrays [Q, ...] into equal parts, [count, Q / count, ...].
 
-  Args:
-    batch: tree of arrays [Q, ...].
-    count: a divisor of Q.
-
-  Returns:
-    The tree with arrays [count, Q / count, ...]. Every part takes every
-    count-th question, so that each device of a sharded batch has an equal
-    share of each part.
+  Every part takes every count-th question, so that each device of a sharded
+  batch has an equal share of each part.
   """
 
   def cut(x):
@@ -71,21 +65,11 @@ def gradient(
   signal: Signal,
   options: Options = Options(),  # noqa: B008
 ) -> tuple[Params, dict[str, jax.Array]]:
-  """Loss and gradient of a batch, in parts.
+  """Loss and gradient of a batch, in micro-batches.
 
-  Args:
-    loss_fn: a method's loss, its options bound.
-    params: the student's weights.
-    teacher_params: the teacher's weights, constant.
-    ref_params: the reference's weights, constant, or None.
-    prompts: contexts of Q questions.
-    rollout: their completions.
-    signal: their targets.
-    options: the aggregation and the number of micro-batches, a divisor of Q.
-
-  Returns:
-    The gradient in float32 or wider, and the metrics with `loss` among them.
-    Both are the same for any number of parts, up to rounding.
+  Returns the gradient in float32 or wider, and the metrics with `loss` among
+  them. Both are the same for any number of parts, up to rounding. See
+  `sdjax.steps.student`.
 
   Raises:
     ValueError: if the parts would be unequal.
@@ -131,15 +115,9 @@ def gradient(
 
 
 def ema(teacher: Params, student: Params, rate: float) -> Params:
-  """(1 - rate) teacher + rate student, in float32.
+  """(1 - rate) teacher + rate student.
 
-  Args:
-    teacher: the average so far.
-    student: what enters it.
-    rate: the student's share, in [0, 1].
-
-  Returns:
-    The new average, float32: a bfloat16 one would lose small updates.
+  In float32: a bfloat16 average would lose small updates.
   """
 
   def mix(old, new):
@@ -168,24 +146,11 @@ def update_step(
 
   The rollouts and their targets stay what they are through all epochs and
   mini-batches; ratios to the policy that sampled are taken anew for each.
-
-  Args:
-    state: before the step.
-    teacher_params: a teacher that is not in the state (`frozen`), or None:
-      the state's average, or, where there is none, the student's own weights
-      as they are when the step begins.
-    ref_params: the reference's weights, or None.
-    prompts: contexts of Q questions.
-    rollout: their completions.
-    signal: their targets.
-    loss_fn: a method's loss, its options bound.
-    optimizer: what turns gradients into updates.
-    refresh_fn: `(params, prompts, rollout, signal) -> Signal`, called with
-      each mini-batch before its update; None: the signal stays.
-    options: updates a step, and how the average follows.
-
-  Returns:
-    The state after the step, and scalar metrics, means over its updates.
+  `teacher_params` are those of a teacher that is not in the state (`frozen`),
+  or None: the state's average, or, where there is none, the student's own
+  weights as they are when the step begins. `refresh_fn(params, prompts,
+  rollout, signal) -> Signal` is called with each mini-batch before its update;
+  None: the signal stays. Metrics are scalars, means over the updates.
 
   Raises:
     ValueError: if the parts would be unequal.
@@ -210,15 +175,9 @@ def update_step(
       signal = jax.lax.stop_gradient(
         refresh_fn(params, prompts, rollout, signal)
       )
+    models = (params, teacher_params, ref_params)
     grads, metrics = gradient(
-      loss_fn,
-      params,
-      teacher_params,
-      ref_params,
-      prompts,
-      rollout,
-      signal,
-      options,
+      loss_fn, *models, prompts, rollout, signal, options
     )
     metrics['grad_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -245,10 +204,4 @@ def update_step(
       ema(teacher, params, options.ema_rate),
       teacher,
     )
-  state = TrainState(
-    step=step,
-    params=params,
-    opt_state=opt_state,
-    teacher_params=teacher,
-  )
-  return state, metrics
+  return TrainState(step, params, opt_state, teacher), metrics
