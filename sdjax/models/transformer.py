@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Key
 from sdjax.models.attention import MASKED, Segment, Visible, attend
 from sdjax.models.cache import KV, Prefix, Suffix
 from sdjax.models.rope import Rope, frequencies, rotate
+from sdjax.types import Array
 
 EVERYTHING = 2**30  # a window that no context fills
 
@@ -304,11 +305,11 @@ class Transformer(nn.Module):
 
   def hidden(
     self,
-    ids_QGT: Int[jax.Array, 'Q G T'],
+    ids_QGT: Int[Array, 'Q G T'],
     *,
     prefix: Prefix | None = None,
     suffix: Suffix | None = None,
-    pad_QG: Int[jax.Array, 'Q G'] | None = None,
+    pad_QG: Int[Array, 'Q G'] | None = None,
   ) -> tuple[Float[jax.Array, 'Q G T D'], KV]:
     """Runs a block of tokens behind a prefix and a partial completion.
 
