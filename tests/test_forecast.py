@@ -12,7 +12,7 @@ from tabular import sequence_distributions, sequence_logp, table_model
 from sdjax import main
 from sdjax.config import schema as c
 from sdjax.config.convert import from_config_dict, replace, to_dict
-from sdjax.evaluate import distribution as law_lib
+from sdjax.evaluate import distribution as distribution_lib
 from sdjax.evaluate.pass_at_k import pass_at_k
 from sdjax.forecast import closed_forms as theory
 from sdjax.forecast import dynamics, summary, tables
@@ -45,24 +45,24 @@ def two_solutions(copy, first=0.7, wrong=0.0):
     return dynamics.restrict(np.log(base), np.log(base[:, None] * boost))
 
 
-# ------------------------------------------------------- a law's measures
+# ---------------------------------------------- measures of a distribution
 
 
 def test_what_a_law_gives_by_hand():
-  law = [0.5, 0.2, 0.3]
+  p = [0.5, 0.2, 0.3]
   correct = [True, True, False]
-  assert law_lib.pass_at_k(law, correct, 1) == pytest.approx(0.7)
-  assert law_lib.pass_at_k(law, correct, 3) == pytest.approx(1 - 0.3**3)
+  assert distribution_lib.pass_at_k(p, correct, 1) == pytest.approx(0.7)
+  assert distribution_lib.pass_at_k(p, correct, 3) == pytest.approx(1 - 0.3**3)
   items = [('a',), ('a', 'b'), ()]
-  found = law_lib.expected_distinct(law, items, 2)
+  found = distribution_lib.expected_distinct(p, items, 2)
   assert found == pytest.approx((1 - 0.3**2) + (1 - 0.8**2))
   p, q = 5 / 7, 2 / 7
   entropy = -p * math.log(p) - q * math.log(q)
-  assert law_lib.effective_number(law, correct) == pytest.approx(
+  assert distribution_lib.effective_number(p, correct) == pytest.approx(
     math.exp(entropy)
   )
-  assert law_lib.effective_number([0.0, 1.0], [True, False]) == 0
-  assert law_lib.effective_number([1.0, 0.0], [True, True]) == 1
+  assert distribution_lib.effective_number([0.0, 1.0], [True, False]) == 0
+  assert distribution_lib.effective_number([1.0, 0.0], [True, True]) == 1
 
 
 def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
@@ -74,18 +74,18 @@ def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
     * pass_at_k(n, hits, k)
     for hits in range(n + 1)
   )
-  found = law_lib.pass_at_k([chance, 1 - chance], [True, False], k)
+  found = distribution_lib.pass_at_k([chance, 1 - chance], [True, False], k)
   assert found == pytest.approx(mean)
 
 
 def test_no_law_is_refused():
-  for law in ([0.5, 0.4], [1.5, -0.5], [1.0]):
+  for p in ([0.5, 0.4], [1.5, -0.5], [1.0]):
     with pytest.raises(ValueError, match='distribution'):
-      law_lib.pass_at_k(law, [True, False], 1)
+      distribution_lib.pass_at_k(p, [True, False], 1)
   with pytest.raises(ValueError, match='distribution must be probabilities'):
-    law_lib.pass_at_k([math.nan, math.nan], [True, False], 1)
+    distribution_lib.pass_at_k([math.nan, math.nan], [True, False], 1)
   with pytest.raises(ValueError, match='0 draws'):
-    law_lib.pass_at_k([1.0], [True], 0)
+    distribution_lib.pass_at_k([1.0], [True], 0)
 
 
 # ------------------------------------------------------------- the forecast

@@ -109,7 +109,7 @@ CASES = {
 
 
 def make_torch(name):
-  """A torch model of a case with wide weights: no law is near uniform."""
+  """A torch model of a case with wide weights: no distribution is near uniform."""
   torch = pytest.importorskip(
     'torch', reason='compares with torch; pip install torch to run it'
   )

@@ -197,7 +197,7 @@ def _validate_forecast(config: Config) -> None:
     raise ConfigError(
       f'rollout.temperature={config.rollout.temperature} and '
       f'eval.temperature={config.eval.temperature} must be equal when '
-      "mode='forecast': the law that is trained is the law that is forecast."
+      "mode='forecast': what is forecast is the distribution that is trained."
     )
   if not config.eval.temperature:
     raise ConfigError(
