@@ -109,7 +109,7 @@ CASES = {
 
 
 def make_torch(name):
-  """A torch model of a case with wide weights: no distribution is near uniform."""
+  """A torch model of a case, of weights so wide that none is near uniform."""
   torch = pytest.importorskip(
     'torch', reason='compares with torch; pip install torch to run it'
   )
