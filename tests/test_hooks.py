@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
   config = replace(
     SMALL,
     task__cache_dir=str(root / 'data'),
-    method=c.PolicyGradient(diversity_weight=0.5),
+    method=c.PolicyGradient(diversity='add(weight=0.5)'),
     train__num_steps=3,
     train__checkpoint_every=3,
     eval__sets=('in_distribution',),

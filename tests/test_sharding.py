@@ -14,6 +14,7 @@ from sdjax.config import schema as config
 from sdjax.feedback.strategies import Balanced, Demonstrations
 from sdjax.models import sharding
 from sdjax.models.sharding import ShardingError
+from sdjax.options import ConfigError
 from sdjax.steps import rl, sd
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.update import Options, update_step
@@ -227,13 +228,21 @@ def test_make_mesh():
 
 @pytest.mark.parametrize(
   'data, model_size',
-  [(3, 1), (4, 1), (-1, 3), (8, 2), (0, 1), (-1, 0), (1, -1)],
+  [(3, 1), (4, 1), (-1, 3), (8, 2), (0, 1)],
 )
 def test_mesh_that_does_not_fit(data, model_size):
   with pytest.raises(ShardingError) as error:
     sharding.make_mesh(config.Mesh(data, model_size))
   for word in [f'mesh.data={data}', f'mesh.model={model_size}', '8 devices']:
     assert word in str(error.value)
+
+
+@pytest.mark.parametrize('model_size', [0, -1])
+def test_a_model_is_split_into_at_least_one_part(model_size):
+  with pytest.raises(
+    ConfigError, match=f'^model={model_size} must be at least 1'
+  ):
+    config.Mesh(1, model_size)
 
 
 def test_unknown_path():

@@ -276,8 +276,6 @@ def test_no_other_method_goes_on_with_a_run(unbroken):
 def test_what_is_wrong_is_said_before_the_folder_is_touched(cache, tmp_path):
   own = small('rl', cache)
   for config, words in (
-    (replace(own, train__num_steps=0), 'num_steps=0 must be at least 1'),
-    (replace(own, rollout__num_samples='4'), 'num_samples=.4. must be of type'),
     (replace(own, mode='eval'), "mode='eval'; this is for mode='train'"),
     (replace(own, model__path='/nope'), "no checkpoint '/nope'"),
     (replace(own, eval__sets=('hardest',)), "'hardest'.*not a split"),

@@ -87,7 +87,7 @@ def test_what_changes_no_mathematics_is_free(tmp_path, changes):
     {'reward__timeout': 3.0},
     {'rollout__max_new_tokens': 5},
     {'rollout__num_samples': 4},
-    {'loss__kl_coef': 0.1},
+    {'loss__kl': 'k3(coef=0.1)'},
     {'loss__aggregation': 'sequence_mean'},
     {'train__mini_batches': 2},
     {'train__epochs': 2},
