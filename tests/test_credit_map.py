@@ -222,9 +222,7 @@ def test_none_is_written_when_none_is_asked_for(cache, tmp_path):
   config = small('rl', cache, train__num_steps=1, train__credit_questions=0)
   train_lib.train(config, str(tmp_path))
   assert (tmp_path / 'credit.jsonl').read_bytes() == b''
-  with pytest.raises(
-    ValueError, match='^credit_questions=-1 must be'
-  ):
+  with pytest.raises(ValueError, match='^credit_questions=-1 must be'):
     small('rl', cache, train__credit_questions=-1)
 
 

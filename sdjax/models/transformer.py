@@ -390,9 +390,7 @@ class Transformer(nn.Module):
     is_token = jnp.arange(self.cfg.vocab_size) < self.cfg.num_tokens
     return jnp.where(is_token, logits, MASKED)
 
-  def __call__(
-    self, ids_BT: Int[Array, 'B T']
-  ) -> Float[jax.Array, 'B T V']:
+  def __call__(self, ids_BT: Int[Array, 'B T']) -> Float[jax.Array, 'B T V']:
     """The plain forward of a research script: float32 logits."""
     return self.logits(self.hidden(ids_BT[:, None])[0][:, 0])
 
