@@ -292,6 +292,21 @@ def test_votes_and_scores_pick_answers():
   assert flat['maj@1'] == 1
 
 
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'strategies': [[('s',)], [('s',)]]},  # one of two answers
+    {'strategies': [[('s',), ('s',)]]},  # one of two questions
+    {'solution': [['a', 'b']]},
+    {'solution': [['a'], ['a']]},
+  ],
+)
+def test_every_answer_needs_what_some_have(fields):
+  rows = [[True, False], [True]]
+  with pytest.raises(ValueError, match='zip|give one an answer'):
+    score_file.score(answers(rows, **fields), ks=[1])
+
+
 def test_numbers_for_a_terminal():
   flat = {
     **{'pass@1': 0.5, 'pass@1/low': 0.25, 'pass@1/high': 0.75},

@@ -25,6 +25,7 @@ from sdjax.objectives.reduce import token_weights
 from sdjax.objectives.reference_kl import K3, ReferenceKL
 from sdjax.steps import mix, sd
 from sdjax.steps.sampling import Sampling
+from sdjax.steps.score import student_hidden
 from sdjax.steps.student import Shared, counted_tokens
 from sdjax.types import Prompts, Rewards, Rollout, TeacherContexts
 
@@ -230,6 +231,33 @@ def test_an_anchored_teacher_credits_tokens(anchor):
   logr = np.log(REFERENCE[BEFORE, IDS])
   np.testing.assert_allclose(signal.ref_logp[COUNTED], logr[COUNTED], rtol=1e-4)
   assert with_reference(options, kl='none').ref_logp is None
+
+
+def test_the_reference_reads_the_rollouts_once():
+  apply_fn, params = chain(STUDENT)
+  ref_params = chain(REFERENCE)[1]
+  read = []
+
+  def counting(params, x, *, method, **options):
+    if params is ref_params and method != 'head':
+      read.append(method)
+    return apply_fn(params, x, method=method, **options)
+
+  mix.signal_step(
+    counting,
+    params,
+    chain(TEACHER)[1],
+    ref_params,
+    PROMPTS,
+    ROLLOUT,
+    evidence_of(),
+    options_of(Losses()),
+    Shared(kl=K3(coef=0.1)),
+  )
+  once = list(read)
+  read.clear()
+  student_hidden(counting, ref_params, PROMPTS, ROLLOUT.ids)
+  assert read and once == read
 
 
 # Sampled by others: the first token at half, the others at twice their

@@ -70,6 +70,13 @@ def test_rows_are_truncated_one_by_one_whatever_their_order():
   np.testing.assert_allclose(out[1], out[0][::-1], atol=1e-6)
 
 
+def test_the_mass_before_a_token_is_of_its_own_row():
+  # Of the second row 0.5 is short of 0.6, so that its second token stays.
+  rows = [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]]
+  out = probs_of({'top_p': 0.6}, rows)
+  np.testing.assert_allclose(out, [[1, 0, 0], [5 / 8, 3 / 8, 0]], atol=1e-6)
+
+
 def test_bfloat16_logits_are_normalised_in_float32():
   logits = jnp.zeros((257,), jnp.bfloat16)
   out = sampling_logp(logits, Sampling())

@@ -91,6 +91,13 @@ def test_majority_of_many_answers_stays_finite():
   )
 
 
+def test_majority_of_most_of_many_answers_stays_finite():
+  # As many of either key, and no tie among an odd number: one half.
+  keys = ['a', 'b'] * 500
+  right = [key == 'a' for key in keys]
+  assert maj_at_k([keys], [right], 751) == pytest.approx(0.5, abs=1e-12)
+
+
 @pytest.mark.parametrize('k', [0, 3])
 def test_impossible_k_is_an_error(k):
   with pytest.raises(ValueError, match=f'k is {k}'):

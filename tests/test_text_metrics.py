@@ -252,6 +252,19 @@ def test_chunks_and_other_questions_change_nothing(monkeypatch):
     np.testing.assert_allclose(one, other, rtol=1e-13)
 
 
+def test_a_chunk_has_no_more_answers_than_it_may(monkeypatch):
+  monkeypatch.setattr(ngrams, 'CHUNK', 4)
+  rows = [['a'] * num for num in (3, 1, 2, 3, 5, 1, 1)]
+  sizes = [len(tokens.length) for tokens in ngrams.chunks(rows)]
+  # 3 + 1, 2, 3, a question that is too large by itself, 1 + 1.
+  assert sizes == [4, 2, 3, 5, 2]
+
+
+def test_there_are_no_0_grams():
+  with pytest.raises(ValueError, match='order is 0'):
+    distinct_n(ROWS, 0)
+
+
 def test_no_question_and_a_str_for_a_row():
   assert distinct_n([]).shape == (0, 3)
   assert self_bleu([]).shape == vendi_scores([]).shape == (0,)
