@@ -113,11 +113,10 @@ def _questions(answers: Answers) -> list[Samples]:
     'scores': answers.score,
   }
   known = {name: row for name, row in rows.items() if row is not None}
+  columns = (answers.correct, answers.answer, *known.values())
   return [
-    Samples(right, texts, **{name: row[q] for name, row in known.items()})
-    for q, (right, texts) in enumerate(
-      zip(answers.correct, answers.answer, strict=True)
-    )
+    Samples(right, texts, **dict(zip(known, fields, strict=True)))
+    for right, texts, *fields in zip(*columns, strict=True)
   ]
 
 
