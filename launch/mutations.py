@@ -61,7 +61,7 @@ TESTS: dict[str, tuple[str, ...]] = {
   'sdjax/report/runs.py': ('report', 'reports', 'ending'),
   'sdjax/report/tables.py': ('eval_by_hand', 'report', 'reports'),
   f'{OBJECTIVES}advantages.py': ('advantage', 'rewards'),
-  f'{OBJECTIVES}anchor.py': ('divergence', 'sd', 'mix_by_hand'),
+  f'{OBJECTIVES}anchor.py': ('support', 'sd', 'mix_by_hand'),
   f'{OBJECTIVES}credit.py': ('credit',),
   f'{OBJECTIVES}divergence.py': ('divergence',),
   f'{OBJECTIVES}diversity_reward.py': ('rewards', 'advantage', 'choices'),
