@@ -54,7 +54,9 @@ def losses(config, dtype):
   )
   prompts, rollout = rollouts()
   task = Letters()
-  graded = grade(task, TOKENIZER, task.questions(''), jax.device_get(rollout))
+  graded = grade(
+    task, TOKENIZER, task.questions('train'), jax.device_get(rollout)
+  )
   evidence = jax.tree.map(jnp.asarray, method.gather(graded, 1).evidence)
 
   def f(params):

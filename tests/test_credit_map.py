@@ -12,6 +12,8 @@ from sdjax.config.check import validate
 from sdjax.config.convert import replace
 from sdjax.data.context import encode_context
 from sdjax.data.json_files import read_json_lines
+from sdjax.objectives.mixing import RLCSD
+from sdjax.steps.teacher import Current
 from sdjax.training import credit_map, log
 from sdjax.training import loop as train_lib
 from sdjax.training.run_folder import Workdir
@@ -95,9 +97,9 @@ METHODS = {
   'sd': c.SelfDistillation(demonstrations=c.Demonstrations(count=2)),
   'rl': c.PolicyGradient(),
   'mix': c.Mix(
-    rule='rlcsd',
+    rule=RLCSD(),
     sd=c.SelfDistillation(
-      teacher='current', demonstrations=c.Demonstrations(contrast=1)
+      teacher=Current(), demonstrations=c.Demonstrations(contrast=1)
     ),
   ),
 }

@@ -50,11 +50,12 @@ def graded(rows, concepts=None):
 def choose(
   answers, own, strategy='uniform', count=1, seed=0, solutions=None, **options
 ):
+  parsed: Any = Strategy.parse(strategy)
   return strategies.choose(
     answers,
     [a.startswith('+') for a in answers],
     own,
-    dataclasses.replace(Strategy.parse(strategy), **options),
+    dataclasses.replace(parsed, **options),
     count,
     np.random.default_rng(seed),
     solutions,
@@ -151,13 +152,15 @@ TOKENIZER = word_tokenizer(['+a', '+b', '+c', 'b', 'd', 'q', '='])
 
 
 def gather(batch, **changes):
-  options = {
+  options: dict[str, Any] = {
     'tokenizer': TOKENIZER,
     'templates': Templates('{demonstration} = {question}'),
     'seed': 0,
   } | changes
   names = {field.name for field in dataclasses.fields(Demonstrations)}
-  shown = {'max_context': 6} | {k: options.pop(k) for k in names & {*options}}
+  shown: dict[str, Any] = {'max_context': 6} | {
+    k: options.pop(k) for k in names & {*options}
+  }
   return demonstrations.gather(batch, 3, Demonstrations(**shown), **options)
 
 
@@ -229,7 +232,7 @@ def test_evidence_from_texts_alone():
     strategy='first',
   )
   assert made.context_ids.shape == (2, 2, 6)
-  assert made.correct.tolist() == [
+  assert made.correct is not None and made.correct.tolist() == [
     [True, False, True, False],
     [False, True, False, False],
   ]

@@ -10,6 +10,7 @@ from test_train import SMALL, assert_same_run
 import sdjax
 from sdjax.config import schema as c
 from sdjax.config.convert import replace
+from sdjax.objectives.diversity_reward import Bonus
 from sdjax.tasks import make_task
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.hooks import Hook, HookError
@@ -62,7 +63,7 @@ def whole(tmp_path_factory):
   config = replace(
     SMALL,
     task__cache_dir=str(root / 'data'),
-    method=c.PolicyGradient(diversity='add(weight=0.5)'),
+    method=c.PolicyGradient(diversity=Bonus(weight=0.5)),
     train__num_steps=3,
     train__checkpoint_every=3,
     eval__sets=('in_distribution',),

@@ -56,7 +56,7 @@ from sdjax.options import Option
 from sdjax.steps import mix, rl, sd, update
 from sdjax.steps.score import completion_hidden, token_logp
 from sdjax.steps.student import Loss
-from sdjax.tasks.base import Question, Verdict
+from sdjax.tasks.base import Question, Task, Verdict
 from sdjax.types import Prompts, Rollout, TrainState
 
 TOKENIZER = word_tokenizer(['a', 'b', 'c', 'd', '=', 'no', '?'])
@@ -70,7 +70,7 @@ def table(seed=0):
   return bags(SIZE, seed)[1]
 
 
-class Letters:
+class Letters(Task):
   """An answer is right if it begins with `a` or `b`; its concepts: letters."""
 
   name = 'letters'
@@ -248,7 +248,7 @@ def made(config: c.Config) -> methods.Method:
 
 def graded() -> Graded:
   host = jax.device_get(rollouts()[1])
-  return grade(Letters(), TOKENIZER, Letters().questions(''), host)
+  return grade(Letters(), TOKENIZER, Letters().questions('train'), host)
 
 
 def step(config, prompts, rollout, micro_batches=1, width=0):

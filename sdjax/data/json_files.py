@@ -1,17 +1,16 @@
 """JSON files and JSON lines that survive a kill in the middle of a line."""
 
-import contextlib
 import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _dumps = functools.partial(json.dumps, allow_nan=False, ensure_ascii=False)
 
 
-class JsonLines(contextlib.AbstractContextManager['JsonLines']):
+class JsonLines:
   """A file of JSON records, one a line, that a resumed run can cut back.
 
   A checkpoint stores `offset()`; a run that resumes from it calls
@@ -70,6 +69,10 @@ class JsonLines(contextlib.AbstractContextManager['JsonLines']):
   def close(self) -> None:
     """Closes the file; what was appended is in it already."""
     self._file.close()
+
+  def __enter__(self) -> Self:
+    """Returns the open file."""
+    return self
 
   def __exit__(self, *_):
     """Closes the file."""

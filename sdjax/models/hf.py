@@ -228,7 +228,7 @@ def _shards(
   max_bytes: int,
 ) -> Iterator[list[tuple[str, Any]]]:
   """Yields lists of (their name, function that reads the tensor)."""
-  leaves = flatten_dict(params, sep='/')
+  leaves: dict[str, Any] = flatten_dict(params, sep='/')
   shard, size = [], 0
   for path, names, transposed, leaf in plan(cfg, family):
     found = leaves.pop(path, None)

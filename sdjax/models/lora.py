@@ -32,7 +32,7 @@ def init_adapter(
 
   Source: arXiv 2106.09685; initial values as in the package `peft`.
   """
-  matrices = {
+  matrices: dict[str, Any] = {
     path: leaf
     for path, leaf in flatten_dict(params, sep='/').items()
     if path.startswith('layers/') and path.endswith('/kernel')

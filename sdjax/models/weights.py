@@ -172,7 +172,9 @@ def read_params(
   order = sorted(zip(wanted, places, strict=True), key=lambda x: -x[0][-1].size)
   done = dict.fromkeys(path for path, *_ in wanted)
   for (path, names, transposed, leaf), place in order:
-    part = functools.partial(_read_part, tensors, path, names, transposed, leaf)
+    part: Any = functools.partial(
+      _read_part, tensors, path, names, transposed, leaf
+    )
     done[path] = jax.make_array_from_callback(leaf.shape, place, part)
     # One at a time: a copy that is under way holds its source.
     jax.block_until_ready(done[path])

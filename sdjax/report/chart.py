@@ -29,7 +29,7 @@ class Mark:
   colour: str = 'var(--ink)'
   shape: str = 'o'
   told: str = ''
-  since: tuple[float, float] | None = None
+  since: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
