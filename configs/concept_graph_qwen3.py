@@ -4,15 +4,19 @@
     --workdir=runs/qwen3_sd --config.model.path=/path/to/Qwen3-1.7B
 
 The part after the colon is the method: `sd`, `sd_k3`, `rl` or `rl_diversity`,
-or a name of `sdjax.presets`, which comes with its own optimizer and sampling.
+or a name of `sdjax.config.presets`, which has its own optimizer and sampling.
 Values without a remark are in the paper's text. `[library]`: not in the text,
 but the default of nano-aha-moment, the library it was trained with, whose
 batch numbers it shares. `[ours]`: in neither.
 """
 
-from sdjax import config as c
-from sdjax import presets
-from sdjax.config_dict import to_config_dict
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.convert import to_config_dict
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.reference_kl import K3
+from sdjax.steps.teacher import EMA
 
 # ------------------------------------------------- where the twins differ
 # Thinking is not shown, so a demonstration is one line [ours].
@@ -22,15 +26,15 @@ METHODS = {
   # Reverse KL over the full vocabulary, EMA 0.05: SDPO's, to which the paper
   # refers (arXiv 2601.20802); its top-k support is left out [ours].
   'sd': c.SelfDistillation(
-    ema_rate=0.05, demonstrations=c.Demonstrations(max_context=_WIDEST)
+    teacher=EMA(0.05), demonstrations=Demonstrations(max_context=_WIDEST)
   ),
   'sd_k3': c.SelfDistillation(
-    ema_rate=0.05,
-    demonstrations=c.Demonstrations(count=3, max_context=_WIDEST),
+    teacher=EMA(0.05),
+    demonstrations=Demonstrations(count=3, max_context=_WIDEST),
   ),
   'rl': c.PolicyGradient(),
   # The weight of the diversity score is not given [ours].
-  'rl_diversity': c.PolicyGradient(diversity_weight=0.5),
+  'rl_diversity': c.PolicyGradient(diversity=Bonus(0.5)),
 }
 # -------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ def setting(method: c.Method) -> c.Config:
       top_p=0.999,  # [library]
     ),
     # All methods have a KL to the reference; its weight is [library]'s.
-    loss=c.Loss(kl_coef=0.001, chunk=128),
+    loss=c.Loss(kl=K3(0.001), chunk=128),
     optimizer=c.Optimizer(  # [library]
       learning_rate=1e-6,
       b1=0.9,

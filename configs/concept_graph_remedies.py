@@ -12,7 +12,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from sdjax import config as c
+from sdjax.config import schema as c
 
 NAMES = (
   # What is to be mended, and what it is compared with.
@@ -32,8 +32,8 @@ NAMES = (
   'debiased',
   # Rewards beside it.
   'lambda_diversity',
-  # As `sdjax.presets` has them: as published but for what is marked `ours`
-  # there (the last two: all of it). Optimizer, sampling, sizes and the rate of
+  # As `sdjax.config.presets` has them: as published but for what it marks
+  # `ours` (the last two: all of it). Optimizer, sampling, sizes and the rate of
   # an averaging teacher are those of the twins.
   'rlsd',
   'srpo',

@@ -20,8 +20,10 @@ right now and then; start it from what `sd` left:
 import importlib.util
 from pathlib import Path
 
-from sdjax import config as c
-from sdjax.config_dict import to_config_dict
+from sdjax.config import schema as c
+from sdjax.config.convert import to_config_dict
+from sdjax.feedback.strategies import Demonstrations, Reference
+from sdjax.steps.teacher import EMA
 
 _REQUEST = '\n\nWrite the names on the path inside \\boxed{}.'
 _HINT = '\n\nA correct answer is: {demonstration}'
@@ -86,9 +88,9 @@ def _chat(hint: str) -> str:
 
 METHODS = {
   'sd': c.SelfDistillation(
-    ema_rate=0.05,
-    demonstrations=c.Demonstrations(
-      strategy='reference', template=_chat(_HINT), max_context=832
+    teacher=EMA(0.05),
+    demonstrations=Demonstrations(
+      strategy=Reference(), template=_chat(_HINT), max_context=832
     ),
   ),
   'rl': c.PolicyGradient(),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sdjax.eval.rollout_file import read_records
+from sdjax.evaluate.rollout_file import read_records
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SOURCE_EVERY = 25
@@ -107,8 +107,7 @@ def student(
     config,
     folder,
     seed=seed,
-    method__demonstrations__strategy='external',
-    method__demonstrations__file=file,
+    method__demonstrations__strategy=f'external(file={str(file)!r})',
     train__eval_every=0,
     eval__sets='("in_distribution","harder")',
     **changes,

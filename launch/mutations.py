@@ -53,18 +53,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name('mutations_equivalent.json')
 
-OBJECTIVES, STEPS, EVAL = 'sdjax/objectives/', 'sdjax/steps/', 'sdjax/eval/'
+OBJECTIVES, STEPS, EVAL = 'sdjax/objectives/', 'sdjax/steps/', 'sdjax/evaluate/'
 TESTS: dict[str, tuple[str, ...]] = {
-  'sdjax/rewards.py': ('rewards', 'mirror', 'choices'),
-  'sdjax/demonstrations.py': ('demonstrations', 'choices'),
-  f'{OBJECTIVES}advantage.py': ('advantage',),
+  'sdjax/feedback/rewards.py': ('rewards', 'mirror', 'choices'),
+  'sdjax/feedback/demonstrations.py': ('demonstrations', 'choices'),
+  'sdjax/feedback/strategies.py': ('demonstrations', 'choices'),
+  'sdjax/report/runs.py': ('report', 'reports', 'ending'),
+  'sdjax/report/tables.py': ('eval_by_hand', 'report', 'reports'),
+  f'{OBJECTIVES}advantages.py': ('advantage', 'rewards'),
+  f'{OBJECTIVES}anchor.py': ('support', 'sd', 'mix_by_hand'),
   f'{OBJECTIVES}credit.py': ('credit',),
   f'{OBJECTIVES}divergence.py': ('divergence',),
-  f'{OBJECTIVES}kl_reward.py': ('rl',),
-  f'{OBJECTIVES}policy_gradient.py': ('policy_gradient',),
+  f'{OBJECTIVES}diversity_reward.py': ('rewards', 'advantage', 'choices'),
+  f'{OBJECTIVES}mixing.py': ('credit', 'mix_by_hand', 'mix'),
+  f'{OBJECTIVES}policy_loss.py': ('policy_gradient', 'steps_by_hand', 'rl'),
   f'{OBJECTIVES}pooling.py': ('steps_by_hand', 'support'),
   f'{OBJECTIVES}reduce.py': ('reduce',),
-  f'{OBJECTIVES}reference_kl.py': ('reference_kl',),
+  f'{OBJECTIVES}reference_kl.py': ('reference_kl', 'rl'),
+  f'{OBJECTIVES}schedule.py': ('schedule',),
   f'{OBJECTIVES}support.py': ('support',),
   f'{STEPS}mix.py': ('defaults', 'mix_by_hand', 'mix'),
   f'{STEPS}rl.py': ('defaults', 'steps_by_hand', 'rl', 'mix'),
@@ -74,19 +80,25 @@ TESTS: dict[str, tuple[str, ...]] = {
   f'{STEPS}sd.py': ('defaults', 'steps_by_hand', 'sd', 'mix'),
   f'{STEPS}teacher.py': ('defaults', 'steps_by_hand', 'sd', 'mix'),
   f'{STEPS}update.py': ('defaults', 'update'),
-  f'{STEPS}view.py': ('defaults', 'steps_by_hand', 'rl', 'sd', 'mix'),
-  f'{EVAL}bootstrap.py': ('eval_by_hand', 'diversity', 'score_file'),
-  f'{EVAL}diversity.py': ('eval_by_hand', 'diversity'),
-  f'{EVAL}law.py': ('eval_by_hand',),
+  f'{STEPS}student.py': ('defaults', 'steps_by_hand', 'rl', 'sd', 'mix'),
+  f'{EVAL}bootstrap.py': (
+    *('eval_by_hand', 'solutions', 'diversity', 'score_file'),
+  ),
+  f'{EVAL}diversity.py': ('eval_by_hand', 'diversity', 'measures'),
+  f'{EVAL}distribution.py': ('eval_by_hand',),
+  f'{EVAL}measures.py': (
+    *('measures', 'diversity', 'eval_by_hand', 'solutions', 'text_metrics'),
+    'score_file',
+  ),
   f'{EVAL}ngrams.py': ('text_metrics',),
   f'{EVAL}pass_at_k.py': ('pass_at_k', 'diversity'),
   f'{EVAL}rollout_file.py': ('eval_by_hand', 'score_file'),
-  f'{EVAL}runs.py': ('report', 'reports', 'ending'),
+  f'{EVAL}samples.py': ('diversity', 'measures'),
   f'{EVAL}score_file.py': ('eval_by_hand', 'score_file'),
   f'{EVAL}selection.py': ('selection',),
   f'{EVAL}self_bleu.py': ('text_metrics',),
-  f'{EVAL}solutions.py': ('solutions',),
-  f'{EVAL}tables.py': ('eval_by_hand', 'report', 'reports'),
+  f'{EVAL}sentence_encoder.py': ('sentence_encoder',),
+  f'{EVAL}table.py': ('measures', 'diversity'),
   f'{EVAL}text.py': ('eval_by_hand', 'text_metrics'),
   f'{EVAL}vendi.py': ('eval_by_hand', 'text_metrics'),
 }
@@ -279,11 +291,11 @@ def modules(only: str) -> list[str]:
   """Returns the modules whose path begins with or holds `only`."""
   found = sorted(
     str(path.relative_to(ROOT))
-    for part in ('objectives', 'steps', 'eval')
+    for part in ('objectives', 'steps', 'evaluate')
     for path in (ROOT / 'sdjax' / part).glob('*.py')
-    if path.name != '__init__.py'
+    if not path.name.startswith('__')
   )
-  found = ['sdjax/rewards.py', 'sdjax/demonstrations.py', *found]
+  found += [path for path in TESTS if path not in found]
   unlisted = [path for path in found if path not in TESTS]
   if unlisted:
     sys.exit(f'{unlisted}: say in TESTS which test files cover it.')

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sdjax import config_dict
+from sdjax.config import convert as config_dict
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'concept_graph_remedies.py'
 

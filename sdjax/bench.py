@@ -20,13 +20,13 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from sdjax import config as config_lib
-from sdjax import language_model
+from sdjax.config import schema as config_lib
 from sdjax.models import hf
+from sdjax.models import load as language_model
 from sdjax.models.families import FAMILIES, new_config
+from sdjax.models.sharding import make_mesh
 from sdjax.models.transformer import TransformerConfig
 from sdjax.models.weights import plan
-from sdjax.sharding import make_mesh
 
 LAYER_PARAMS = 2 * 1024 * (1024 + 512) + 3 * 1024 * 4096
 
@@ -34,13 +34,8 @@ LAYER_PARAMS = 2 * 1024 * (1024 + 512) + 3 * 1024 * 4096
 def write_checkpoint(folder: Path, gigabytes: float, shard: float) -> int:
   """Writes a sharded Qwen3-like checkpoint of random float32 weights.
 
-  Args:
-    folder: an empty folder.
-    gigabytes: size of the weights, about.
-    shard: gigabytes in a file, about.
-
-  Returns:
-    Bytes of the weights.
+  Into an empty folder, of about so many gigabytes, in files of about `shard`
+  gigabytes. Returned are the bytes of the weights.
   """
   cfg = TransformerConfig(
     vocab_size=32768,

@@ -13,21 +13,20 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from sdjax import config as config_lib
-from sdjax import config_dict
-from sdjax.best import FOLDER
-from sdjax.checkpoint import Checkpoints
-from sdjax.language_model import LanguageModel, load_from_config
-from sdjax.lora import factors, merge
-from sdjax.metrics import write_json_atomic
+from sdjax.config import convert as config_dict
+from sdjax.config import schema as config_lib
+from sdjax.data.json_files import write_json_atomic
 from sdjax.models import hf
 from sdjax.models.families import FAMILIES
-from sdjax.sharding import make_mesh
+from sdjax.models.load import LanguageModel, load_from_config
+from sdjax.models.lora import factors, merge
+from sdjax.models.sharding import make_mesh
+from sdjax.training.best import FOLDER
+from sdjax.training.checkpoint import Checkpoints
 from sdjax.types import Params
 
 WEIGHTS = ('student', 'teacher')
@@ -41,14 +40,10 @@ class ExportError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a run trained.
+  """What a run trained: the checkpoint of a step, and what it began with.
 
-  Attributes:
-    options: the run's section `model`.
-    start: what it began with; the weights are needed under an adapter.
-    trained: `student`, and `teacher` where the run keeps an average: weights,
-      or adapters.
-    step: of the checkpoint.
+  `trained` has `student`, and `teacher` where the run keeps an average:
+  weights, or adapters, under which those of `start` are needed.
   """
 
   options: config_lib.Model
@@ -58,16 +53,10 @@ class Restored:
 
 
 def read_options(workdir: str | Path) -> tuple[config_lib.Model, str]:
-  """Reads of a run's `config.json` what an export needs.
+  """Reads `model` and `train.keep_best` of a run's `config.json`.
 
   Its task, method and rewards may be known nowhere but in the program that
   trained it.
-
-  Args:
-    workdir: the run's folder.
-
-  Returns:
-    The section `model`, and `train.keep_best`.
 
   Raises:
     ExportError: if the folder is not one of a training run.
@@ -92,15 +81,10 @@ def read_options(workdir: str | Path) -> tuple[config_lib.Model, str]:
 def restore(
   workdir: str | Path, step: int | None = None, best: bool = False
 ) -> Restored:
-  """Brings what a run trained back.
+  """Brings what a run trained back, from a checkpoint and its beginning.
 
-  Args:
-    workdir: its folder.
-    step: which checkpoint; None: the newest.
-    best: take the one that `train.keep_best` kept; `step` is then not read.
-
-  Returns:
-    The weights or adapters of the checkpoint, and what they began as.
+  The newest checkpoint, or that of a step; or, and then the step is not read,
+  the best one, which `train.keep_best` kept.
 
   Raises:
     ExportError: if there is no checkpoint.
@@ -130,14 +114,7 @@ def restore(
 
 
 def trained_tree(restored: Restored, weights: str) -> Params:
-  """Picks the trained weights or adapter.
-
-  Args:
-    restored: of a run.
-    weights: `student`, or `teacher` for the moving average.
-
-  Returns:
-    The tree.
+  """Picks the trained weights or adapter: `student`, or `teacher`'s average.
 
   Raises:
     ExportError: if the run keeps no moving average.
@@ -155,12 +132,8 @@ def export_model(
 ) -> None:
   """Writes a Hugging Face folder, an adapter merged into its matrices.
 
-  Args:
-    restored: of a run.
-    out: the folder.
-    weights: `student` or `teacher`.
-    dtype: of the stored weights; None: that of the checkpoint the run began
-      with.
+  The weights, `student` or `teacher`, are stored as `dtype`; None: as the
+  checkpoint has them that the run began with.
   """
   options, start = restored.options, restored.start
   source = hf.resolve(options.path)
@@ -181,12 +154,7 @@ def export_model(
 
 
 def export_adapter(restored: Restored, out: str | Path, weights: str) -> None:
-  """Writes an adapter as a folder of the package `peft`.
-
-  Args:
-    restored: of a run.
-    out: the folder.
-    weights: `student` or `teacher`.
+  """Writes the adapter of `student` or `teacher` as a folder of `peft`.
 
   Raises:
     ExportError: if the run trained the weights themselves.
@@ -215,17 +183,12 @@ def export_adapter(restored: Restored, out: str | Path, weights: str) -> None:
   safetensors.numpy.save_file(
     tensors, out / ADAPTER_WEIGHTS, metadata={'format': 'pt'}
   )
-  write_json_atomic(out / ADAPTER_CONFIG, _peft_config(options, modules))
-  restored.start.tokenizer.save_pretrained(str(out))
-
-
-def _peft_config(config: config_lib.Model, modules: set[str]) -> dict[str, Any]:
-  return {
+  peft_config = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': config.path,
-    'r': config.lora.rank,
-    'lora_alpha': config.lora.alpha,
+    'base_model_name_or_path': options.path,
+    'r': options.lora.rank,
+    'lora_alpha': options.lora.alpha,
     'lora_dropout': 0.0,
     'target_modules': sorted(modules),
     'bias': 'none',
@@ -234,6 +197,8 @@ def _peft_config(config: config_lib.Model, modules: set[str]) -> dict[str, Any]:
     'use_rslora': False,
     'use_dora': False,
   }
+  write_json_atomic(out / ADAPTER_CONFIG, peft_config)
+  restored.start.tokenizer.save_pretrained(str(out))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

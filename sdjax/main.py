@@ -10,6 +10,7 @@ once. Any other failure is a traceback and 1.
 
 import atexit
 import os
+import re
 import sys
 import traceback
 from typing import NoReturn
@@ -17,11 +18,12 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sdjax import config as config_lib
-from sdjax import config_check, config_dict
-from sdjax.in_words import contexts_in_words, loss_in_words
-from sdjax.interrupt import Interrupted, interrupts
-from sdjax.reward_worker import RewardError
+from sdjax.config import check as config_check
+from sdjax.config import convert as config_dict
+from sdjax.config import schema as config_lib
+from sdjax.feedback.reward_worker import RewardError
+from sdjax.training.describe import contexts_in_words, loss_in_words
+from sdjax.training.interrupt import Interrupted, interrupts
 
 # What does not exist is let through: `config_dict` says what does.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,6 +33,8 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=False,
   accept_new_attributes=True,
 )
+# The library takes no text where the config file has a section.
+_TASK = re.compile(r'--?config\.task=')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 
 MISTAKES = (
@@ -44,14 +48,11 @@ MISTAKES = (
 
 
 def run(config: config_lib.Config, workdir: str) -> None:
-  """Does what the config's mode says.
-
-  Args:
-    config: a checked config.
-    workdir: the run's folder.
-  """
+  """Does what the config's mode says."""
   # Imported here: they pull in what `--config.print` does not need.
-  from sdjax import forecast, pretrain, train
+  from sdjax.forecast import run as forecast
+  from sdjax.training import loop as train
+  from sdjax.training import pretrain
 
   {
     'train': train.train,
@@ -74,7 +75,7 @@ def show_contexts(config: config_lib.Config) -> str:
   The tokenizer is loaded for it, the weights are not.
   """
   from sdjax.data.context import check_thinking
-  from sdjax.data.tokenizer import load_tokenizer
+  from sdjax.models.tokenizer import load_tokenizer
   from sdjax.tasks import make_task
 
   if config.model is None:
@@ -90,20 +91,25 @@ def show_contexts(config: config_lib.Config) -> str:
 def parse(argv: list[str]) -> list[str]:
   """Reads the command line and the config file it names.
 
-  Args:
-    argv: the command line.
-
-  Returns:
-    What is no flag, the program first.
+  Returns what is no flag, the program first.
   """
   try:
-    rest = flags.FLAGS(argv)
+    tasks = [arg for arg in argv if _TASK.match(arg)]
+    rest = flags.FLAGS([arg for arg in argv if arg not in tasks])
     if _CONFIG.value is None:
       raise config_lib.ConfigError(
         '--config is missing: name a file, e.g. configs/concept_graph.py:sd.'
       )
     if not isinstance(_CONFIG.value, ConfigDict):
       raise TypeError('get_config() gives no ConfigDict')
+    for arg in tasks:
+      if any(re.match(r'--?config\.task\.', other) for other in argv):
+        raise config_lib.ConfigError(
+          f'{arg} and --config.task.OPTION exclude each other: a task in words '
+          'has its options in brackets.'
+        )
+      with _CONFIG.value.ignore_type():
+        _CONFIG.value.task = arg.partition('=')[2]
     return rest
   # A config file is a program, and fails as programs do.
   except Exception as error:
@@ -111,12 +117,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def why_not_parsed(error: Exception, argv: list[str]) -> str:
-  """Says what is wrong with a command line, or with its config file.
-
-  Args:
-    error: what reading them raised.
-    argv: the command line.
-  """
+  """Says what is wrong with a command line, or with its config file."""
   causes: list[BaseException] = [error]
   while deeper := causes[-1].__cause__ or causes[-1].__context__:
     causes.append(deeper)
@@ -166,9 +167,7 @@ def leave(code: int) -> NoReturn:
 def fail(error: BaseException, text: str) -> NoReturn:
   """Ends the process with one line and exit code 2.
 
-  Args:
-    error: what is raised again instead if `$SDJAX_TRACEBACK` is set.
-    text: the line.
+  With `$SDJAX_TRACEBACK` set the error is raised again instead.
   """
   if os.environ.get('SDJAX_TRACEBACK'):
     raise error
@@ -201,13 +200,10 @@ def main(argv: list[str]) -> None:
     leave(error.exit_code)
   except MISTAKES as error:
     # What cannot be imported from this package is a mistake of its own.
-    if isinstance(error, ImportError) and _ours(error):
-      raise
+    if isinstance(error, ImportError):
+      if (error.name or '').partition('.')[0] == 'sdjax':
+        raise
     fail(error, why(error))
-
-
-def _ours(error: ImportError) -> bool:
-  return (error.name or '').partition('.')[0] == 'sdjax'
 
 
 if __name__ == '__main__':

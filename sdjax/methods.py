@@ -1,47 +1,34 @@
 """The mirror: every way to learn from the same rollouts, side by side.
 
-One step of training, whatever the method:
+One step of training samples G rollouts of each question, grades them on the
+host, and then, whatever the method:
 
-  1. sample G rollouts of each question (`rollout_step`);
-  2. grade them on the host (`grade`);
-  3. `gather`: demonstrations for self-distillation, rewards for RL;
-  4. `signal`: the teacher's view of every token, or its advantage;
-  5. `update_step` with the method's `loss`.
+  `gather`  demonstrations for self-distillation, rewards for RL;
+  `signal`  the teacher's view of every token, or its advantage;
+  `loss`    what `update_step` descends.
 
 To add one, write a function like those below and put it into `METHODS`, or
-give it to `sdjax.train.train`.
+give it to `sdjax.training.loop.train`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from sdjax import config as config_lib
-from sdjax import demonstrations, rewards, schedule
+from sdjax.config import schema as config_lib
+from sdjax.config.check import parts
 from sdjax.data.context import check_endings, opens_thinking
-from sdjax.demonstration_file import read_external
-from sdjax.grading import Graded, strategies
+from sdjax.feedback import demonstrations, rewards
+from sdjax.feedback.grading import Graded, strategies
+from sdjax.feedback.strategies import Demonstrations, Given
 from sdjax.steps import mix, rl, sd
-from sdjax.tasks.base import Question, Task
-from sdjax.types import ApplyFn, Gathered
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-  """Whose weights a method's teacher has.
-
-  Attributes:
-    kind: `current`, `frozen`, or `ema`, which is in the training state.
-    rate: share of the student that enters the average.
-    every: steps between two changes of it.
-  """
-
-  kind: str
-  rate: float = 0.0
-  every: int = 1
+from sdjax.steps.student import Shared
+from sdjax.steps.teacher import Teacher
+from sdjax.tasks.base import Task
+from sdjax.types import ApplyFn, Gathered, TeacherContexts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,34 +63,8 @@ def self_distillation(
   config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
 ) -> Method:
   """Binds a config's options to the self-distillation step."""
-  method = config.method
-  assert isinstance(method, config_lib.SelfDistillation) and config.loss
-  anchor = _anchor(method)
-  gather, notes = _show(config, method, task, tokenizer)
-  return Method(
-    gather=gather,
-    signal=functools.partial(
-      sd.signal_step,
-      apply_fn,
-      with_ref_kl=config.loss.kl_coef > 0,
-      **_pick(
-        method,
-        'objective',
-        'pooling',
-        'teacher_temperature',
-        'success_exponent',
-      ),
-      **anchor,
-      **_masks(config, method.importance_clip > 0),
-    ),
-    loss=functools.partial(
-      sd.loss, apply_fn, **_distance(method), **_kl(config)
-    ),
-    teacher=_teacher(method),
-    reference=config.loss.kl_coef > 0 or anchor['anchor'] != 'none',
-    num_contexts=_num_contexts(config, method.demonstrations),
-    notes=notes,
-  )
+  gather, notes = _show(config, task, tokenizer)
+  return _bind(sd, config, apply_fn, gather, notes)
 
 
 def policy_gradient(
@@ -111,114 +72,41 @@ def policy_gradient(
 ) -> Method:
   """Binds a config's options to the reinforcement learning step."""
   del task, tokenizer
-  method = config.method
-  assert isinstance(method, config_lib.PolicyGradient) and config.loss
-  return Method(
-    gather=_reward(config, method),
-    signal=functools.partial(
-      rl.signal_step,
-      apply_fn,
-      **_pick(method, 'advantage', 'pass_k', 'std', 'std_epsilon'),
-      **_pick(config.loss, 'kl_in', 'kl_coef'),
-      **_masks(
-        config, method.policy_loss != 'reinforce' or config.loss.kl_in != 'loss'
-      ),
-    ),
-    loss=functools.partial(
-      rl.loss,
-      apply_fn,
-      **_push(method),
-      **_pick(config.loss, 'kl_in'),
-      **_kl(config),
-    ),
-    reference=config.loss.kl_coef > 0,
-    refresh=_refresh(config, method, apply_fn),
-  )
+  return _bind(rl, config, apply_fn, _reward(config))
 
 
 def mixed(
   config: config_lib.Config, apply_fn: ApplyFn, task: Task, tokenizer: Any
 ) -> Method:
   """Binds a config's options to the step with rewards and a teacher."""
-  method = config.method
-  assert isinstance(method, config_lib.Mix) and config.loss and config.rollout
-  show, notes = _show(config, method.sd, task, tokenizer)
-  reward = _reward(config, method.rl)
-  anchor = _anchor(method.sd)
-  on_loss = method.rule in mix.LOSS_RULES
-
-  def useful(graded: Graded, shown: Gathered, rewarded: Gathered) -> Any:
-    mask_QGK = np.asarray(shown.evidence.context_mask)
-    gated = method.rule == 'sdpg' and method.positive_only
-    if method.rule == 'rlsd' or gated:  # nothing without an advantage
-      return rewarded.useful
-    if method.rule == 'rlcsd':  # which also needs something of either side
-      cut = mask_QGK.shape[-1] - method.sd.demonstrations.contrast
-      both_QG = mask_QGK[..., :cut].any(-1) & mask_QGK[..., cut:].any(-1)
-      return rewarded.useful & np.any(both_QG, axis=1)
-    if method.rule == 'srpo':
-      taught_QG = mask_QGK.any(axis=-1)
-      return rewarded.useful | (taught_QG & ~graded.correct).any(axis=1)
-    return shown.useful | rewarded.useful
+  options = config.method
+  assert isinstance(options, mix.Options)
+  show, notes = _show(config, task, tokenizer)
+  reward = _reward(config)
 
   def gather(graded: Graded, step: int) -> Gathered:
     shown, rewarded = show(graded, step), reward(graded, step)
-    weight = method.weight * schedule.factor(method.schedule, step)
+    weight = options.rule.weight * options.schedule.factor(step)
+    mask_QGK = np.asarray(shown.evidence.context_mask)
+    right, wrong = np.split(mask_QGK, [options.sd.demonstrations.count], -1)
     return Gathered(
-      evidence=dataclasses.replace(
-        shown.evidence,
-        reward=rewarded.evidence.reward,
-        set_reward=rewarded.evidence.set_reward,
-        strategy=strategies(graded) if method.rule == 'debiased' else None,
-        strength=np.full(len(graded.questions), weight, np.float32),
+      evidence=mix.Evidence(
+        sd=shown.evidence,
+        rl=rewarded.evidence,
+        strategy=strategies(graded) if options.rule.needs_strategy else None,
+        weight=np.full(len(graded.questions), weight, np.float32),
       ),
       shown=shown.shown,
-      useful=useful(graded, shown, rewarded),
+      useful=options.rule.useful(
+        rewarded.useful,
+        right.any(-1),
+        ~graded.correct,
+        right.any(-1) & wrong.any(-1),
+      ),
       metrics={**shown.metrics, **rewarded.metrics, 'weight': weight},
     )
 
-  return Method(
-    gather=gather,
-    signal=functools.partial(
-      mix.signal_step,
-      apply_fn,
-      num_contrast=method.sd.demonstrations.contrast,
-      aggregation=config.loss.aggregation,
-      with_ref_kl=config.loss.kl_coef > 0,
-      **_pick(
-        method,
-        'rule',
-        'ratio_clip',
-        'entropy_floor',
-        'entropy_exponent',
-        'positive_only',
-        'contrast_temperature',
-        'contrast_clip',
-        'contrast_threshold',
-        'touched_weight',
-      ),
-      **_pick(method.rl, 'advantage', 'pass_k', 'std', 'std_epsilon'),
-      **_pick(method.sd, 'pooling', 'teacher_temperature', 'success_exponent'),
-      **anchor,
-      **_masks(config, True),
-    ),
-    loss=functools.partial(
-      mix.loss,
-      apply_fn,
-      distance=_distance(method.sd),
-      push=_push(method.rl),
-      **_kl(config),
-    )
-    if on_loss
-    else functools.partial(
-      rl.loss, apply_fn, **_push(method.rl), **_kl(config)
-    ),
-    teacher=_teacher(method.sd),
-    reference=config.loss.kl_coef > 0 or anchor['anchor'] != 'none',
-    refresh=_refresh(config, method.rl, apply_fn),
-    num_contexts=_num_contexts(config, method.sd.demonstrations),
-    notes=notes,
-  )
+  return _bind(mix, config, apply_fn, gather, notes)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -229,156 +117,68 @@ METHODS: dict[str, Callable[..., Method]] = {
 """Method name to a function from (config, apply_fn, task, tokenizer)."""
 
 
-def _pick(section: Any, *names: str) -> dict[str, Any]:
-  return {name: getattr(section, name) for name in names}
+def shared_options(config: config_lib.Config) -> Shared:
+  """Returns what all methods share in the loss, of a config."""
+  assert config.loss and config.rollout
+  return Shared(**vars(config.loss), sampling=config.rollout.sampling)
 
 
-def _view(config: config_lib.Config) -> dict[str, Any]:
-  return _pick(config.rollout, 'temperature') | _pick(config.loss, 'chunk')
-
-
-def _kl(config: config_lib.Config) -> dict[str, Any]:
-  return _pick(config.loss, 'kl_coef', 'kl_estimator') | _view(config)
-
-
-def _masks(config: config_lib.Config, needs_old_logp: bool) -> dict[str, Any]:
-  """Options of `new_signal`.
-
-  A truncating sampler's log-probabilities are those of another law than the
-  model's; where old ones are needed they are then computed anew.
-  """
-  sampling = config.rollout
-  assert sampling
-  truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
-  return {
-    'recompute': truncated and needs_old_logp,
-    **_pick(
-      config.loss,
-      'kl_estimator',
-      'skip_tokens',
-      'mask_truncated',
-      'sampler_clip',
-    ),
-    **_view(config),
-  }
-
-
-def _distance(method: config_lib.SelfDistillation) -> dict[str, Any]:
-  return _pick(
-    method,
-    'objective',
-    'jsd_alpha',
-    'jsd_normalised',
-    'pointwise_clip',
-    'support',
-    'top_k',
-    'tail',
-    'pooling',
-    'teacher_temperature',
-    'importance_clip',
-    'credit_discount',
-  )
-
-
-def _push(method: config_lib.PolicyGradient) -> dict[str, Any]:
-  return _pick(
-    method,
-    'policy_loss',
-    'clip_low',
-    'clip_high',
-    'dual_clip',
-    'drop_low',
-    'drop_high',
-  )
-
-
-def _refresh(
+def _bind(
+  step: Any,
   config: config_lib.Config,
-  method: config_lib.PolicyGradient,
   apply_fn: ApplyFn,
-) -> Callable[..., Any] | None:
-  if not method.adaptive_clip:
-    return None
-  return functools.partial(rl.adapt_clip, apply_fn, **_view(config))
+  gather: Callable[[Graded, int], Gathered],
+  notes: tuple[str, ...] = (),
+) -> Method:
+  """Binds all but the batch to the pure functions of a step's module."""
+  assert isinstance(config.method, step.Options)
+  shared = shared_options(config)
+  bound = {'options': config.method, 'shared': shared}
+  taught, rewarded = parts(config)
+  refresh = None
+  if rewarded and rewarded.policy_loss.adapts:
+    refresh = functools.partial(
+      rl.refresh, apply_fn, options=rewarded, shared=shared
+    )
+  return Method(
+    gather=gather,
+    signal=functools.partial(step.signal_step, apply_fn, **bound),
+    loss=functools.partial(step.loss, apply_fn, **bound),
+    teacher=taught.teacher if taught else None,
+    reference=shared.kl.coef > 0 or bool(taught and taught.anchor.reads),
+    refresh=refresh,
+    num_contexts=_num_contexts(config, taught.demonstrations) if taught else (),
+    notes=notes,
+  )
 
 
-def _teacher(method: config_lib.SelfDistillation) -> Teacher:
-  if method.teacher == 'snapshot':
-    return Teacher('ema', rate=1.0, every=method.snapshot_every)
-  if method.teacher == 'trust_region':
-    return Teacher('current')
-  return Teacher(method.teacher, rate=method.ema_rate)
-
-
-def _anchor(method: config_lib.SelfDistillation) -> dict[str, Any]:
-  """Which reference the teacher's law is mixed with, and how much."""
-  if method.teacher == 'trust_region':
-    return {'anchor': 'teacher', 'teacher_share': method.trust_region}
-  if method.anchor_beta > 1:
-    return {'anchor': 'student'}  # the evidence says the share
-  return {'anchor': 'none'}
-
-
-def _reward(
-  config: config_lib.Config, method: config_lib.PolicyGradient
-) -> Callable[[Graded, int], Gathered]:
-  assert config.rollout
+def _reward(config: config_lib.Config) -> Callable[[Graded, int], Gathered]:
+  _, options = parts(config)
+  assert options and config.rollout
   return functools.partial(
     rewards.gather,
+    advantage=options.advantage,
+    diversity=options.diversity,
+    overlong_share=options.overlong_share,
     max_new_tokens=config.rollout.max_new_tokens,
-    **_pick(
-      method,
-      'advantage',
-      'pass_k',
-      'diversity_weight',
-      'diversity_how',
-      'diversity_by',
-      'diversity_for',
-      'overlong_share',
-    ),
   )
 
 
 def _show(
-  config: config_lib.Config,
-  method: config_lib.SelfDistillation,
-  task: Task,
-  tokenizer: Any,
+  config: config_lib.Config, task: Task, tokenizer: Any
 ) -> tuple[Callable[[Graded, int], Gathered], tuple[str, ...]]:
   """How the teacher's contexts are gathered, and notes about it."""
-  assert config.model
-  shown, thinking = method.demonstrations, config.model.thinking
+  options, _ = parts(config)
+  assert options
   check_example(config, task, tokenizer)
-  given, notes = _given(shown, task)
-  gather = functools.partial(
-    demonstrations.gather,
-    tokenizer=tokenizer,
-    templates=teacher_templates(shown, task),
-    seed=config.seed,
-    given=given,
-    thinking=thinking,
-    # Answers from elsewhere did not begin in this model's context.
-    opened=given is None
-    and opens_thinking(tokenizer, task.student_template, thinking),
-    **_pick(
-      shown,
-      'max_context',
-      'strategy',
-      'count',
-      'exclude_self',
-      'exclude_same_text',
-      'contrast',
-      'feedback',
-    ),
-  )
-  if method.anchor_beta == 1:
+  given, notes = options.demonstrations.strategy.given(task)
+  gather = demonstrated(config, options.demonstrations, task, tokenizer, given)
+  if not options.anchor.reads:
     return gather, notes
 
   def with_share(graded: Graded, step: int) -> Gathered:
     gathered = gather(graded, step)
-    share = schedule.anchored_share(
-      method.anchor_beta, method.anchor_steps, step
-    )
+    share = options.anchor.share_at(step)
     return dataclasses.replace(
       gathered,
       evidence=dataclasses.replace(
@@ -391,15 +191,66 @@ def _show(
   return with_share, notes
 
 
+def demonstrated(
+  config: config_lib.Config,
+  shown: Demonstrations,
+  task: Task,
+  tokenizer: Any,
+  given: Given | None = None,
+) -> Callable[[Graded, int], Gathered]:
+  """Binds all but the rollouts to `demonstrations.gather`."""
+  assert config.model
+  thinking = config.model.thinking
+  return functools.partial(
+    demonstrations.gather,
+    options=shown,
+    tokenizer=tokenizer,
+    templates=teacher_templates(shown, task),
+    seed=config.seed,
+    given=given,
+    thinking=thinking,
+    # Answers from elsewhere did not begin in this model's context.
+    opened=given is None
+    and opens_thinking(tokenizer, task.student_template, thinking),
+  )
+
+
+def teacher_contexts(evidence: Any) -> TeacherContexts | None:
+  """Returns the teachers' contexts in what a method gathered, if any."""
+  if isinstance(evidence, mix.Evidence):
+    return evidence.sd
+  return evidence if isinstance(evidence, TeacherContexts) else None
+
+
+def with_contexts(evidence: Any, number: int) -> Any:
+  """Returns evidence with E = `number` blank contexts a question.
+
+  Its shapes are those of a step with so many distinct demonstrations.
+  """
+  contexts = teacher_contexts(evidence)
+  assert contexts is not None
+  num_q, _, width = contexts.context_ids.shape
+  blank = dataclasses.replace(
+    contexts,
+    context_ids=np.zeros((num_q, number, width), np.int32),
+    context_length=np.ones((num_q, number), np.int32),
+  )
+  if isinstance(evidence, mix.Evidence):
+    return dataclasses.replace(evidence, sd=blank)
+  return blank
+
+
 def _num_contexts(
-  config: config_lib.Config, shown: config_lib.Demonstrations
+  config: config_lib.Config, shown: Demonstrations
 ) -> tuple[int, ...]:
   """The numbers of contexts a question may have."""
   assert config.rollout
   most = config.rollout.num_samples  # answers, or rollouts with feedback
-  if shown.strategy == 'reference' and shown.feedback == 'never':
+  if shown.strategy.always_there and shown.feedback == 'never':
     most = 1 + shown.contrast * most
-  if shown.strategy == 'external' or shown.feedback == 'always':
+  given = not shown.strategy.from_peers and shown.strategy.shows
+  given = given and not shown.strategy.always_there
+  if given or shown.feedback == 'always':
     most *= shown.count + shown.contrast
   if shown.contrast and shown.feedback != 'never':
     most += config.rollout.num_samples  # feedback, and wrong answers besides
@@ -407,7 +258,7 @@ def _num_contexts(
 
 
 def teacher_templates(
-  shown: config_lib.Demonstrations, task: Task
+  shown: Demonstrations, task: Task
 ) -> demonstrations.Templates:
   """The templates of a config, or where it has none the task's."""
   return demonstrations.Templates(
@@ -417,26 +268,24 @@ def teacher_templates(
   )
 
 
-def _given(
-  shown: config_lib.Demonstrations, task: Task
-) -> tuple[Callable[[Question], Sequence[str]] | None, tuple[str, ...]]:
-  """Who gives answers in the peers' place, if anyone; and notes about it."""
-  if shown.strategy == 'reference':
-    return lambda question: [x for x in [task.example(question)] if x], ()
-  if shown.strategy != 'external':
-    return None, ()
-  external = read_external(shown.file, task, shown.file_draw)
-  return external.of, external.notes()
-
-
-def shown_of(config: config_lib.Config) -> config_lib.Demonstrations | None:
+def shown_of(config: config_lib.Config) -> Demonstrations | None:
   """Returns what a config's teacher is shown; None without a teacher."""
-  method = config.method
-  if isinstance(method, config_lib.Mix):
-    method = method.sd
-  if isinstance(method, config_lib.SelfDistillation):
-    return method.demonstrations
-  return None
+  taught, _ = parts(config)
+  return taught.demonstrations if taught else None
+
+
+def kinds_shown(
+  shown: Demonstrations, answer: str, feedback: str
+) -> list[demonstrations.Shown]:
+  """Lists what a teacher may be shown: an answer, feedback, or both."""
+  kinds = []
+  if shown.strategy.shows:
+    kinds.append(demonstrations.Shown(answer))
+  if shown.feedback != 'never':
+    kinds.append(demonstrations.Shown(feedback=feedback))
+  if shown.feedback == 'always' and shown.strategy.shows:
+    kinds.append(demonstrations.Shown(answer, feedback))
+  return kinds
 
 
 def check_example(
@@ -444,28 +293,15 @@ def check_example(
 ) -> None:
   """Checks the first training question's contexts with `check_endings`.
 
-  Args:
-    config: a checked config of a method with a teacher.
-    task: where the question comes from.
-    tokenizer: of the model.
-
   Raises:
     ConfigError: student and teacher are not asked for an answer alike.
   """
   shown = shown_of(config)
   assert shown and config.model
   question = task.questions('train')[0]
-  answer = task.example(question)
   feedback = task.verify(question, '').feedback
   templates = teacher_templates(shown, task)
-  possible = []
-  if shown.strategy != 'none':
-    possible.append(demonstrations.Shown(answer))
-  if shown.feedback != 'never':
-    possible.append(demonstrations.Shown(feedback=feedback))
-  if shown.feedback == 'always' and shown.strategy != 'none':
-    possible.append(demonstrations.Shown(answer, feedback))
-  for example in possible:
+  for example in kinds_shown(shown, task.example(question), feedback):
     check_endings(
       tokenizer,
       task.student_template,

@@ -11,16 +11,7 @@ import jax
 
 
 def stream(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:
-  """Returns the key of a named stream at a step.
-
-  Args:
-    seed: the run's seed.
-    name: what the randomness is for, e.g. `'rollout'`.
-    step: int scalar, the training step.
-
-  Returns:
-    A typed PRNG key.
-  """
+  """Returns the key of a named stream, e.g. `'rollout'`, at a training step."""
   named = jax.random.fold_in(
     jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF
   )
@@ -30,16 +21,7 @@ def stream(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:
 def sample_keys(
   key: jax.Array, question_id_Q: jax.Array, num_samples: int
 ) -> jax.Array:
-  """Returns one key for each sample of each question.
-
-  Args:
-    key: the step's key.
-    question_id_Q: int32 [Q].
-    num_samples: G.
-
-  Returns:
-    Typed PRNG keys [Q, G].
-  """
+  """Returns one key [Q, G] for each sample of each question."""
   fold = jax.random.fold_in
   keys_Q = jax.vmap(lambda q: fold(key, q))(question_id_Q)
   samples_G = jax.numpy.arange(num_samples)

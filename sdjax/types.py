@@ -20,12 +20,17 @@ structs carry none, their shape is in the docstring.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int
 
-Array = Any
+if TYPE_CHECKING:
+  Array = Any  # what holds for one of the two may not for the other
+else:
+  Array = jax.Array | np.ndarray
 """A JAX array on a device or in a trace, or a NumPy array on the host."""
 
 Params = Any
@@ -43,14 +48,14 @@ class Prompts:
   """Contexts of a batch of questions.
 
   Attributes:
-    ids: int32 [Q, C], token ids, left-padded.
-    length: int32 [Q], real tokens of each row, in 1..C.
-    question_id: int32 [Q], names the question's random stream.
+    ids: token ids, left-padded.
+    length: real tokens of each row, in 1..C.
+    question_id: names the question's random stream.
   """
 
-  ids: Array
-  length: Array
-  question_id: Array
+  ids: Int[Array, 'Q C']
+  length: Int[Array, 'Q']
+  question_id: Int[Array, 'Q']
 
 
 @struct.dataclass
@@ -58,60 +63,61 @@ class Rollout:
   """G sampled completions of each question.
 
   Attributes:
-    ids: int32 [Q, G, T], completion tokens, right-padded; a finished
-      completion's last token is an end-of-sequence token.
-    length: int32 [Q, G], tokens that count, the end-of-sequence token
-      included, in 1..T.
-    behavior_logp: float32 [Q, G, T], nats, of each token under the
-      distribution it was SAMPLED from (temperature and truncation included);
-      0 where padded.
-    entropy: float32 [Q, G, T], nats, of the model's own next-token
-      distribution (temperature 1, no truncation); 0 where padded.
-    finished: bool [Q, G], whether it ended with an end-of-sequence token.
+    ids: completion tokens, right-padded; a finished completion's last token
+      is an end-of-sequence token.
+    length: tokens that count, the end-of-sequence token included, in 1..T.
+    behavior_logp: nats, of each token under the distribution it was SAMPLED
+      from (temperature and truncation included); 0 where padded.
+    entropy: nats, of the model's own next-token distribution (temperature 1,
+      no truncation); 0 where padded.
+    finished: whether it ended with an end-of-sequence token.
   """
 
-  ids: Array
-  length: Array
-  behavior_logp: Array
-  entropy: Array
-  finished: Array
+  ids: Int[Array, 'Q G T']
+  length: Int[Array, 'Q G']
+  behavior_logp: Float[Array, 'Q G T']
+  entropy: Float[Array, 'Q G T']
+  finished: Bool[Array, 'Q G']
 
 
 @struct.dataclass
-class Evidence:
-  """What a method gathered on the host about a batch of rollouts.
-
-  Self-distillation fills the contexts, reinforcement learning the reward.
+class TeacherContexts:
+  """What self-distillation gathers about a batch of rollouts.
 
   Attributes:
-    reward: float32 [Q, G], shaped reward, or None.
-    correct: bool [Q, G], the verifier's word, or None.
-    set_reward: float32 [Q, G, S], each rollout's reward if only the s-th of
-      the group's concepts counted, or None.
-    strategy: int32 [Q, G], the same for correct rollouts of a question that
-      take one strategy, -1 for wrong ones, or None.
-    strength: float32 [Q], the method's scheduled weight at this step (the
-      same for every question), or None where nothing is scheduled.
-    teacher_share: float32 [Q], likewise the teacher's share where its law is
-      mixed with the reference's.
     context_ids: int32 [Q, E, C], left-padded teacher contexts, one per
-      distinct demonstration of the question, or None.
+      distinct demonstration of the question.
     context_length: int32 [Q, E], real tokens; 1 for an unused row.
     context_index: int32 [Q, G, K], in 0..E-1: which context is the k-th that
       scores rollout g.
     context_mask: bool [Q, G, K], True where there is such a context.
+    correct: bool [Q, G], the verifier's word, or None.
+    teacher_share: float32 [Q], the teacher's share at this step where it is
+      anchored to the reference, or None: the anchor's at its first step.
   """
 
-  reward: Array = None
-  correct: Array = None
-  set_reward: Array = None
-  strategy: Array = None
-  strength: Array = None
-  teacher_share: Array = None
-  context_ids: Array = None
-  context_length: Array = None
-  context_index: Array = None
-  context_mask: Array = None
+  context_ids: Array
+  context_length: Array
+  context_index: Array
+  context_mask: Array
+  correct: Array | None = None
+  teacher_share: Array | None = None
+
+
+@struct.dataclass
+class Rewards:
+  """What reinforcement learning gathers about a batch of rollouts.
+
+  Attributes:
+    reward: float32 [Q, G].
+    correct: bool [Q, G], the verifier's word, or None.
+    set_reward: float32 [Q, G, S], each rollout's reward if only the s-th of
+      the group's strategies counted, or None.
+  """
+
+  reward: Array
+  correct: Array | None = None
+  set_reward: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Gathered:
   """What a method gathered, and what a person may want to read of it.
 
   Attributes:
-    evidence: arrays for the signal step, still on the host.
+    evidence: what the signal step asks for, host arrays.
     shown: Q lists of G tuples, the demonstrations each rollout is scored
       under, as text.
     useful: bool [Q], whether the question teaches anything: another one may
@@ -127,56 +133,10 @@ class Gathered:
     metrics: worth logging.
   """
 
-  evidence: Evidence
+  evidence: Any
   shown: Sequence[Sequence[tuple[str, ...]]]
   useful: Any
   metrics: Mapping[str, float]
-
-
-@struct.dataclass
-class Signal:
-  """The target of an update, all of it constant under differentiation.
-
-  Attributes:
-    sample_mask: bool [Q, G], True for rollouts that have a target.
-    token_mask: bool [Q, G, T], tokens that may count, or None: all of them.
-    old_logp: float32 [Q, G, T], nats, of each token under the weights that
-      sampled it, without the sampler's truncation; or None: what the sampler
-      says (`Rollout.behavior_logp`) stands for it.
-    advantage: float32 [Q, G, T], or None (reinforcement learning).
-    rl_weight: float32 [Q, G, T], factor of each token's policy loss, or None.
-    clip_width: float32 [Q, G, T], each token's own clip distance, or None.
-    teacher_hidden: [Q, G, T, K, D] in the model's dtype, the teacher's final
-      hidden states that predict each completion token under each of its K
-      demonstrations, or None (self-distillation).
-    teacher_mask: bool [Q, G, K], or None.
-    teacher_log_weight: float32 [Q, G, T, K], nats, how much each teacher
-      counts in their mixture at each token, up to a constant; or None: alike.
-    anchor_hidden: [Q, G, T, K or 1, D], the reference's, where the teacher's
-      law is mixed with the reference's; or None.
-    anchor_weight: float32 [Q], the reference's share in that mixture.
-    sd_weight: float32 [Q, G, T], factor of each token's distillation loss,
-      or None.
-    ref_logp: float32 [Q, G, T], nats, of each token under the reference
-      model, or None when no KL to the reference is asked for.
-    ref_hidden: [Q, G, T, D], the reference's final hidden states, or None
-      when the KL to it is not the full one.
-  """
-
-  sample_mask: Array
-  token_mask: Array = None
-  old_logp: Array = None
-  advantage: Array = None
-  rl_weight: Array = None
-  clip_width: Array = None
-  teacher_hidden: Array = None
-  teacher_mask: Array = None
-  teacher_log_weight: Array = None
-  anchor_hidden: Array = None
-  anchor_weight: Array = None
-  sd_weight: Array = None
-  ref_logp: Array = None
-  ref_hidden: Array = None
 
 
 @struct.dataclass
@@ -184,27 +144,21 @@ class TrainState:
   """Everything a step reads and writes on the device.
 
   Attributes:
-    step: int32 scalar, steps made so far, of one or more updates each.
+    step: steps made so far, of one or more updates each.
     params: the student's weights.
     opt_state: optimizer state.
     teacher_params: an average or an earlier copy of the student, in float32,
       or None when the teacher is neither.
   """
 
-  step: Array
+  step: Int[Array, '']
   params: Params
   opt_state: Any
   teacher_params: Params | None = None
 
 
-def length_mask(length: Array, size: int) -> jax.Array:
-  """Marks the tokens that count in right-padded rows.
-
-  Args:
-    length: int [...], tokens that count.
-    size: the padded width.
-
-  Returns:
-    bool [..., size], True for the first `length` columns.
-  """
+def length_mask(
+  length: Int[Array, '*batch'], size: int
+) -> Bool[jax.Array, '*batch size']:
+  """Marks the first `length` of `size` columns, the tokens that count."""
   return jax.numpy.arange(size) < jax.numpy.asarray(length)[..., None]

@@ -54,3 +54,11 @@ jax.config.update(
   'jax_persistent_cache_min_compile_time_secs',
   float(os.environ.get(LEAST, 0.2)),
 )
+
+# From here on a wrong shape is an error, wherever an annotation names one.
+import jaxtyping  # noqa: E402
+import shape_check  # noqa: E402
+
+jaxtyping.install_import_hook(
+  [f'sdjax.{room}' for room in shape_check.ROOMS], 'shape_check.checked'
+)

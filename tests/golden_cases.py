@@ -5,7 +5,6 @@
 case told its code, and names where its mean differs from ours.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,15 +17,31 @@ from golden_problem import (
   Found,
   Problem,
   advantages,
-  apply_fn,
   column,
   grpo,
   of_tokens,
+  rewarded,
 )
+from mixing_inputs import inputs_of
 
-from sdjax.objectives import credit
-from sdjax.objectives.policy_gradient import adaptive_clip
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.objectives import mixing
+from sdjax.objectives.advantages import RLOO, DrGRPO
+from sdjax.objectives.divergence import JSD, ForwardKL, ReverseKL
+from sdjax.objectives.policy_loss import (
+  CISPO,
+  GSPO,
+  AdaptiveClip,
+  Clip,
+  PolicyLoss,
+  Reinforce,
+  adaptive_clip,
+)
+from sdjax.objectives.reference_kl import K1, K2, K3, NoKL
+from sdjax.objectives.support import SampledToken, TopK
 from sdjax.steps import mix, rl, sd
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.student import Shared
 
 
 class Missing(Exception):
@@ -35,11 +50,11 @@ class Missing(Exception):
 
 def only_advantages(problem: Problem, case: Case) -> Found:
   """Advantages without a loss."""
+  plain = {'dr_grpo': DrGRPO(), 'rloo': RLOO()}
   if case['method'] != 'grpo':
-    each = advantages(problem.data, case['method'])
+    each = advantages(problem.data, plain[case['method']])
   else:
-    constant = case['options'].get('epsilon', 1e-6)
-    each = grpo(problem, case, std_epsilon=constant)
+    each = grpo(problem, case, case['options'].get('epsilon', 1e-6))
   return {'advantage': of_tokens(problem, each)}
 
 
@@ -91,8 +106,8 @@ def mean_of(problem: Problem, case: Case) -> dict[str, Any]:
   }
 
 
-def clips(options: Arrays) -> dict[str, float]:
-  """Clip widths, under the names that the codes have for them."""
+def clip_of(options: Arrays) -> Clip:
+  """Clip widths, from the names that the codes have for them."""
   both = options.get('cliprange', options.get('clip_ratio', 0.2))
   both = options.get('epsilon', both)
   names = ('clip_ratio_{}', 'cliprange_{}', 'epsilon_{}')
@@ -101,46 +116,44 @@ def clips(options: Arrays) -> dict[str, float]:
     given = (options.get(name.format(side)) for name in names)
     return next((x for x in given if x is not None), both)
 
-  return {
-    'clip_low': width('low'),
-    'clip_high': width('high'),
-    'dual_clip': options.get('clip_ratio_c') or options.get('delta') or 0.0,
-  }
+  dual = options.get('clip_ratio_c') or options.get('delta') or 0.0
+  return Clip(width('low'), width('high'), dual)
 
 
 def policy_losses(problem: Problem, case: Case) -> Found:
   """The losses of verl, trl and ACPO's CISPO."""
   options, method = case['options'], case['method']
-  how = clips(options)
+  clip, shared = clip_of(options), Shared()
   if method.startswith('trl_'):
-    each = advantages(problem.data, 'dr_grpo')  # an input, as they say
-    loss_type = options['loss_type']
-    how['policy_loss'] = 'cispo' if loss_type == 'cispo' else 'clip'
+    each = advantages(problem.data, DrGRPO())  # an input, as they say
+    how: PolicyLoss = clip
+    cispo = options['loss_type'] == 'cispo'
     if options['importance_sampling_level'] == 'sequence':
-      if loss_type == 'cispo':
+      if cispo:
         raise Missing('cispo of whole sequences')
-      how['policy_loss'] = 'gspo'
-    if loss_type == 'cispo':
+      how = GSPO(clip.low, clip.high, clip.dual)
+    if cispo:
       # Theirs has no lower clip, and the ratio is capped AT epsilon_high.
-      how |= {'clip_low': 1.0, 'clip_high': how['clip_high'] - 1}
-      how['dual_clip'] = 0.0
-    how |= {'kl_coef': options['beta'], 'kl_estimator': 'k3'}
+      how = CISPO(low=1.0, high=clip.high - 1)
+    if options['beta']:
+      shared = Shared(kl=K3(options['beta']))
   else:
     each = grpo(problem, case)
-    named = {'gspo': 'gspo', 'cispo': 'cispo', 'cispo_with_ppo_mask': 'cispo'}
-    how['policy_loss'] = named.get(method, 'clip')
-    if method in named:
-      how['dual_clip'] = 0.0  # theirs has none here
+    # Neither of the two has a dual clip there.
+    how = {
+      'gspo': GSPO(clip.low, clip.high),
+      'cispo': CISPO(clip.low, clip.high),
+    }.get(method, clip)
   if method == 'cispo_with_ppo_mask':
-    how |= {'drop_low': how['clip_low'], 'drop_high': how['clip_high']}
-    how['clip_low'] = options['clip_ratio_is_low']
-    how['clip_high'] = options['clip_ratio_is_high']
-  signal = problem.signal(rl, each)
-  found = problem.run(
-    functools.partial(rl.loss, apply_fn, **how),
-    signal,
-    **mean_of(problem, case),
-  )
+    how = CISPO(
+      low=options['clip_ratio_is_low'],
+      high=options['clip_ratio_is_high'],
+      drop_low=clip.low,
+      drop_high=clip.high,
+    )
+  told = rewarded(how)
+  signal = problem.signal(rl, told, shared, each)
+  found = problem.run(rl, signal, told, shared, **mean_of(problem, case))
   shown = each if method.startswith('trl_') else of_tokens(problem, each)
   return found | {'advantage': shown}
 
@@ -149,7 +162,8 @@ def acpo(problem: Problem, case: Case) -> Found:
   """Clip widths of each token, from the spread of the ratios."""
   options = case['options']
   each = grpo(problem, case)
-  signal = problem.signal(rl, each)
+  told = rewarded(AdaptiveClip(dual=options['clip_ratio_c']))
+  signal = problem.signal(rl, told, advantage_B=each)
   width = adaptive_clip(
     problem.current_logp(),
     problem.rollout.behavior_logp,
@@ -160,10 +174,8 @@ def acpo(problem: Problem, case: Case) -> Found:
     smallest=options['variance_clip_min'],
     largest=options['variance_clip_max'],
   )
-  loss = functools.partial(rl.loss, apply_fn, dual_clip=options['clip_ratio_c'])
-  found = problem.run(
-    loss, replace(signal, clip_width=width), **mean_of(problem, case)
-  )
+  signal = replace(signal, clip_width=width)
+  found = problem.run(rl, signal, told, **mean_of(problem, case))
   return found | {
     'advantage': of_tokens(problem, each),
     # Theirs has the least width where padded.
@@ -182,8 +194,9 @@ def log_ratio_to_reference(
   advantage of -coefficient has that slope.
   """
   each = np.full(len(problem.data['ids']), -coefficient)
-  loss = functools.partial(rl.loss, apply_fn, policy_loss='reinforce')
-  found = problem.run(loss, problem.signal(rl, each), **mean_of(problem, case))
+  told = rewarded(Reinforce())
+  signal = problem.signal(rl, told, advantage_B=each)
+  found = problem.run(rl, signal, told, **mean_of(problem, case))
   reference = coefficient * problem.data['ref_logp'] * problem.mask
   return found | {
     'loss': found['loss'] - reference.sum() / problem.mask.sum(),
@@ -201,17 +214,18 @@ def add(a: Found, b: Found, constant: float, mask: np.ndarray) -> Found:
 
 
 KL = {
-  'k1': ('k1', 'plain'),
-  'kl': ('k1', 'plain'),
-  'k2': ('k2', 'k2'),
-  'mse': ('k2', 'k2'),
-  'k3': ('k3', 'k3'),
-  'low_var_kl': ('k3', 'k3'),
-  'k1+': ('k1', 'k2'),
-  'k2+': ('k2', 'k2'),
-  'k3+': ('k3', 'k2'),
+  'k1': (K1, None),
+  'kl': (K1, None),
+  'k2': (K2, K2),
+  'mse': (K2, K2),
+  'k3': (K3, K3),
+  'low_var_kl': (K3, K3),
+  'k1+': (K1, K2),
+  'k2+': (K2, K2),
+  'k3+': (K3, K2),
 }
-"""Name in verl to the estimators of ours that have its value and its slope."""
+"""Name in verl to the estimators of ours that have its value and its slope;
+None: the plain slope of the log-ratio."""
 
 
 def reference_kl(problem: Problem, case: Case) -> Found:
@@ -221,14 +235,13 @@ def reference_kl(problem: Problem, case: Case) -> Found:
     raise Missing(f'kl_penalty {name!r}')
 
   def run(estimator):
-    signal = problem.signal(rl, kl_estimator=estimator)
-    how = {'kl_coef': 1.0, 'kl_estimator': estimator}
-    how |= {'policy_loss': 'reinforce'}
-    loss = functools.partial(rl.loss, apply_fn, **how)
-    return problem.run(loss, signal, **mean_of(problem, case))
+    shared = Shared(kl=estimator(1.0))
+    told = rewarded(Reinforce())
+    signal = problem.signal(rl, told, shared)
+    return problem.run(rl, signal, told, shared, **mean_of(problem, case))
 
   value, slope = KL[name]
-  if slope == 'plain':
+  if slope is None:
     grad = log_ratio_to_reference(problem, case, 1.0)['grad']
   else:
     grad = run(slope)['grad']
@@ -243,19 +256,21 @@ def rlsd(problem: Problem, case: Case) -> Found:
   if now:
     rollout = replace(rollout, behavior_logp=problem.current_logp())
   clip = options.get('epsilon_w', options.get('rlsd_epsilon_w'))
+  rule = mixing.RLSD(clip=clip)
   lam = case.get('scalars', {}).get('lam', options.get('lam'))  # decayed
+  told = mix.Options(rule=rule, rl=rewarded(clip_of(options)))
   if case['method'] == 'rlsd_ectr':
     wrong = problem.data['wrong_logp'][:, 0]
     contrast = column(problem.data['teacher_logp'] - wrong)
-    plain = problem.signal(rl, each)
-    new = credit.rlsd(plain.advantage, contrast, lam, clip=clip)
-    signal = replace(plain, advantage=new)
+    signal = problem.signal(rl, told.rl, advantage_B=each)
+    mixed = rule(inputs_of(signal.advantage, contrast, lam))
+    signal = replace(signal, advantage=mixed.advantage)
+    found = problem.run(rl, signal, told.rl, **mean_of(problem, case))
   else:
     signal = problem.signal(
-      mix, each, rule='rlsd', rollout=rollout, strength=lam, ratio_clip=clip
+      mix, told, advantage_B=each, rollout=rollout, weight=lam
     )
-  loss = functools.partial(rl.loss, apply_fn, **clips(options))
-  found = problem.run(loss, signal, **mean_of(problem, case))
+    found = problem.run(mix, signal, told, **mean_of(problem, case))
   return found | {
     'advantage': of_tokens(problem, each),
     'new_advantage': signal.advantage[:, 0] * problem.mask,
@@ -269,92 +284,96 @@ def rlcsd(problem: Problem, case: Case) -> Found:
   if options['rlcsd_residual_clip_low'] != -largest:
     raise Missing('a residual clip that is not the same on both sides')
   each = grpo(problem, case)
+  told = mix.Options(
+    rule=mixing.RLCSD(
+      temperature=options['rlcsd_tau'],
+      clip=largest,
+      threshold=options['rlcsd_delta'],
+      touched_weight=options['rlcsd_eta'],
+    ),
+    sd=sd.Options(demonstrations=Demonstrations(contrast=problem.num_wrong)),
+    rl=rewarded(clip_of(options)),
+  )
   signal = problem.signal(
     mix,
-    each,
-    rule='rlcsd',
-    strength=options['rlcsd_beta'] * options['rlcsd_lam'],
+    told,
+    advantage_B=each,
+    weight=options['rlcsd_beta'] * options['rlcsd_lam'],
     contrast=True,
-    num_contrast=problem.num_wrong,
-    contrast_temperature=options['rlcsd_tau'],
-    contrast_clip=largest,
-    contrast_threshold=options['rlcsd_delta'],
-    touched_weight=options['rlcsd_eta'],
   )
-  loss = functools.partial(rl.loss, apply_fn, **clips(options))
-  found = problem.run(loss, signal, weighted=False)
+  found = problem.run(mix, signal, told, weighted=False)
   return found | {
     'advantage': of_tokens(problem, each),
     'new_advantage': signal.advantage[:, 0] * problem.mask,
   }
 
 
-def distance_of(options: Arrays) -> dict[str, Any]:
+def distillation_of(options: Arrays) -> sd.Options:
   """Our options of a divergence; 0 is KL(teacher || student) in all codes."""
   alpha = float(options['alpha'] if 'alpha' in options else options['beta'])
-  objective = {0.0: 'forward_kl', 1.0: 'reverse_kl'}.get(alpha, 'jsd')
-  how: dict[str, Any] = {'objective': objective, 'importance_clip': 0.0}
-  if objective == 'jsd':
-    how['jsd_alpha'] = alpha
+  clip = options.get('jsd_token_clip', options.get('token_clip')) or np.inf
+  plain = {0.0: ForwardKL(clip), 1.0: ReverseKL(clip)}
+  told = sd.Options(
+    divergence=plain.get(alpha) or JSD(alpha, clip=clip),
+    importance_clip=options.get('is_clip') or 0.0,
+  )
   top_k = options.get('top_k_distill', options.get('top_k'))
   if not options.get('full_logit_distill', True):
-    how['support'] = 'sampled'
-  elif top_k:
-    how |= {
-      # The official OPSD and what follows it choose by the teacher.
-      'support': 'student_top_k' if 'is_clip' in options else 'teacher_top_k',
-      'top_k': top_k,
-      'tail': options.get('distill_add_tail', False),
-    }
-  how['importance_clip'] = options.get('is_clip') or 0.0
-  clip = options.get('jsd_token_clip', options.get('token_clip'))
-  how['pointwise_clip'] = clip or 0.0
-  return how
+    return replace(told, support=SampledToken())
+  if not top_k:
+    return told
+  # The official OPSD and what follows it choose by the teacher.
+  support = TopK(
+    top_k,
+    of='student' if 'is_clip' in options else 'teacher',
+    tail=options.get('distill_add_tail', False),
+  )
+  return replace(told, support=support)
 
 
 def distillation(problem: Problem, case: Case) -> Found:
   """SDPO and OPSD: every rollout has a teacher."""
   options = case['options']
-  how = distance_of(options)
-  if case['method'] == 'opsd' and how.get('support') == 'sampled':
+  if case['method'] == 'opsd' and not options.get('full_logit_distill', True):
     raise Missing('squared differences of log-probabilities')
-  loss = functools.partial(
-    sd.loss, apply_fn, temperature=options.get('temperature', 1.0), **how
-  )
+  told = distillation_of(options)
+  shared = Shared(sampling=Sampling(options.get('temperature', 1.0)))
+  mean = {'aggregation': 'sequence_sum'}
   if case['aggregation'].startswith('batchmean'):
     # No mask there: padded positions count, and rows are what is divided by.
     whole = {**problem.data, 'mask': np.ones_like(problem.data['mask'])}
     problem = Problem(whole)
-    return problem.run(loss, problem.signal(sd), 'sequence_sum')
-  return problem.run(loss, problem.signal(sd), **mean_of(problem, case))
+  else:
+    mean = mean_of(problem, case)
+  signal = problem.signal(sd, told, shared)
+  return problem.run(sd, signal, told, shared, **mean)
 
 
 def srpo(problem: Problem, case: Case) -> Found:
   """SRPO, routed by the sign of the advantage, as this code does it."""
   options = case['options']
   each = grpo(problem, case)
-  signal = problem.signal(
-    mix, each, rule='srpo', entropy_exponent=options['srpo_beta']
+  told = mix.Options(
+    rule=mixing.SRPO(entropy_exponent=options['srpo_beta']),
+    sd=distillation_of(options),
+    rl=rewarded(clip_of(options)),
   )
-  loss = functools.partial(
-    mix.loss, apply_fn, push=clips(options), distance=distance_of(options)
-  )
-  found = problem.run(loss, signal, **mean_of(problem, case))
-  assert signal.sd_weight is not None
+  signal = problem.signal(mix, told, advantage_B=each)
+  found = problem.run(mix, signal, told, **mean_of(problem, case))
   return found | {
     'advantage': of_tokens(problem, each),
-    'routed': (np.asarray(signal.rl_weight)[:, 0] == 0).all(axis=-1),
-    'entropy_weight': signal.sd_weight[:, 0] * problem.mask,
+    'routed': (np.asarray(signal.weight)[:, 0] == 0).all(axis=-1),
+    'entropy_weight': signal.taught.weight[:, 0] * problem.mask,
   }
 
 
 ANCHORS = {
   # (log w)^2 / 2, and (log w + 1)^2 / 2.
-  'urkl': ('k2', 0.0, 0.0),
-  'rkl': ('k2', 1.0, 0.5),
+  'urkl': (K2, 0.0, 0.0),
+  'rkl': (K2, 1.0, 0.5),
   # 1 / w + log w, and 1 / w.
-  'ufkl': ('k3', 0.0, 1.0),
-  'fkl': ('k3', -1.0, 1.0),
+  'ufkl': (K3, 0.0, 1.0),
+  'fkl': (K3, -1.0, 1.0),
 }
 """SDPG's anchors, w the ratio to the reference: our estimator, how much of the
 plain log-ratio it lacks, and the constant it lacks."""
@@ -365,23 +384,23 @@ def sdpg(problem: Problem, case: Case) -> Found:
   options = case['options']
   each = grpo(problem, case)
   estimator, plain, constant = ANCHORS[options['kl_mode']]
+  alpha = options['alpha']
+  shared = Shared(kl=estimator(alpha) if alpha else NoKL())
+  told = mix.Options(
+    rule=mixing.SDPG(
+      positive_only=options.get('beta_distill_positive_advantage_only', False)
+    ),
+    sd=sd.Options(importance_clip=0.0),
+    rl=rewarded(clip_of(options)),
+  )
   signal = problem.signal(
     mix,
+    told,
+    shared,
     each,
-    rule='sdpg',
-    strength=case['scalars']['beta_effective'],  # after its warm-up and decay
-    kl_estimator=estimator,
-    positive_only=options.get('beta_distill_positive_advantage_only', False),
+    weight=case['scalars']['beta_effective'],  # after its warm-up and decay
   )
-  loss = functools.partial(
-    mix.loss,
-    apply_fn,
-    push=clips(options),
-    distance={'importance_clip': 0.0},
-    kl_coef=options['alpha'],
-    kl_estimator=estimator,
-  )
-  found = problem.run(loss, signal, **mean_of(problem, case))
+  found = problem.run(mix, signal, told, shared, **mean_of(problem, case))
   rest = log_ratio_to_reference(problem, case, plain * options['alpha'])
   total = add(found, rest, constant * options['alpha'], problem.mask)
   return total | {'advantage': of_tokens(problem, each)}

@@ -6,7 +6,7 @@ which needs the group, is made first and handed to the step as its reward.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.models.cache import KV
-from sdjax.objectives.advantage import advantage_of
+from sdjax.objectives.advantages import GRPO, Advantage, DrGRPO, RewardItself
+from sdjax.objectives.policy_loss import PolicyLoss
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps import sd
+from sdjax.steps import mix, rl, sd, update
 from sdjax.steps.score import student_hidden, token_logp
-from sdjax.steps.update import gradient
-from sdjax.steps.view import counted_tokens
-from sdjax.types import Evidence, Prompts, Rollout, Signal
+from sdjax.steps.student import Shared, Signal, counted_tokens
+from sdjax.types import Prompts, Rewards, Rollout
 
 Arrays = Mapping[str, Any]
 Case = Mapping[str, Any]
 Found = dict[str, Any]
+
+
+def rewarded(policy_loss: PolicyLoss) -> rl.Options:
+  """Options of a step whose reward is the advantage."""
+  return rl.Options(advantage=RewardItself(), policy_loss=policy_loss)
 
 
 def apply_fn(params, x, *, method, prefix=None, pad_QG=None):
@@ -119,7 +124,7 @@ class Problem:
       finished=jnp.ones((num_b, 1), bool),
     )
 
-  def evidence(self, advantage_B: Any, contrast: bool = False) -> Evidence:
+  def evidence(self, advantage_B: Any, contrast: bool = False) -> mix.Evidence:
     """Evidence in which the reward is the advantage; with wrong hints too."""
     num_b = len(self.data['ids'])
     num_k = 1 + self.num_wrong if contrast else 1
@@ -127,15 +132,17 @@ class Problem:
     mask = np.ones((num_b, 1, num_k), bool)
     if contrast:
       mask[:, 0, 1:] = np.asarray(self.data['wrong_valid']) > 0
-    return Evidence(
-      reward=column(advantage_B),
-      # What the codes that know no verifier take for right.
-      correct=column(np.asarray(advantage_B) > 0),
-      strength=None,
-      context_ids=jnp.zeros((num_b, contexts, 1), jnp.int32),
-      context_length=jnp.ones((num_b, contexts), jnp.int32),
-      context_index=jnp.broadcast_to(jnp.arange(num_k), (num_b, 1, num_k)),
-      context_mask=jnp.asarray(mask),
+    # What the codes that know no verifier take for right.
+    correct = column(np.asarray(advantage_B) > 0)
+    return mix.Evidence(
+      sd=sd.Evidence(
+        context_ids=jnp.zeros((num_b, contexts, 1), jnp.int32),
+        context_length=jnp.ones((num_b, contexts), jnp.int32),
+        context_index=jnp.broadcast_to(jnp.arange(num_k), (num_b, 1, num_k)),
+        context_mask=jnp.asarray(mask),
+        correct=correct,
+      ),
+      rl=rl.Evidence(reward=column(advantage_B), correct=correct),
     )
 
   def current_logp(self) -> jax.Array:
@@ -147,23 +154,26 @@ class Problem:
   def signal(
     self,
     module: Any,
+    options: Any,
+    shared: Shared = Shared(),  # noqa: B008
     advantage_B: Any = None,
     *,
     rollout: Rollout | None = None,
-    strength: float | None = None,
+    weight: float | None = None,
     contrast: bool = False,
-    **options: Any,
-  ) -> Signal:
+  ) -> Any:
     """What a step's `signal_step` makes of the batch."""
     num_b = len(self.data['ids'])
     if advantage_B is None:
       advantage_B = np.zeros(num_b)
-    evidence = self.evidence(advantage_B, contrast)
-    if strength is not None:
-      evidence = replace(evidence, strength=jnp.full(num_b, strength, float))
-    if module is not sd:
-      options = {'advantage': 'reinforce', **options}
-    step = functools.partial(module.signal_step, apply_fn, **options)
+    evidence: Any = self.evidence(advantage_B, contrast)
+    if weight is not None:
+      evidence = replace(evidence, weight=jnp.full(num_b, weight, float))
+    if module is not mix:
+      evidence = evidence.sd if module is sd else evidence.rl
+    step = functools.partial(
+      module.signal_step, apply_fn, options=options, shared=shared
+    )
     return jax.jit(step)(
       self.student,
       self.teacher,
@@ -175,10 +185,12 @@ class Problem:
 
   def run(
     self,
-    loss_fn: Callable[..., Any],
+    module: Any,
     signal: Signal,
-    aggregation: str = 'token_mean',
+    options: Any,
+    shared: Shared = Shared(),  # noqa: B008
     *,
+    aggregation: str = 'token_mean',
     row_scale: Any = 1.0,
     horizon: int | None = None,
     weighted: bool = True,
@@ -186,8 +198,10 @@ class Problem:
     """Loss, its gradient in the logits, and the loss of each token.
 
     Args:
-      loss_fn: a method's loss, its options bound.
+      module: the step whose loss it is.
       signal: its target.
+      options: of the step.
+      shared: of all steps.
       aggregation: see `token_weights`.
       row_scale: [B] or a number, what the reference's mean differs by.
       horizon: see `token_weights`.
@@ -198,26 +212,23 @@ class Problem:
       jnp.reshape(jnp.asarray(row_scale, float), (-1, 1, 1)),
       self.rollout.ids.shape,
     )
-
-    def scaled(weight):
-      return scale if weight is None else scale * weight
-
-    both = replace(
-      signal,
-      rl_weight=scaled(signal.rl_weight),
-      sd_weight=scaled(signal.sd_weight),
+    both = signal.weighted(scale)
+    if getattr(signal, 'taught', None) is not None:
+      both = replace(both, taught=both.taught.weighted(scale))
+    loss_fn = functools.partial(
+      module.loss, apply_fn, options=options, shared=shared
     )
     batch = (self.prompts, self.rollout)
     step = functools.partial(
-      gradient, loss_fn, aggregation=aggregation, horizon=horizon
+      update.gradient,
+      loss_fn,
+      options=update.Options(aggregation=aggregation, horizon=horizon),
     )
     grad, metrics = jax.jit(step)(
       self.student, self.teacher, self.reference, *batch, both
     )
     # The loss is linear in the weights of tokens: their slopes are its terms.
-    plain = signal
-    if not weighted:
-      plain = replace(signal, rl_weight=None, sd_weight=None)
+    plain = signal if weighted else replace(signal, weight=None)
     weight = token_weights(
       counted_tokens(self.rollout, signal), signal.sample_mask, 'token_mean'
     )
@@ -236,24 +247,21 @@ class Problem:
     }
 
 
-def advantages(data: Arrays, name: str, **options: Any) -> np.ndarray:
+def advantages(data: Arrays, advantage: Advantage) -> np.ndarray:
   """[B], group by group, whatever their sizes."""
   out = np.zeros(len(data['reward']))
   for group in np.unique(data['group']):
     at = data['group'] == group
     reward = jnp.asarray(data['reward'][at])[None]
-    out[at] = np.asarray(advantage_of(name, reward, **options))[0]
+    out[at] = np.asarray(advantage(Rewards(reward)))[0]
   return out
 
 
-VERL = {'std': 'sample', 'std_epsilon': 1e-6}
-
-
-def grpo(problem: Problem, case: Case, **changes: Any) -> np.ndarray:
+def grpo(problem: Problem, case: Case, epsilon: float = 1e-6) -> np.ndarray:
   """[B], what verl makes of the rewards."""
   if not case['options'].get('norm_adv_by_std_in_grpo', True):
-    return advantages(problem.data, 'dr_grpo')
-  return advantages(problem.data, 'grpo', **VERL | changes)
+    return advantages(problem.data, DrGRPO())
+  return advantages(problem.data, GRPO(std='sample', epsilon=epsilon))
 
 
 def of_tokens(problem: Problem, advantage_B: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A tiny decoder, models without one, and a walker of jaxprs, for tests.
 
 The decoder's weights are drawn wide: with weights close to 0 every
-next-token law is uniform and a broken attention would go unseen.
+next-token distribution is uniform and a broken attention would go unseen.
 """
 
 import contextlib
@@ -22,8 +22,16 @@ from sdjax.models.transformer import (
   make_apply_fn,
 )
 from sdjax.objectives.reduce import token_weights
+from sdjax.steps import mix
 from sdjax.steps.rollout import rollout_step
-from sdjax.types import Evidence, Prompts, Rollout, length_mask
+from sdjax.steps.student import Shared
+from sdjax.types import (
+  Prompts,
+  Rewards,
+  Rollout,
+  TeacherContexts,
+  length_mask,
+)
 
 VOCAB = 23
 
@@ -91,17 +99,17 @@ def make_prompts(
 
 
 def chain(
-  law: Any, seen: Callable[[], None] | None = None
+  rows: Any, seen: Callable[[], None] | None = None
 ) -> tuple[Callable[..., Any], jax.Array]:
   """A model whose next token depends on the last one only.
 
   Args:
-    law: [V, V], row i is the law of the token after token i; it may be
-      unnormalised.
+    rows: [V, V], row i is the distribution of the token after token i; it
+      may be unnormalised.
     seen: called on the host once for each run of `hidden`.
 
   Returns:
-    `apply_fn` and its weights: the log of the law.
+    `apply_fn` and its weights: the log of the rows.
   """
 
   def apply_fn(params, x, *, method, prefix=None, suffix=None, pad_QG=None):
@@ -114,7 +122,7 @@ def chain(
     return jax.nn.one_hot(x, params.shape[0]), KV(k=empty, v=empty)
 
   # exp(-40) stands for 0: -inf * 0 in the product with a one-hot is NaN.
-  return apply_fn, jnp.maximum(jnp.log(jnp.asarray(law, jnp.float32)), -40.0)
+  return apply_fn, jnp.maximum(jnp.log(jnp.asarray(rows, jnp.float32)), -40.0)
 
 
 @functools.cache
@@ -163,7 +171,7 @@ def bags(size: int = VOCAB, seed: int = 0) -> tuple[Callable[..., Any], Any]:
 
 
 @functools.cache
-def batch() -> tuple[Prompts, Rollout, Evidence]:
+def batch() -> tuple[Prompts, Rollout, mix.Evidence]:
   """4 questions with 3 rollouts of the tiny decoder, and evidence for both.
 
   Each question has 2 teacher contexts and each rollout 2 teachers, or fewer:
@@ -181,14 +189,15 @@ def batch() -> tuple[Prompts, Rollout, Evidence]:
   ids, length = left_padded(random_rows(lengths.tolist(), 2), 9)
   mask = np.ones((4, 3, 2), bool)
   mask[0, 1, 1] = mask[1, 0] = mask[3, 2] = False
-  evidence = Evidence(
-    reward=jnp.asarray(rng.random((4, 3)), jnp.float32),
+  # The reward is drawn first: the recorded numbers depend on the order.
+  rewards = Rewards(reward=jnp.asarray(rng.random((4, 3)), jnp.float32))
+  contexts = TeacherContexts(
     context_ids=ids.reshape(4, 2, 9),
     context_length=length.reshape(4, 2),
     context_index=jnp.asarray(rng.integers(0, 2, (4, 3, 2)), jnp.int32),
     context_mask=jnp.asarray(mask),
   )
-  return prompts, rollout, evidence
+  return prompts, rollout, mix.Evidence(sd=contexts, rl=rewards)
 
 
 def signal_then_loss(
@@ -197,33 +206,41 @@ def signal_then_loss(
   params: Any,
   teacher_params: Any,
   ref_params: Any,
-  data: tuple[Prompts, Rollout, Evidence],
-  chunk: int = 16,
-  **options: Any,
+  data: tuple[Prompts, Rollout, Any],
+  options: Any = None,
+  **shared: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Loss and metrics of a whole step of `sd` or `rl` but for the update."""
+  """Loss and metrics of a whole step of `sd`, `rl` or `mix`, not the update.
+
+  Args:
+    module: the step's.
+    apply_fn: the model.
+    params: the student's weights.
+    teacher_params: the teacher's, or None.
+    ref_params: the reference's, or None.
+    data: prompts, rollout, and the step's evidence or that of both.
+    options: of the step; None: its defaults.
+    **shared: of all methods.
+
+  Returns:
+    As of `loss`.
+  """
   prompts, rollout, evidence = data
+  if isinstance(evidence, mix.Evidence) and module is not mix:
+    evidence = getattr(evidence, module.__name__.rpartition('.')[2])
+  options, together = options or module.Options(), Shared(**shared)
+  models = (apply_fn, params, teacher_params, ref_params)
   signal = module.signal_step(
-    apply_fn,
-    params,
-    teacher_params,
-    ref_params,
-    prompts,
-    rollout,
-    evidence,
-    chunk=chunk,
+    *models, prompts, rollout, evidence, options, together
   )
   return module.loss(
-    apply_fn,
-    params,
-    teacher_params,
-    ref_params,
+    *models,
     prompts,
     rollout,
     signal,
     weights(rollout, signal.sample_mask),
-    chunk=chunk,
-    **options,
+    options,
+    together,
   )
 
 

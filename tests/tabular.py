@@ -1,6 +1,6 @@
 """Problems so small that every answer is listed, and their tabular model.
 
-The model has one free next-token law for every prefix.
+The model has one free next-token distribution for every prefix.
 
 Prefixes are the nodes of a tree, numbered as in a heap: the empty one is 0
 and token v leads from node n to node V n + 1 + v. A context is one token, the
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import theory
+from sdjax.forecast import closed_forms as theory
 from sdjax.models.cache import KV
 
 ONE_TOKEN = (40, 1, 6)
@@ -42,7 +42,7 @@ def nodes_of(answers_YT, vocab):
 
 
 def sequence_logp(logp_NV, length):
-  """Log-probability [.., V ** T] of every answer under laws [.., N, V]."""
+  """Log-probability [.., V ** T] of every answer, of [.., N, V]."""
   vocab = logp_NV.shape[-1]
   listed = answers(vocab, length)
   return logp_NV[..., nodes_of(listed, vocab), listed].sum(-1)
@@ -100,15 +100,15 @@ def problem(vocab, length, num_correct, seed=0):
   followed it so far, and a little likelier everywhere else.
 
   Returns:
-    log-laws [C + 1, N, V] under each correct answer and, last, none; the
-    rewards [Y]; the probability [C] of each demonstration.
+    log-probabilities [C + 1, N, V] under each correct answer and, last, none;
+    the rewards [Y]; the probability [C] of each demonstration.
   """
   rng = np.random.default_rng(seed)
   nodes = num_nodes(vocab, length)
   base_NV = rng.normal(size=(nodes, vocab))
   listed = answers(vocab, length)
   correct = np.sort(rng.choice(len(listed), num_correct, replace=False))
-  laws = []
+  tables = []
   for answer in listed[correct]:
     logits = base_NV.copy()
     own_path = nodes_of(answer[None], vocab)[0]
@@ -117,15 +117,15 @@ def problem(vocab, length, num_correct, seed=0):
     )
     logits[np.arange(nodes), answer[depth]] += 0.8
     logits[own_path, answer] += 4
-    laws.append(logits)
-  logp_CNV = normalise([*laws, base_NV])
+    tables.append(logits)
+  logp_CNV = normalise([*tables, base_NV])
   reward = np.zeros(len(listed))
   reward[correct] = 1
   base = np.exp(sequence_logp(logp_CNV[-1], length))
   return logp_CNV, reward, base[correct] / base[correct].sum()
 
 
-def sequence_laws(vocab, length, num_correct):
+def sequence_distributions(vocab, length, num_correct):
   """logp0 [Y], logp_given [Y, C], rewards, demonstrations' probabilities."""
   logp_CNV, reward, demo_prob = problem(vocab, length, num_correct)
   logp = sequence_logp(logp_CNV, length)
@@ -134,12 +134,13 @@ def sequence_laws(vocab, length, num_correct):
 
 def sequence_optimum(vocab, length, num_correct, beta):
   """Props. 2 and 4, over whole answers."""
-  logp0, given, _, demo_prob = sequence_laws(vocab, length, num_correct)
+  sizes = (vocab, length, num_correct)
+  logp0, given, _, demo_prob = sequence_distributions(*sizes)
   return theory.sdsd_optimum(logp0, theory.pcmi(given, logp0) @ demo_prob, beta)
 
 
 def token_optimum(vocab, length, num_correct, beta, **options):
-  """Prop. 5: the best law after each prefix, multiplied along answers."""
+  """Prop. 5: the best policy after each prefix, multiplied along answers."""
   logp_CNV, _, demo_prob = problem(vocab, length, num_correct)
   given_NVC, logp0_NV = np.moveaxis(logp_CNV[:-1], 0, -1), logp_CNV[-1]
   best_NV = theory.sdsd_optimum(

@@ -5,11 +5,18 @@ import json
 
 import pytest
 
-from sdjax import config as c
-from sdjax import presets
-from sdjax.advice import ADVICE, advise
-from sdjax.alarm import Watch, judge
-from sdjax.config_dict import replace
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
+from sdjax.feedback.strategies import Reference
+from sdjax.objectives.divergence import ReverseKL
+from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.mixing import Advantages
+from sdjax.objectives.reference_kl import K3
+from sdjax.steps.teacher import EMA, Current, Frozen, Snapshot
+from sdjax.training.advice import ADVICE, advise
+from sdjax.training.alarm import judge
+from sdjax.training.watch import Watch
 
 
 def options(questions=16, **changes):
@@ -91,8 +98,8 @@ def test_variety_lost_while_success_rises():
     'pass@1 went from 0.5 to 0.9: the model is right in fewer ways. '
     "Try method.demonstrations.strategy='balanced' with "
     "method.demonstrations.count=3 and method.pooling='sequence_mixture' and "
-    "method.objective='forward_kl', rewards beside it (method 'mix'), a "
-    'slower teacher: method.ema_rate=0.01 (now 0.05), or stop here.'
+    "method.divergence='forward_kl', rewards beside it (method 'mix'), a "
+    "slower teacher: method.teacher='ema(rate=0.01)' (now 0.05), or stop here."
   )
 
 
@@ -300,9 +307,13 @@ def test_a_watch_tells_each_kind_once_a_set():
 
 def test_a_watch_stops_or_is_off_as_told():
   for action, stops in (('stop', True), ('off', False), ('warn', False)):
-    watch = Watch(options(4, action=action, window=1), lambda alert: None)
-    assert not watch.stops
-    watch.add(trained(1, 1.0, 0.0, 1.0))
+    # One that is off has no window.
+    config = c.Config(rollout=c.Rollout(num_questions=4))
+    config = replace(config, alarm__action=action)
+    watch = Watch(config, lambda alert: None)
+    for step in range(config.alarm.window):
+      assert not watch.stops and not watch.alerts
+      watch.add(trained(step, 1.0, 0.0, 1.0))
     assert watch.stops == stops
     assert bool(watch.alerts) == (action != 'off')
 
@@ -337,30 +348,32 @@ def test_what_is_on_is_not_advised():
   told = advise('variety', BALANCED_RL)
   for option in ('balanced', 'sequence_mixture', 'forward_kl', "'mix'"):
     assert option not in told
-  assert told.startswith('method.rl.diversity_weight=0.5, ')
+  assert told.startswith("method.rl.diversity='add', ")
   half = replace(
     BALANCED_RL,
-    method__sd__objective='reverse_kl',
-    method__rl__diversity_weight=0.25,
+    method__sd__divergence=ReverseKL(),
+    method__rl__diversity=Bonus(0.25),
   )
   told = advise('variety', half)
-  assert "method.sd.objective='forward_kl'," in told
-  assert 'a higher method.rl.diversity_weight (now 0.25)' in told
+  assert "method.sd.divergence='forward_kl'," in told
+  assert 'a higher weight of method.rl.diversity (now 0.25)' in told
 
 
 @pytest.mark.parametrize('kind', ['variety', 'success', 'reward'])
 def test_a_teacher_that_moves_is_named_with_its_rate(kind):
-  moving = replace(BALANCED_RL, method__sd__ema_rate=0.05)
-  assert 'method.sd.ema_rate=0.01 (now 0.05)' in advise(kind, moving)
-  assert 'method.ema_rate=0.01 (now 0.05)' in advise(kind, SD)
-  assert 'method.ema_rate=0.002 (now 0.01)' in advise(
-    kind, replace(SD, method__ema_rate=0.01)
+  moving = replace(BALANCED_RL, method__sd__teacher=EMA(0.05))
+  told = advise(kind, moving)
+  assert "method.sd.teacher='ema(rate=0.01)' (now 0.05)" in told
+  assert "method.teacher='ema(rate=0.01)' (now 0.05)" in advise(kind, SD)
+  assert "method.teacher='ema(rate=0.002)' (now 0.01)" in advise(
+    kind, replace(SD, method__teacher=EMA(0.01))
   )
-  renewed = replace(SD, method__teacher='snapshot', method__snapshot_every=10)
-  assert 'method.snapshot_every=50 (now 10)' in advise(kind, renewed)
-  current = replace(SD, method__teacher='current')
-  assert "method.teacher='ema'" in advise(kind, current)
-  for still in (replace(SD, method__teacher='frozen'), RL):
+  renewed = replace(SD, method__teacher=Snapshot(10))
+  told = advise(kind, renewed)
+  assert "method.teacher='snapshot(every=50)' (now 10)" in told
+  current = replace(SD, method__teacher=Current())
+  assert "method.teacher='ema' (now current)" in advise(kind, current)
+  for still in (replace(SD, method__teacher=Frozen()), RL):
     assert 'teacher' not in advise(kind, still)
 
 
@@ -371,15 +384,23 @@ def test_advice_is_of_options_that_the_run_has():
   assert 'method.overlong_share=0.2' in advise('longer', RL)
   penalised = replace(RL, method__overlong_share=0.5)
   assert 'overlong_share' not in advise('longer', penalised)
-  on_advantage = replace(BALANCED_RL, method__rule='advantage')
-  on_advantage = replace(on_advantage, method__sd__objective='reverse_kl')
-  assert 'objective' not in advise('variety', on_advantage)
+  on_advantage = replace(
+    BALANCED_RL,
+    method__rule=Advantages(),
+    method__sd__divergence=ReverseKL(),
+  )
+  assert 'divergence' not in advise('variety', on_advantage)
 
 
 @pytest.mark.parametrize(
   ('kind', 'changes', 'before', 'after'),
   [
-    ('success', {'loss__kl_coef': 0.1}, 'as an anchor', 'higher loss.kl_coef'),
+    (
+      'success',
+      {'loss__kl': K3(0.1)},
+      'as an anchor',
+      'higher coef than loss.kl',
+    ),
     ('all_wrong', {'rollout__resample': 2}, 'or rollout.resample', None),
     ('all_right', {'rollout__resample': 2}, 'rollout.resample', None),
     (
@@ -397,7 +418,7 @@ def test_advice_is_of_options_that_the_run_has():
     ('truncated', {'loss__mask_truncated': True}, 'mask_truncated', None),
     (
       'all_wrong',
-      {'method__demonstrations__strategy': 'reference'},
+      {'method__demonstrations__strategy': Reference()},
       'strategy=',
       None,
     ),

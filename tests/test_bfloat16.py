@@ -20,26 +20,26 @@ from test_options import (
 )
 
 from sdjax import methods
-from sdjax.grading import grade
+from sdjax.feedback.grading import grade
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps.view import counted_tokens
+from sdjax.steps.student import counted_tokens
 
 NARROW = [
   'sd',
-  'sd:objective=jsd,jsd_alpha=0.3',
-  'sd:objective=cross_entropy,credit_discount=1.0',
-  'sd:objective=score_weighted',
-  'sd:support=student_top_k,top_k=3',
-  'sd:support=teacher_top_k,top_k=2,tail=False',
+  'sd:divergence=jsd(alpha=0.3)',
+  'sd:divergence=cross_entropy,credit_discount=1.0',
+  'sd:divergence=score_weighted',
+  'sd:support=top_k(k=3)',
+  "sd:support=top_k(k=2, of='teacher', tail=False)",
   'sd:support=sampled',
   'sd:demonstrations__count=3,pooling=mixture',
-  'sd:teacher=trust_region,trust_region=0.3',
-  'sd:loss__kl_coef=0.1,loss__kl_estimator=full',
+  'sd:teacher=current,anchor=trust_region(share=0.3)',
+  'sd:kl=full(coef=0.1)',
   'rl',
   'rl:policy_loss=gspo',
-  'rl:loss__kl_coef=0.1',
-  'mix:rule=loss,sd__objective=jsd,rl__advantage=rloo',
-  'mix:rule=srpo,entropy_exponent=0.5',
+  'rl:kl=k3(coef=0.1)',
+  'mix:rule=loss,sd__divergence=jsd,rl__advantage=rloo',
+  'mix:rule=srpo(entropy_exponent=0.5)',
 ]
 """Variants whose arithmetic differs."""
 
@@ -54,7 +54,9 @@ def losses(config, dtype):
   )
   prompts, rollout = rollouts()
   task = Letters()
-  graded = grade(task, TOKENIZER, task.questions(''), jax.device_get(rollout))
+  graded = grade(
+    task, TOKENIZER, task.questions('train'), jax.device_get(rollout)
+  )
   evidence = jax.tree.map(jnp.asarray, method.gather(graded, 1).evidence)
 
   def f(params):

@@ -8,8 +8,7 @@ import subprocess
 import pytest
 from test_report import EVIL, group
 
-from sdjax.eval import runs
-from sdjax.reports import browser, page
+from sdjax.report import browser, page, runs
 
 
 def rollout(**changes):

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax import config, sharding
-from sdjax.checkpoint import CheckpointError, Checkpoints
+from sdjax.config import schema as config
+from sdjax.models import sharding
+from sdjax.training.checkpoint import CheckpointError, Checkpoints
 from sdjax.types import TrainState
 
 EXTRA = {'data': {'index': 7}, 'rows': [1, 2.5, None, 'x']}
@@ -145,7 +146,7 @@ def test_restore_into_another_mesh(tmp_path, open_checkpoints):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from sdjax.checkpoint import Checkpoints
+from sdjax.training.checkpoint import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1])
 state = {f'w{i}': jnp.arange(500_000, dtype=jnp.float32) for i in range(4)}
@@ -296,7 +297,7 @@ def test_orbax_is_quiet(tmp_path):
 import sys
 import jax.numpy as jnp
 from absl import app, logging
-from sdjax.checkpoint import Checkpoints
+from sdjax.training.checkpoint import Checkpoints
 
 def main(_):
   logging.set_verbosity(logging.INFO)

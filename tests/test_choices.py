@@ -1,7 +1,8 @@
-"""What may be chosen is what there is: no name on one side only."""
+"""No two choices of a family do the same, and all are ones a config allows."""
 
 import itertools
 import json
+import typing
 from typing import Any
 
 import jax
@@ -10,54 +11,54 @@ import numpy as np
 import pytest
 from models import chain
 
-from sdjax import config as c
-from sdjax import config_method as named
-from sdjax import demonstrations, methods, optim, rewards
-from sdjax.config_rules import ALLOWED
-from sdjax.grading import Graded
+from sdjax import methods
+from sdjax.config import schema as c
+from sdjax.feedback import demonstrations, rewards
+from sdjax.feedback.grading import Graded
+from sdjax.feedback.strategies import Demonstrations, External, First, Strategy
 from sdjax.models.transformer import REMAT
-from sdjax.objectives import advantage, reduce, reference_kl
-from sdjax.objectives.divergence import DIVERGENCES
-from sdjax.objectives.policy_gradient import POLICY_LOSSES
-from sdjax.objectives.support import SUPPORTS, on_support
-from sdjax.steps import mix, sd, teacher
+from sdjax.objectives import reduce
+from sdjax.objectives.advantages import Advantage, PassAtK, RewardItself
+from sdjax.objectives.anchor import Anchor
+from sdjax.objectives.divergence import Divergence, ReverseKL
+from sdjax.objectives.diversity_reward import Bonus, NoDiversityReward, Scale
+from sdjax.objectives.policy_loss import PolicyLoss
+from sdjax.objectives.pooling import Pooling
+from sdjax.objectives.reference_kl import ReferenceKL
+from sdjax.objectives.schedule import Schedule
+from sdjax.objectives.support import Support, TopK
+from sdjax.steps.teacher import (
+  Target,
+  Teacher,
+  TeacherStates,
+  teacher_distribution,
+)
 from sdjax.tasks.base import Question, Verdict
+from sdjax.training import optim
+from sdjax.types import Rewards
 
-SD, RL = c.SelfDistillation, c.PolicyGradient
+
+def allowed(section: Any, option: str) -> tuple[Any, ...]:
+  return typing.get_args(typing.get_type_hints(section)[option])
 
 
 @pytest.mark.parametrize(
   ('section', 'option', 'implemented'),
   [
-    (SD, 'objective', [*DIVERGENCES, sd.SCORE_WEIGHTED]),
-    (SD, 'support', [*SUPPORTS, 'sampled']),
-    (SD, 'pooling', teacher.POOLINGS),
-    (RL, 'advantage', advantage.CHOICES),
-    (RL, 'policy_loss', POLICY_LOSSES),
-    (RL, 'std', advantage.STDS),
-    (c.Mix, 'rule', mix.RULES),
     (c.Loss, 'aggregation', reduce.AGGREGATIONS),
-    (c.Loss, 'kl_estimator', [*reference_kl.KL_ESTIMATORS, 'full']),
     (c.Model, 'remat', REMAT),
     (c.Optimizer, 'schedule', optim.SCHEDULES),
   ],
 )
-def test_every_table_holds_the_choices(section, option, implemented):
-  assert sorted(ALLOWED[section][option]) == sorted(implemented)
+def test_a_config_allows_what_there_is(section, option, implemented):
+  assert sorted(allowed(section, option)) == sorted(implemented)
 
 
 def test_every_method_has_a_step():
   assert c.METHODS.keys() == methods.METHODS.keys() | {'pretrain'}
 
 
-def test_names_of_several_choices_are_those_of_the_steps():
-  assert set(named.PLAIN_ADVANTAGES) == advantage.ADVANTAGES.keys()
-  assert set(named.ADVANTAGE_RULES) == set(mix.ADVANTAGE_RULES)
-  assert set(named.LOSS_RULES) == set(mix.LOSS_RULES)
-  assert set(named.TOP_K_SUPPORTS) == set(SUPPORTS) - {'full'}
-
-
-# A name that no branch knows is refused, or does what another name does.
+# A choice that does what another one does was forgotten somewhere.
 
 
 def all_differ(found):
@@ -72,53 +73,110 @@ def test_aggregations():
   def weights(name):
     return reduce.token_weights(mask, jnp.ones((1, 2), bool), name, 4)
 
-  all_differ({name: weights(name) for name in ALLOWED[c.Loss]['aggregation']})
+  all_differ({name: weights(name) for name in reduce.AGGREGATIONS})
   with pytest.raises(ValueError, match="aggregation='mean' is not one of"):
     weights('mean')
+
+
+P, Q = (jax.nn.log_softmax(jnp.array(x)) for x in ([3.0, 2, 0], [0.0, 2, 3]))
+"""Nats, of a student and of its teacher."""
+
+
+def test_divergences():
+  kinds = [k for k in Divergence.choices.values() if k.compares]
+  all_differ({kind: kind()(P, Q) for kind in kinds})
+
+
+def test_supports():
+  def compared(kind):
+    support = TopK(1) if kind is TopK else kind()
+    return support.compare(ReverseKL(), P, Q, P[1], Q[1])
+
+  all_differ({k: compared(k) for k in Support.choices.values()})
+  all_differ({of: TopK(1, of).restrict(P, Q)[0] for of in allowed(TopK, 'of')})
+
+
+def test_poolings():
+  apply_fn, params = chain([[0.9, 0.1], [0.2, 0.8]])
+  states = TeacherStates(
+    hidden=jnp.eye(2)[None, None, None],
+    mask=jnp.ones((1, 1, 1, 2), bool),
+    log_weight=jnp.array([[[[0.0, -1.0]]]]),
+  )
+
+  def pooled(kind):
+    # Only the mixture of whole answers comes with weights.
+    weighed = kind.weighs_answers
+    one = states if weighed else TeacherStates(states.hidden, states.mask)
+    target = Target(kind(), 1.0)
+    return teacher_distribution(apply_fn, params, None, one, target, 1.0)[0]
+
+  all_differ({kind: pooled(kind) for kind in Pooling.choices.values()})
+
+
+def test_teachers():
+  all_differ(
+    {
+      kind: (kind().weights, kind().rate, kind().every)
+      for kind in Teacher.choices.values()
+    }
+  )
+
+
+def test_anchors():
+  kinds = Anchor.choices.values()
+  all_differ({kind: (kind().reads, kind().share_at(0)) for kind in kinds})
 
 
 def test_advantages():
   reward = jnp.array([[0.0, 1.0, 1.0, 3.0]])
   sets = jnp.array([[[0, 0], [1, 0], [0, 1], [0, 1]]])
-
-  def advantages(name):
-    return advantage.advantage_of(name, reward, reward > 0, sets, pass_k=2)
-
-  all_differ({name: advantages(name) for name in ALLOWED[RL]['advantage']})
-  with pytest.raises(ValueError, match="advantage='ppo' is not one of"):
-    advantages('ppo')
-
-
-def test_supports():
-  laws = [jax.nn.log_softmax(jnp.array(x)) for x in ([3.0, 2, 0], [0.0, 2, 3])]
-
-  def restricted(name):
-    return on_support(*laws, support=name, top_k=1, tail=True)[0]
-
-  all_differ({name: restricted(name) for name in SUPPORTS})
-  with pytest.raises(ValueError, match="support='top_k' is not one of"):
-    restricted('top_k')
-
-
-def test_poolings():
-  apply_fn, params = chain([[0.9, 0.1], [0.2, 0.8]])
-  inputs = teacher.TeacherInputs(
-    hidden=jnp.eye(2)[None, None, None],
-    mask=jnp.ones((1, 1, 1, 2), bool),
-    log_weight=jnp.array([[[[0.0, -1.0]]]]),
-    anchor_hidden=None,
-    anchor_weight=None,
+  given = Rewards(reward, reward > 0, sets)
+  all_differ(
+    {
+      kind: (PassAtK(2) if kind is PassAtK else kind())(given)
+      for kind in Advantage.choices.values()
+    }
   )
 
-  def law(name):
-    # Only the mixture of whole answers comes with weights.
-    weighed = name == 'sequence_mixture'
-    one = inputs if weighed else inputs._replace(log_weight=None)
-    return teacher.teacher_law(apply_fn, params, None, one, 1.0, name, 1.0)[0]
 
-  all_differ({name: law(name) for name in ALLOWED[SD]['pooling']})
-  with pytest.raises(ValueError, match="pooling='mean' is not one of"):
-    law('mean')
+def test_policy_losses():
+  logp = jnp.log(jnp.array([[0.9, 0.2, 0.6], [0.5, 0.1, 0.3]]))
+  old = jnp.log(jnp.array([[0.5, 0.4, 0.5], [0.4, 0.3, 0.3]]))
+  advantage = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
+  mask = jnp.ones(logp.shape, bool)
+
+  def each(kind):
+    loss = kind()
+    width = loss.width_of(logp, old, mask) if loss.adapts else None
+    return loss(logp, old, advantage, mask, width)
+
+  all_differ({kind: each(kind) for kind in PolicyLoss.choices.values()})
+
+
+def test_reference_kls():
+  logp, ref_logp = (
+    jnp.log(jnp.array([0.5, 0.2])),
+    jnp.log(jnp.array([0.1, 0.3])),
+  )
+
+  def traits(kind):
+    kl = kind(0.5) if kind.name != 'none' else kind()
+    value = ()
+    if kl.coef and not kl.over_vocabulary:
+      value = tuple(np.asarray(kl(logp, ref_logp)).tolist())
+    return kl.coef, kl.over_vocabulary, kl.in_reward, value
+
+  all_differ({kind: traits(kind) for kind in ReferenceKL.choices.values()})
+
+
+def test_schedules():
+  first, second = Schedule.choices.values()
+  weights = [
+    [kind.factor(step) for step in range(5)]
+    for kind in (first(), second(rise=1, fall=2))
+  ]
+  assert weights == [[1.0] * 5, [0.5, 1.0, 0.5, 0.0, 0.0]]
 
 
 # Answers of one question; some are right, of two solutions.
@@ -133,7 +191,7 @@ def graded(right=RIGHT):
       correct=ok,
       reward=float(ok),
       solution=solution,
-      concepts=tuple(text.split()),
+      strategy=tuple(text.split()),
       feedback='' if ok else f'not {text}',
     )
     for text, ok, solution in zip(SAID, right, SOLUTION, strict=True)
@@ -159,74 +217,57 @@ class Taught:
     return 'its own'
 
 
-def shown(strategy, folder, feedback='never', right=RIGHT):
-  """What each rollout is shown over many steps."""
+def strategies(folder) -> dict[str, Strategy]:
+  """One of each kind."""
   file = folder / 'external.jsonl'
   line = {'question_id': 0, 'question': 'q', 'answer': 'from a file'}
   file.write_text(json.dumps(line))
-  options = c.Demonstrations(strategy=strategy, file=str(file))
+  return {
+    name: kind(str(file)) if kind is External else kind()
+    for name, kind in Strategy.choices.items()
+  }
+
+
+def shown(strategy: Strategy, feedback: Any = 'never', right=RIGHT):
+  """What each rollout is shown over many steps."""
+  if not strategy.shows and feedback == 'never':
+    feedback = 'always'  # or a teacher would be shown nothing
+  options = Demonstrations(strategy, feedback=feedback)
   task: Any = Taught()
-  given, _ = methods._given(options, task)
+  given, _ = strategy.given(task)
   return [
-    demonstrations.assign(
-      graded(right),
-      step,
-      strategy=strategy,
-      feedback=feedback,
-      count=1,
-      seed=0,
-      given=given,
-    )
+    demonstrations.assign(graded(right), step, options, seed=0, given=given)
     for step in range(50)
   ]
 
 
 def test_strategies(tmp_path):
-  names = ALLOWED[c.Demonstrations]['strategy']
-  all_differ({name: shown(name, tmp_path) for name in names})
-  with pytest.raises(ValueError, match="strategy='last' is not one of"):
-    shown('last', tmp_path)
+  all_differ({k: shown(v) for k, v in strategies(tmp_path).items()})
 
 
-def test_feedbacks(tmp_path):
+def test_feedbacks():
   """One is right, so that all others have a peer; or none is."""
-  names = ALLOWED[c.Demonstrations]['feedback']
   one, none = [False, True, False, False, False], [False] * 5
   all_differ(
     {
-      name: [shown('first', tmp_path, name, right) for right in (one, none)]
-      for name in names
+      name: [shown(First(), name, right) for right in (one, none)]
+      for name in allowed(Demonstrations, 'feedback')
     }
   )
 
 
-def test_teachers():
-  found = {}
-  for name in ALLOWED[SD]['teacher']:
-    options = SD(teacher=name)
-    found[name] = methods._teacher(options), methods._anchor(options)
-    assert found[name][0].kind in ('current', 'frozen', 'ema')
-  all_differ(found)
-
-
 def test_diversity_rewards():
-  keys = [k for k in ALLOWED[RL] if k.startswith('diversity_')]
-  found = {}
-  for values in itertools.product(*(ALLOWED[RL][key] for key in keys)):
-    choice: dict[str, Any] = dict(zip(keys, values, strict=True))
-    for_all = choice['diversity_for'] == 'all'
-    if for_all and (
-      choice['diversity_how'] == 'multiply'
-      or choice['diversity_by'] == 'solution'
-    ):
-      continue  # Wrong rollouts earn nothing then: the config refuses it.
-    gathered = rewards.gather(
-      graded(),
-      0,
-      advantage='reinforce',
-      diversity_weight=0.5,
-      max_new_tokens=4,
-      **choice,
-    )
-    found[values] = gathered.evidence.reward
-  all_differ(found)
+  options = [
+    NoDiversityReward(),
+    *(Bonus(0.5, by, 'correct') for by in allowed(Bonus, 'by')),
+    Bonus(0.5, 'concepts', 'all'),
+    *(Scale(0.5, by) for by in allowed(Scale, 'by')),
+  ]
+  all_differ(
+    {
+      diversity: rewards.gather(
+        graded(), 0, RewardItself(), diversity, max_new_tokens=4
+      ).evidence.reward
+      for diversity in options
+    }
+  )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -10,11 +11,33 @@ from configs import (
   concept_graph_qwen3,
   concept_graph_smollm2,
 )
-from sdjax import config as c
-from sdjax import presets
-from sdjax.config_check import flatten, validate
-from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.in_words import loss_in_words
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.check import flatten, sections, validate
+from sdjax.config.convert import (
+  RENAMED,
+  RENAMED_VALUES,
+  from_config_dict,
+  replace,
+  to_dict,
+)
+from sdjax.feedback.strategies import (
+  Demonstrations,
+  External,
+  Reference,
+  Uniform,
+)
+from sdjax.objectives.advantages import GRPO
+from sdjax.objectives.divergence import JSD, ReverseKL, ScoreWeighted
+from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.mixing import SDPG
+from sdjax.objectives.policy_loss import CISPO, Clip
+from sdjax.objectives.pooling import Mixture
+from sdjax.objectives.reference_kl import K3, KLReward
+from sdjax.objectives.schedule import Trapezoid
+from sdjax.options import Option
+from sdjax.steps.teacher import EMA
+from sdjax.training.describe import loss_in_words
 
 VARIANTS = ['sd', 'sd_k3', 'rl', 'rl_diversity', 'pretrain']
 
@@ -71,19 +94,23 @@ def broken(path, value, variant='sd'):
     ('train.num_steps', 2.5, 'train.num_steps=2.5 must be of type int'),
     ('seed', True, 'seed=True must be of type int'),
     ('eval.sets', 'larger', "eval.sets='larger' must be a tuple"),
+    ('eval.top_p', 0.0, 'eval.top_p=0.0 must be above 0'),
     ('method.name', 'sdd', "'sdd' is not one of"),
-    ('method.objective', 'reverse', "'reverse' is not one.*'reverse_kl'"),
-    ('method.ema_rate', 1.5, 'method.ema_rate=1.5 must be in 0..1'),
-    ('method.jsd_alpha', 0.3, "jsd_alpha=0.3 does nothing.*'reverse_kl'"),
-    ('method.demonstrations.file', 'x.jsonl', 'does nothing'),
+    ('method.divergence', 'reverse', "'reverse' is not one.*'reverse_kl'"),
+    ('method.divergence', 3, 'method.divergence=3 must be one of reverse_kl'),
+    ('method.teacher', 'ema(rate=1.5)', r'method.teacher=.*rate=1.5.* at most'),
+    ('method.divergence', 'reverse_kl(alpha=0.3)', 'no option .alpha.*clip'),
+    ('method.divergence', 'jsd(alpha=1.0)', r'jsd\(alpha=1.0\).*below 1'),
+    ('method.demonstrations.strategy', "uniform(file='x')", 'no option .file'),
     ('method.demonstrations.template', '{question}', 'exactly once'),
-    ('method.demonstrations.strategy', 'external', 'needs.*file'),
+    ('method.demonstrations.strategy', 'external', 'lacks file'),
     ('mode', 'pretrain', 'contradict each other'),
+    ('mode', 'trian', "mode='trian' is not one of train.*'train'"),
     ('rollout.temperature', 0.0, 'temperature=0'),
     ('rollout.num_samples', 1, 'no rollout a peer'),
     ('rollout.context_buckets', (8, 12), 'must equal'),
     ('rollout.context_buckets', (28, 12), 'rising'),
-    ('rollout.top_p', 0.0, 'top_p'),
+    ('rollout.top_p', 0.0, 'rollout.top_p=0.0 must be above 0'),
     ('train.micro_batches', 3, 'micro_batches=3 must divide'),
     ('model', 'qwen', 'model.*must be a section'),
   ],
@@ -94,171 +121,284 @@ def test_bad_options_are_named(path, value, says):
 
 
 SD, RL, MIX = c.SelfDistillation, c.PolicyGradient, c.Mix
-CHARGED = {'loss__kl_coef': 0.1, 'loss__kl_in': 'reward'}
+CHARGED = {'loss__kl': KLReward(0.1)}
 OLD = {'train__mini_batches': 4}  # so that ratios are not all 1
+
+
+def given(kind, **options):
+  """Makes a section when the test runs, as it may fail; choices as text."""
+  return lambda: kind(**options)
+
+
+def shown(**options):
+  return lambda: SD(demonstrations=Demonstrations(**options))
 
 
 @pytest.mark.parametrize(
   ('method', 'changes', 'says'),
   [
-    (SD(), {'method__top_k': 5}, "top_k=5 does nothing when .*support='full'"),
-    (SD(), {'method__tail': False}, 'tail=False does nothing'),
-    (SD(), {'method__jsd_normalised': True}, 'jsd_normalised=True does noth'),
-    (SD(), {'method__snapshot_every': 3}, "nothing when method.teacher='ema'"),
-    (SD(), {'method__trust_region': 0.5}, 'acts for .trust_region.'),
-    (SD(), {'method__anchor_steps': 9}, 'anchor_beta=1.0'),
-    (SD(), {'method__pooling': 'mixture'}, 'a mixture needs at least 2'),
-    (SD(), {'method__importance_clip': 3.0}, 'all ratios are 1'),
+    (SD, {'method__pooling': 'mixture'}, 'a mixture needs at least 2'),
+    (SD, {'method__importance_clip': 3.0}, 'all ratios are 1'),
     (
-      SD(support='sampled', pointwise_clip=0.1),
+      given(SD, support='sampled', divergence='reverse_kl(clip=0.1)'),
       {},
-      "pointwise_clip=0.1 does nothing when .*'sampled'",
+      r"support='sampled' is defined for .*not 'reverse_kl\(clip=0.1\)'",
     ),
     (
-      SD(objective='score_weighted', credit_discount=0.5),
+      given(SD, divergence='score_weighted', credit_discount=0.5),
       {},
-      'which compares no laws',
+      'credit_discount=0.5 does nothing.*which compares no distributions',
     ),
     (
-      SD(teacher='trust_region', anchor_beta=2.0),
+      given(SD, divergence='score_weighted', support='top_k'),
       {},
-      'both mix the teacher with the reference',
+      'support=.*does nothing.*which compares no distributions',
     ),
-    (SD(demonstrations=c.Demonstrations(contrast=2)), {}, "rule='rlcsd'"),
+    (SD, {'method__divergence': 'reverse_kl(clip=0)'}, 'clip=0.* above 0'),
+    (SD, {'method__teacher_temperature': 0.0}, '=0.0 must be above 0'),
+    (SD, {'method__anchor': 'beta(beta=1.0)'}, 'beta=1.0.* above 1'),
+    (SD, {'method__teacher': 'snapshot(every=0)'}, 'every=0.* at least 1'),
+    (shown(contrast=2), {}, "contrast=2 does nothing .*rule='rlcsd'"),
+    (shown(strategy='none'), {}, 'shows the teacher nothing'),
     (
-      SD(demonstrations=c.Demonstrations(strategy='none')),
+      shown(strategy='none', feedback='always', count=2),
       {},
-      'shows the teacher nothing',
-    ),
-    (
-      SD(demonstrations=c.Demonstrations(feedback_template='x')),
-      {},
-      "nothing when .*feedback='never'",
-    ),
-    (
-      SD(
-        demonstrations=c.Demonstrations(
-          strategy='reference', exclude_self=False
-        )
-      ),
-      {},
-      'exclude_self=False does nothing',
+      "count=2 does nothing with strategy='none'",
     ),
     (
-      SD(
-        demonstrations=c.Demonstrations(
-          strategy='reference', exclude_same_text=True
-        )
-      ),
+      shown(strategy='none', feedback='always', template='{question}'),
       {},
-      'exclude_same_text=True does nothing',
+      "template does nothing with strategy='none'",
     ),
     (
-      SD(
-        demonstrations=c.Demonstrations(
-          exclude_self=False, exclude_same_text=True
-        )
-      ),
+      shown(feedback_template='x'),
       {},
-      'exclude_self=False does nothing when .*exclude_same_text',
+      "feedback_template does nothing with feedback='never'",
     ),
     (
-      SD(demonstrations=c.Demonstrations(file_draw='distinct')),
+      shown(feedback='without_peer', both_template='x'),
       {},
-      "file_draw='distinct' does nothing when .*strategy='uniform'",
+      "both_template does nothing with feedback='without_peer'",
     ),
-    (RL(clip_high=0.28), {}, 'clip_high=0.28 does nothing in the only update'),
-    (RL(clip_high=0.28), {'rollout__top_p': 0.9}, 'all ratios are 1'),
     (
-      SD(demonstrations=c.Demonstrations(strategy='reference', count=3)),
+      shown(strategy='uniform(exclude_self=False, exclude_same_text=True)'),
+      {},
+      'exclude_self=False.* does nothing with exclude_same_text',
+    ),
+    (given(RL, policy_loss=Clip(high=0.28)), {}, 'high of .*in the only upd'),
+    (
+      given(RL, policy_loss=Clip(high=0.28)),
+      {'rollout__top_p': 0.9},
+      'all ratios are 1',
+    ),
+    (
+      shown(strategy='reference', count=3),
       {},
       'count=3 is more than there can be: 1',
     ),
-    (SD(demonstrations=c.Demonstrations(count=8)), {}, 'can be: 7'),
+    (shown(count=8), {}, 'can be: 7'),
     (
-      SD(
-        demonstrations=c.Demonstrations(
-          strategy='reference', feedback='without_peer'
-        )
-      ),
+      shown(strategy='reference', feedback='without_peer'),
       {},
       'does nothing.*there is always an answer',
     ),
     (
-      SD(demonstrations=c.Demonstrations(strategy='reference')),
+      shown(strategy='reference'),
       {'rollout__resample': 2},
       'every question teaches',
     ),
     (
-      SD(
-        demonstrations=c.Demonstrations(
-          template='{question}{demonstration}{feedback}'
-        )
-      ),
+      shown(template='{question}{demonstration}{feedback}'),
       {},
       'must not hold {feedback}',
     ),
     (
-      SD(
+      given(
+        SD,
         success_exponent=0.5,
-        demonstrations=c.Demonstrations(strategy='reference'),
+        demonstrations=Demonstrations(Reference()),
       ),
       {'rollout__num_samples': 1},
       'success_exponent=0.5 leaves every question without weight',
     ),
-    (SD(), {'reward__name': 'function', 'reward__function': 'a'}, "judge='rew"),
-    (SD(), {'reward__judge': 'reward'}, "nothing when reward.name='verifier'"),
-    (RL(dual_clip=3.0), {}, 'set train.mini_batches or train.epochs'),
-    (RL(dual_clip=0.5), OLD, 'dual_clip=0.5 must be above 1'),
-    (RL(policy_loss='reinforce', clip_low=0.1), OLD, 'clip_low=0.1 does noth'),
-    (RL(policy_loss='cispo', drop_low=0.2), {}, 'all ratios are 1'),
-    (RL(drop_high=0.2), OLD, "drop_high=0.2 does nothing .*'clip'"),
-    (RL(advantage='rloo', std='sample'), {}, "std='sample' does nothing"),
-    (RL(std_epsilon=0.0), {}, 'std_epsilon=0.0 must be above 0'),
-    (MIX(rule='loss', positive_only=True), {}, 'positive_only=True does noth'),
-    (RL(adaptive_clip=True, clip_low=0.1), OLD, 'when .*adaptive_clip=True'),
-    (RL(pass_k=2), {}, "pass_k=2 does nothing when .*advantage='grpo'"),
-    (RL(advantage='pass_at_k', pass_k=8), {}, 'pass_k=8 must be below'),
-    (RL(diversity_by='solution'), {}, 'diversity_weight=0.0'),
+    (SD, {'reward__name': 'function', 'reward__function': 'a'}, "judge='rew"),
     (
-      RL(diversity_weight=2.0, diversity_how='multiply'),
+      SD,
+      {'reward__judge': 'reward'},
+      "judge='reward' does nothing when name='v",
+    ),
+    (
+      given(RL, policy_loss=Clip(dual=3.0)),
       {},
-      r'diversity_weight=2.0 must be in \(0, 1\]',
+      'set train.mini_batches or train.epochs',
     ),
-    (RL(advantage='rosa', diversity_weight=0.1), {}, "advantage='rosa'"),
-    (RL(advantage='rloo'), {'rollout__num_samples': 1}, 'nothing to compare'),
-    (RL(overlong_share=1.5), {}, 'overlong_share=1.5 must be in 0..1'),
-    (MIX(ratio_clip=0.5), {}, "ratio_clip=0.5 does nothing .*'advantage'"),
-    (MIX(rule='srpo', weight=0.1), {}, "weight=0.1 does nothing .*'srpo'"),
-    (MIX(sd=SD(objective='jsd')), {}, 'uses only what the teacher says'),
-    (MIX(rule='loss', sd=SD(objective='score_weighted')), {}, 'not a loss per'),
-    (MIX(weight=1.5), {}, 'weight=1.5 must be in 0..1'),
-    (MIX(rule='rlcsd'), {}, 'contrast above 0'),
-    (MIX(schedule=c.Schedule(hold=3)), {}, 'schedule.hold=3 does nothing'),
-    (SD(), {'loss__kl_estimator': 'k1'}, 'loss.kl_coef=0.0'),
-    (RL(), {'loss__kl_in': 'reward'}, "kl_in='reward' does nothing .*kl_coef"),
+    (given(RL, policy_loss='adaptive_clip'), {}, 'all ratios are 1'),
+    (given(RL, policy_loss='gspo(low=0.1)'), {}, 'all ratios are 1'),
+    (given(RL, policy_loss='clip(dual=0.5)'), OLD, 'dual=0.5.* above 1'),
+    (given(RL, policy_loss='gspo(dual=1.0)'), OLD, 'dual=1.0.* above 1'),
+    (given(RL, policy_loss='adaptive_clip(dual=1)'), OLD, 'dual=1.* above 1'),
+    (given(RL, policy_loss=CISPO(drop_low=0.2)), {}, 'all ratios are 1'),
+    (given(RL, advantage='grpo(epsilon=0.0)'), {}, 'epsilon=0.0.* above 0'),
     (
-      RL(),
-      {**CHARGED, 'loss__kl_estimator': 'k1'},
-      "kl_estimator='k1' does nothing when loss.kl_in='reward'",
+      given(RL, advantage='pass_at_k(k=8)'),
+      {},
+      r'pass_at_k\(k=8\) must have k below rollout.num_samples=8',
     ),
-    (SD(), CHARGED, "'sd' needs loss.kl_in='loss'"),
-    (MIX(), CHARGED, "'mix' needs loss.kl_in='loss'"),
-    (SD(), {'loss__skip_tokens': 9}, 'leaves no token'),
-    (SD(), {'reward__function': 'a.py:f'}, "reward.name='verifier'"),
-    (SD(), {'reward__name': 'model'}, 'needs reward.model'),
-    (SD(), {'train__mini_batches': 3}, 'must divide'),
+    (
+      given(RL, diversity='add(by="solution", of="all")'),
+      {},
+      "of='all'.* does nothing with by='solution'",
+    ),
+    (given(RL, diversity='multiply(weight=2.0)'), {}, '=2.0.* at most 1'),
+    (
+      given(RL, advantage='rosa', diversity=Bonus(0.1)),
+      {},
+      "diversity=.* does nothing with advantage='rosa'",
+    ),
+    (
+      given(RL, advantage='pass_at_k', overlong_share=0.1),
+      {},
+      'overlong_share=0.1 does nothing with advantage=',
+    ),
+    (
+      given(RL, advantage='rloo'),
+      {'rollout__num_samples': 1},
+      'nothing to compare',
+    ),
+    (
+      given(RL, advantage='reinforce', diversity=Bonus()),
+      {'rollout__num_samples': 1},
+      'diversity=.* does nothing when rollout.num_samples=1',
+    ),
+    (given(RL, overlong_share=1.5), {}, 'overlong_share=1.5 must be .*most 1'),
+    (
+      given(MIX, rule='srpo', schedule=Trapezoid(fall=3)),
+      {},
+      'schedule=.*does nothing with .*which has no weight',
+    ),
+    (
+      given(MIX, sd=SD(divergence=JSD())),
+      {},
+      'uses only what the teachers say',
+    ),
+    (
+      given(MIX, rule='loss', sd=SD(divergence=ScoreWeighted())),
+      {},
+      'not a loss per',
+    ),
+    (given(MIX, rule='advantage(weight=1.5)'), {}, 'weight=1.5.* at most 1'),
+    (given(MIX, rule='rlcsd'), {}, 'contrast above 0'),
+    (
+      given(MIX, rule='rlcsd(threshold=2.0)'),
+      {},
+      r'threshold=2.0\) must be below clip=2.0',
+    ),
+    (
+      given(
+        MIX,
+        rule='rlcsd',
+        sd=SD(
+          pooling=Mixture(), demonstrations=Demonstrations(count=2, contrast=1)
+        ),
+      ),
+      {},
+      "sd.pooling=mixture does nothing with rule='rlcsd'",
+    ),
+    (
+      given(MIX, schedule='trapezoid(hold=3)'),
+      {},
+      r'trapezoid\(hold=3\) does nothing when fall=0',
+    ),
+    (SD, {'loss__kl': 'k1'}, r"'k1' lacks coef; write k1\(coef=...\)"),
+    (SD, CHARGED, "'sd' needs one in the loss"),
+    (MIX, CHARGED, "'mix' needs one in the loss"),
+    (SD, {'loss__skip_tokens': 9}, 'leaves no token'),
+    (SD, {'loss__aggregation': 'mean'}, 'aggregation=.mean. must be .token_me'),
+    (SD, {'reward__function': 'a.py:f'}, "nothing when name='verifier'"),
+    (SD, {'reward__name': 'model'}, 'needs reward.model'),
+    (SD, {'train__mini_batches': 3}, 'must divide'),
+    (
+      SD,
+      {'alarm__action': 'off', 'alarm__window': 3},
+      "window=3 does nothing when action='off'",
+    ),
+    (
+      SD,
+      {'train__keep_best': 'harder/pass@1', 'train__eval_every': 0},
+      'keep_best=.harder/pass@1. does nothing when train.eval_every=0',
+    ),
+    (SD, {'model__lora__alpha': 3.0}, 'alpha=3.0 does nothing when rank=0'),
   ],
 )
 def test_an_option_that_would_do_nothing_is_an_error(method, changes, says):
-  config = replace(c.Config(method=method), **changes)
   with pytest.raises(c.ConfigError, match=says):
-    validate(config)
+    validate(replace(c.Config(method=method()), **changes))
 
 
 def test_what_needs_old_rollouts_acts_after_the_first_update():
-  validate(replace(c.Config(method=RL(clip_high=0.28)), **OLD))
-  validate(replace(c.Config(method=RL(dual_clip=3.0)), train__epochs=2))
+  high, dual = Clip(high=0.28), Clip(dual=3.0)
+  validate(replace(c.Config(method=RL(policy_loss=high)), **OLD))
+  validate(replace(c.Config(method=RL(policy_loss=dual)), train__epochs=2))
+
+
+# ------------------------------------------------ what was spelled otherwise
+
+
+SECTIONS = {
+  'sd': ('method', SD()),
+  'rl': ('method', RL()),
+  'mix': ('method', MIX()),
+  'demonstrations': ('method.demonstrations', SD()),
+  'loss': ('loss', SD()),
+}
+"""Where the options stand that were spelled otherwise, and for what method."""
+
+
+def place_of(new):
+  """The section that has the option which an old one became."""
+  name = new.partition('=')[0]
+  for path, method in SECTIONS.values():
+    config = c.Config(method=method)
+    section = dict(sections(config))[f'{path}.']
+    if hasattr(section, name):
+      return path, config, name
+  raise AssertionError(f'no section has {name!r}')
+
+
+@pytest.mark.parametrize('old', RENAMED)
+def test_an_old_option_names_the_new_one_which_is_right(old):
+  new = RENAMED[old]
+  path, config, name = place_of(new)
+  values = to_dict(config)
+  section = values
+  for part in path.split('.'):
+    section = section[part]
+  section[old] = 0.5
+  says = f'unknown option {path}.{old} (it is {new} now)'
+  with pytest.raises(c.ConfigError, match=re.escape(says)):
+    from_config_dict(json.loads(json.dumps(values)))
+  # What is named can be written so.
+  family = getattr(dict(sections(config))[f'{path}.'], name)
+  for text in re.findall("'(.+?)'", new.partition('=')[2].replace('...', '1')):
+    called = text.partition('(')[0]
+    assert called in type(family).choices, new
+    for option in re.findall(r'(\w+)=', text):
+      kind = type(family).choices[called]
+      assert option in {f.name for f in dataclasses.fields(kind)}, new
+
+
+@pytest.mark.parametrize(
+  ('option', 'old'),
+  [
+    ('method.support', 'student_top_k'),
+    ('method.support', 'teacher_top_k'),
+    ('method.teacher', 'trust_region'),
+  ],
+)
+def test_an_old_value_names_the_new_one(option, old):
+  says = rf"{option}='{old}'.*It is {re.escape(RENAMED_VALUES[old])} now"
+  with pytest.raises(c.ConfigError, match=says):
+    from_config_dict(broken(option, old))
 
 
 @pytest.mark.parametrize('name', presets.PRESETS)
@@ -271,7 +411,8 @@ def test_presets_stand_and_name_their_sources(name):
   large = from_config_dict(concept_graph_qwen3.get_config(name))
   flat = flatten(to_dict(large))
   for option, (value, _) in preset.values.items():
-    assert flat[option] == value, option
+    text = str(value) if isinstance(value, Option) else value
+    assert flat[option] == text, option
   assert loss_in_words(small) and loss_in_words(large)
 
 
@@ -289,16 +430,18 @@ def test_a_method_of_ones_own_has_options_of_its_own(monkeypatch):
   monkeypatch.setitem(c.METHODS, 'sharp', Sharp)
   config = c.Config(method=Sharp(sharpness=3.0))
   assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
-  bad = replace(config, method__clip_high=0.3)
+  bad = replace(config, method__policy_loss=Clip(high=0.3))
   with pytest.raises(c.ConfigError, match='all ratios are 1'):
     validate(bad)
 
 
 def test_options_of_the_other_method_do_not_exist():
+  with pytest.raises(
+    c.ConfigError, match=r"unknown option method\.teacher, .* method 'sd'"
+  ):
+    from_config_dict(broken('method.teacher', 'current', variant='rl'))
   with pytest.raises(c.ConfigError, match=r'unknown option method\.ema_rate'):
     from_config_dict(broken('method.ema_rate', 0.1, variant='rl'))
-  with pytest.raises(c.ConfigError, match='diversity_for.*does nothing'):
-    from_config_dict(broken('method.diversity_for', 'all', variant='rl'))
 
 
 def test_what_is_absent_keeps_its_default():
@@ -308,20 +451,23 @@ def test_what_is_absent_keeps_its_default():
 
 
 def test_replace_reaches_into_sections():
-  config = replace(c.Config(), method__ema_rate=0.5, seed=3)
-  assert config.method.ema_rate == 0.5 and config.seed == 3
-  assert config.method.objective == 'reverse_kl'
+  config = replace(c.Config(), method__teacher=EMA(0.5), seed=3)
+  assert isinstance(config.method, SD)
+  assert config.method.teacher.rate == 0.5 and config.seed == 3
+  assert config.method.divergence == ReverseKL()
 
 
-def test_ineffective_options_follow_their_switch():
-  config = replace(c.Config(), method__objective='jsd', method__jsd_alpha=0.3)
+def test_a_value_may_be_given_as_its_text():
+  config = replace(c.Config(), method__divergence='jsd(alpha=0.3)')
+  assert config == replace(c.Config(), method__divergence=JSD(0.3))
+  assert to_dict(config)['method']['divergence'] == 'jsd(alpha=0.3)'
   validate(config)
-  with pytest.raises(c.ConfigError, match='jsd_alpha=1.0'):
-    validate(replace(config, method__jsd_alpha=1.0))
+  with pytest.raises(c.ConfigError, match='alpha=1.0'):
+    replace(config, method__divergence='jsd(alpha=1.0)')
   frozen = replace(c.Config(), method__teacher='frozen')
   validate(frozen)
-  with pytest.raises(c.ConfigError, match='ema_rate'):
-    validate(replace(frozen, method__ema_rate=0.2))
+  with pytest.raises(c.ConfigError, match='frozen has no option .rate'):
+    replace(frozen, method__teacher='frozen(rate=0.2)')
 
 
 def test_every_option_is_documented():
@@ -329,11 +475,10 @@ def test_every_option_is_documented():
     c.Model,
     c.ConceptGraph,
     c.Rollout,
-    c.Demonstrations,
+    Demonstrations,
     c.SelfDistillation,
     c.PolicyGradient,
     c.Mix,
-    c.Schedule,
     c.Pretraining,
     c.Reward,
     c.Loss,
@@ -348,19 +493,20 @@ def test_every_option_is_documented():
 
 
 @pytest.mark.parametrize(
-  ('shown', 'says'),
+  ('strategy', 'says'),
   [
-    ({}, 'drawn uniformly from the other correct rollouts, '),
-    ({'exclude_same_text': True}, "rollouts whose text is not the rollout's"),
-    ({'strategy': 'external', 'file': 'x'}, 'drawn from a file by frequency'),
+    (Uniform(), 'drawn uniformly from the other correct rollouts, '),
     (
-      {'strategy': 'external', 'file': 'x', 'file_draw': 'distinct'},
-      'drawn from a file, each text equally likely',
+      Uniform(exclude_same_text=True),
+      "rollouts whose text is not the rollout's",
     ),
+    (External('x'), 'drawn from a file by frequency'),
+    (External('x', 'distinct'), 'drawn from a file, each text equally likely'),
   ],
+  ids=str,
 )
-def test_loss_in_words_says_what_is_shown(shown, says):
-  config = c.Config(method=SD(demonstrations=c.Demonstrations(**shown)))
+def test_loss_in_words_says_what_is_shown(strategy, says):
+  config = c.Config(method=SD(demonstrations=Demonstrations(strategy)))
   assert says in loss_in_words(config)
 
 
@@ -368,21 +514,21 @@ def test_loss_in_words_names_direction_teacher_and_weights():
   words = loss_in_words(c.Config())
   assert 'KL(student || teacher)' in words and 'rate 0.05' in words
   words = loss_in_words(
-    c.Config(
-      method=c.PolicyGradient(diversity_weight=0.25), loss=c.Loss(kl_coef=0.01)
-    )
+    c.Config(method=RL(diversity=Bonus(0.25)), loss=c.Loss(kl=K3(0.01)))
   )
   assert '0.25 x the share' in words and '0.01 x KL' in words
-  charged = replace(c.Config(method=c.PolicyGradient()), **CHARGED)
+  charged = replace(c.Config(method=RL()), **CHARGED)
   words = loss_in_words(charged)
   assert 'A less 0.1 x K' in words and 'over the rollout' in words
-  words = loss_in_words(replace(charged, loss__kl_in='reward_to_go'))
+  words = loss_in_words(replace(charged, loss__kl=KLReward(0.1, to_go=True)))
   assert 'from the token on' in words and 'x KL(' not in words
   assert '(R - mean) / (std + 0.0001)' in words
   words = loss_in_words(
-    c.Config(method=RL(policy_loss='cispo', std='sample', drop_high=0.3))
+    c.Config(
+      method=RL(policy_loss=CISPO(drop_high=0.3), advantage=GRPO('sample'))
+    )
   )
   assert '(R - mean) / (sample std + 0.0001)' in words
   assert 'A log p, 0 where r is above 1.3 with A > 0; A = ' in words
-  words = loss_in_words(c.Config(method=MIX(rule='sdpg', positive_only=True)))
+  words = loss_in_words(c.Config(method=MIX(rule=SDPG(positive_only=True))))
   assert 'L_rl + w L_sd where A > 0, w = 0.5' in words

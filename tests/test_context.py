@@ -3,7 +3,7 @@
 import pytest
 from chats import FAMILIES, family_tokenizer, make_tokenizer
 
-from sdjax.config import ConceptGraph, ConfigError
+from sdjax.config.schema import ConceptGraph, ConfigError
 from sdjax.data.context import (
   QUESTION,
   answer_prompt,
@@ -15,12 +15,12 @@ from sdjax.data.context import (
   opens_thinking,
   render,
 )
-from sdjax.data.tokenizer import word_tokenizer
+from sdjax.models.tokenizer import word_tokenizer
+from sdjax.tasks.concept_graph.corpus import compact_words
 from sdjax.tasks.concept_graph.rendering import (
   STUDENT_TEMPLATES,
   TEACHER_TEMPLATES,
 )
-from sdjax.tasks.concept_graph.vocabulary import compact_words
 
 # Ids: <pad> 0, <eos> 1, <unk> 2, then these from 3 on.
 WORDS = ('a', 'b', 'c', 'd', ':', '=', ',', '?', '{question}', '{x}')

@@ -7,17 +7,20 @@ import pytest
 from models import chain, one_device
 
 import sdjax
-from sdjax import config as c
-from sdjax import credit_map
-from sdjax import train as train_lib
-from sdjax.config_check import validate
-from sdjax.config_dict import replace
+from sdjax.config import schema as c
+from sdjax.config.check import validate
+from sdjax.config.convert import replace
 from sdjax.data.context import encode_context
-from sdjax.eval.runs import read_json_lines
-from sdjax.types import Evidence, Prompts, Rollout
-from sdjax.workdir import Workdir
+from sdjax.data.json_files import read_json_lines
+from sdjax.objectives.mixing import RLCSD
+from sdjax.steps.teacher import Current
+from sdjax.training import credit_map, log
+from sdjax.training import loop as train_lib
+from sdjax.training.run_folder import Workdir
+from sdjax.training.trainer import Trainer
+from sdjax.types import Prompts, Rewards, Rollout, TeacherContexts
 
-LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+PROBS = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
 
 PROMPTS = Prompts(
@@ -26,14 +29,14 @@ PROMPTS = Prompts(
 ROLLOUT = Rollout(
   ids=jnp.array([[[2, 0], [0, 0], [1, 1]]]),
   length=jnp.array([[2, 2, 1]]),
-  # Of a truncated law: it must not be what the teacher is compared with.
+  # Of a truncated distribution, which the teacher must not be compared with.
   behavior_logp=jnp.zeros((1, 3, 2)),
   entropy=jnp.zeros((1, 3, 2)),
   finished=jnp.ones((1, 3), bool),
 )
 # Contexts that end in 2 and in 0; the last rollout is shown neither.
-EVIDENCE = Evidence(
-  reward=jnp.array([[1.0, 0.0, 0.0]]),
+REWARDS = Rewards(reward=jnp.array([[1.0, 0.0, 0.0]]))
+EVIDENCE = TeacherContexts(
   context_ids=jnp.array([[[1, 2], [1, 0]]]),
   context_length=jnp.array([[2, 2]]),
   context_index=jnp.array([[[0, 0], [0, 1], [0, 0]]]),
@@ -42,9 +45,9 @@ EVIDENCE = Evidence(
 
 
 def test_token_credit_by_hand():
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(PROBS)
   log_ratio, advantage = credit_map.token_credit(
-    apply_fn, params, chain(TEACHER)[1], PROMPTS, ROLLOUT, EVIDENCE
+    apply_fn, params, chain(TEACHER)[1], PROMPTS, ROLLOUT, EVIDENCE, REWARDS
   )
   both = (np.log(0.6 / 0.1) + np.log(0.25 / 0.1)) / 2
   want = [
@@ -94,9 +97,9 @@ METHODS = {
   'sd': c.SelfDistillation(demonstrations=c.Demonstrations(count=2)),
   'rl': c.PolicyGradient(),
   'mix': c.Mix(
-    rule='rlcsd',
+    rule=RLCSD(),
     sd=c.SelfDistillation(
-      teacher='current', demonstrations=c.Demonstrations(contrast=1)
+      teacher=Current(), demonstrations=c.Demonstrations(contrast=1)
     ),
   ),
 }
@@ -152,7 +155,7 @@ def test_a_run_of_any_method_writes_what_a_direct_computation_says(
     for r in read_json_lines(tmp_path / 'rollouts.jsonl')
   }
   lm = sdjax.load('builtin:concept_graph_base')
-  task = train_lib.Trainer(small(method, cache)).task
+  task = Trainer(small(method, cache)).task
   taught = 0
   for record in records:
     logged = rollouts[record['step'], record['question_id'], record['sample']]
@@ -207,7 +210,7 @@ def test_a_run_broken_and_prolonged_writes_the_same(
       raise Killed
 
   with monkeypatch.context() as patch:
-    patch.setattr(train_lib.Progress, 'update', kill)
+    patch.setattr(log.Progress, 'update', kill)
     with pytest.raises(Killed):
       train_lib.train(config, str(parts))
   # The last step is logged, but its checkpoint was never written.
@@ -221,7 +224,7 @@ def test_none_is_written_when_none_is_asked_for(cache, tmp_path):
   config = small('rl', cache, train__num_steps=1, train__credit_questions=0)
   train_lib.train(config, str(tmp_path))
   assert (tmp_path / 'credit.jsonl').read_bytes() == b''
-  with pytest.raises(ValueError, match='train.credit_questions=-1'):
+  with pytest.raises(ValueError, match='^credit_questions=-1 must be'):
     small('rl', cache, train__credit_questions=-1)
 
 

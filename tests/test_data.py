@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sdjax.config import ConceptGraph
+from sdjax.config.schema import ConceptGraph
 from sdjax.data.prompts import PromptIterator
 from sdjax.tasks import Question, make_task
 from sdjax.tasks.concept_graph import graph as graphs

@@ -4,69 +4,50 @@ import inspect
 
 import pytest
 
-from sdjax import config as c
-from sdjax import rewards
-from sdjax.steps import mix, rl, sd, teacher, update, view
+from sdjax.config import schema as c
+from sdjax.feedback import demonstrations, rewards
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.methods import shared_options
+from sdjax.steps import mix, rl, sd, update
 from sdjax.steps.sampling import Sampling
-
-TEACHER, REWARDS = c.SelfDistillation(), c.PolicyGradient()
-COMMON = (c.Loss(), c.Rollout())
+from sdjax.steps.student import Shared
 
 CALLED = {
-  sd.signal_step: (TEACHER, *COMMON),
-  sd.token_loss: (TEACHER,),
-  sd.loss: (TEACHER, *COMMON),
-  sd.distilled: (TEACHER, *COMMON),
-  teacher.comparison: (TEACHER, *COMMON),
-  teacher.teacher_tokens: (TEACHER, *COMMON),
-  rl.signal_step: (REWARDS, *COMMON),
-  rl.token_loss: (REWARDS,),
-  rl.loss: (REWARDS, *COMMON),
-  rl.adapt_clip: COMMON,
-  mix.signal_step: (c.Mix(), TEACHER, REWARDS, *COMMON),
-  mix.loss: COMMON,
-  view.new_signal: COMMON,
-  view.student_view: COMMON,
-  update.gradient: (c.Loss(), c.Train()),
-  update.update_step: (c.Loss(), c.Train()),
-  Sampling: (c.Rollout(),),
-  rewards.gather: (REWARDS,),
-}
-
-ONE_OF_MANY = {
-  # Alone, a set of one: the reward itself.
-  (rewards.gather, 'pass_k'),
+  **{
+    function: {'options': module.Options(), 'shared': Shared()}
+    for module in (sd, rl, mix)
+    for function in (module.signal_step, module.loss)
+  },
+  update.gradient: {'options': update.Options()},
+  update.update_step: {'options': update.Options()},
+  demonstrations.demonstrate: vars(Demonstrations()),
+  rewards.gather: vars(rl.Options()),
 }
 
 
-@pytest.mark.parametrize('function', CALLED, ids=lambda f: f.__qualname__)
+@pytest.mark.parametrize(
+  'function', CALLED, ids=lambda f: f'{f.__module__}.{f.__name__}'
+)
 def test_defaults_are_those_of_a_config(function):
   found = 0
   for name, parameter in inspect.signature(function).parameters.items():
-    said = [getattr(s, name) for s in CALLED[function] if hasattr(s, name)]
-    if parameter.default is parameter.empty or not said:
+    if parameter.default is parameter.empty or name not in CALLED[function]:
       continue
     found += 1
-    if (function, name) not in ONE_OF_MANY:
-      assert parameter.default == said[0], name
-      assert type(parameter.default) is type(said[0]), name
+    assert parameter.default == CALLED[function][name], name
+    assert type(parameter.default) is type(CALLED[function][name]), name
   assert found
 
 
-def test_what_no_config_says_is_off_by_default():
-  """The reference is there; nothing is contrasted, anchored or repeated."""
-  for function in (sd.signal_step, mix.signal_step):
-    options = inspect.signature(function).parameters
-    assert options['with_ref_kl'].default is True
-    assert options['anchor'].default == 'none'
-    assert options['teacher_share'].default == 1
-  for function in (sd.signal_step, rl.signal_step, view.new_signal):
-    assert inspect.signature(function).parameters['recompute'].default is False
-  assert inspect.signature(mix.signal_step).parameters['recompute'].default is (
-    False
-  )
-  assert inspect.signature(mix.signal_step).parameters[
-    'num_contrast'
-  ].default == len(())
-  options = inspect.signature(update.update_step).parameters
-  assert (options['ema_rate'].default, options['ema_every'].default) == (0, 1)
+def test_a_config_without_changes_has_the_defaults_of_the_steps():
+  config = c.Config()
+  assert shared_options(config) == Shared()
+  assert config.rollout and config.rollout.sampling == Sampling()
+  for name, module in (('sd', sd), ('rl', rl), ('mix', mix)):
+    assert c.METHODS[name] is module.Options
+  ours = dict(vars(update.Options()))
+  assert config.loss and config.loss.aggregation == ours.pop('aggregation')
+  train = {k: ours.pop(k) for k in ('epochs', 'mini_batches', 'micro_batches')}
+  assert train == {k: getattr(config.train, k) for k in train}
+  # What no config says is off: no average, and the longest is T.
+  assert ours == {'horizon': None, 'ema_rate': 0.0, 'ema_every': 1}

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
-from sdjax.config import ConfigError
-from sdjax.demonstration_file import NUM_VERIFIED, read_external, read_lines
-from sdjax.metrics import write_json_lines_atomic
+from sdjax.config.schema import ConfigError
+from sdjax.data.json_files import write_json_lines_atomic
+from sdjax.feedback.demonstration_file import (
+  NUM_VERIFIED,
+  read_external,
+  read_lines,
+)
 from sdjax.tasks.base import Question, Verdict
 
 
@@ -27,7 +31,7 @@ class Sums:
   def verify(self, question, answer):
     self.judged.append((question.question_id, answer))
     right = answer.split()[-1] == str(question.payload)
-    return Verdict(right, float(right), '' if right else 'wrong_sum')
+    return Verdict(right, reason='' if right else 'wrong_sum')
 
 
 @pytest.fixture

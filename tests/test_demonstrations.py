@@ -1,5 +1,6 @@
 """Which correct answers a rollout is shown, and the teacher's contexts."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 from chats import FAMILIES, family_tokenizer
 
-from sdjax import demonstrations, rewards
 from sdjax.data.context import QUESTION, encode_context, opens_thinking
 from sdjax.data.prompts import encode_prompts
-from sdjax.data.tokenizer import strip_thinking, word_tokenizer
-from sdjax.demonstrations import Templates
-from sdjax.grading import Graded, grade
+from sdjax.feedback import demonstrations, rewards, strategies
+from sdjax.feedback.demonstrations import Templates
+from sdjax.feedback.grading import Graded, grade
+from sdjax.feedback.strategies import Demonstrations, External, Strategy
 from sdjax.models.cache import KV
+from sdjax.models.tokenizer import strip_thinking, word_tokenizer
+from sdjax.objectives.advantages import GRPO
+from sdjax.objectives.diversity_reward import Bonus, NoDiversityReward
 from sdjax.steps import sd
 from sdjax.tasks.base import Question, Verdict
 from sdjax.types import Rollout
@@ -26,7 +30,7 @@ def graded(rows, concepts=None):
       Verdict(
         correct=a.startswith('+'),
         reward=float(a.startswith('+')),
-        concepts=tuple((concepts or {}).get(a, ())),
+        strategy=tuple((concepts or {}).get(a, ())),
       )
       for a in row
     ]
@@ -43,15 +47,18 @@ def graded(rows, concepts=None):
   )
 
 
-def choose(answers, own, strategy='uniform', count=1, seed=0, **more):
-  return demonstrations.choose(
+def choose(
+  answers, own, strategy='uniform', count=1, seed=0, solutions=None, **options
+):
+  parsed: Any = Strategy.parse(strategy)
+  return strategies.choose(
     answers,
     [a.startswith('+') for a in answers],
     own,
-    strategy=strategy,
-    count=count,
-    rng=np.random.default_rng(seed),
-    **more,
+    dataclasses.replace(parsed, **options),
+    count,
+    np.random.default_rng(seed),
+    solutions,
   )
 
 
@@ -145,15 +152,16 @@ TOKENIZER = word_tokenizer(['+a', '+b', '+c', 'b', 'd', 'q', '='])
 
 
 def gather(batch, **changes):
-  options = {
+  options: dict[str, Any] = {
     'tokenizer': TOKENIZER,
     'templates': Templates('{demonstration} = {question}'),
-    'max_context': 6,
-    'strategy': 'uniform',
-    'count': 1,
     'seed': 0,
+  } | changes
+  names = {field.name for field in dataclasses.fields(Demonstrations)}
+  shown: dict[str, Any] = {'max_context': 6} | {
+    k: options.pop(k) for k in names & {*options}
   }
-  return demonstrations.gather(batch, 3, **(options | changes))
+  return demonstrations.gather(batch, 3, Demonstrations(**shown), **options)
 
 
 def test_contexts_are_shared_and_assigned():
@@ -182,7 +190,11 @@ def test_contexts_are_shared_and_assigned():
   [
     # Both of +a are shown the other; +b is shown +a; d is not counted.
     ([['+a', '+a', '+b', 'd']], {'strategy': 'first'}, 2 / 3),
-    ([['+a', '+a', '+b', 'd']], {'exclude_same_text': True}, 0),
+    (
+      [['+a', '+a', '+b', 'd']],
+      {'strategy': 'uniform(exclude_same_text=True)'},
+      0,
+    ),
     # Counted over the correct ones of all questions, shown or not.
     ([['+a', '+a', 'd'], ['+b', 'd', 'd']], {}, 2 / 3),
     # Among several, and in a file; a wrong answer for contrast is not shown
@@ -220,7 +232,7 @@ def test_evidence_from_texts_alone():
     strategy='first',
   )
   assert made.context_ids.shape == (2, 2, 6)
-  assert made.correct.tolist() == [
+  assert made.correct is not None and made.correct.tolist() == [
     [True, False, True, False],
     [False, True, False, False],
   ]
@@ -243,7 +255,6 @@ def test_evidence_from_texts_alone():
     ['+b = q', '+a = q', '+a = q', '+a = q'],
     ['+c = d'] * 3,
   ]
-  assert made.reward is None
 
 
 def test_evidence_from_texts_takes_the_options_of_a_run():
@@ -273,8 +284,8 @@ def test_evidence_from_texts_takes_the_options_of_a_run():
     {'step': 1},
     {'count': 2},
     {'strategy': 'first'},
-    {'exclude_self': False},
-    {'exclude_same_text': True},
+    {'strategy': 'uniform(exclude_self=False)'},
+    {'strategy': 'uniform(exclude_same_text=True)'},
   ):
     assert not same(base, drawn(**options)), options
 
@@ -350,14 +361,14 @@ def test_answers_are_drawn_by_how_often_they_are_there():
   """15 A and 1 B show B once in 16 times; two are drawn one by one."""
   rng = np.random.default_rng(0)
   answers = ['A'] * 15 + ['B']
-  draws = [demonstrations.draw_distinct(answers, 1, rng) for _ in range(4000)]
+  draws = [strategies.draw_distinct(answers, 1, rng) for _ in range(4000)]
   # Binomial: 250 +- 15.
   assert 190 < draws.count(('B',)) < 310
-  assert demonstrations.draw_distinct(answers, 3, rng) in (
+  assert strategies.draw_distinct(answers, 3, rng) in (
     ('A', 'B'),
     ('B', 'A'),
   )
-  assert demonstrations.draw_distinct([], 2, rng) == ()
+  assert strategies.draw_distinct([], 2, rng) == ()
   # P(AB) = 1/2 * 2/3, P(BA) = 1/3 * 3/4, P(CA) = 1/6 * 3/5, and so on.
   answers = ['A', 'B', 'A', 'C', 'A', 'B']
   expected = {
@@ -369,7 +380,7 @@ def test_answers_are_drawn_by_how_often_they_are_there():
     ('C', 'B'): 1 / 15,
   }
   assert sum(expected.values()) == pytest.approx(1)
-  draws = [demonstrations.draw_distinct(answers, 2, rng) for _ in range(6000)]
+  draws = [strategies.draw_distinct(answers, 2, rng) for _ in range(6000)]
   for pair, share in expected.items():
     error = 4 * (share * (1 - share) / 6000) ** 0.5
     assert draws.count(pair) / 6000 == pytest.approx(share, abs=error)
@@ -383,8 +394,7 @@ def test_what_rollouts_are_shown_of_a_file_follows_its_frequencies():
     for row in demonstrations.assign(
       batch,
       step,
-      strategy='external',
-      count=1,
+      Demonstrations(strategy=External('a file')),
       seed=0,
       given=lambda question: ['A'] * 15 + ['B'],
     )
@@ -556,15 +566,15 @@ def test_context_buckets():
 def test_diversity_reward_by_hand():
   concepts = {'+a': ['x'], '+b': ['y'], 'd': ['z'], 'b': []}
   batch = graded([['+a', '+a', '+b', 'd'], ['b', 'b', 'b', 'b']], concepts)
-  plain = rewards.gather(batch, 0)
+  plain = rewards.gather(batch, 0, GRPO(), NoDiversityReward())
   assert plain.evidence.reward.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
   assert plain.metrics['flat_groups'] == 0.5
-  shaped = rewards.gather(batch, 0, diversity_weight=0.3)
+  shaped = rewards.gather(batch, 0, GRPO(), Bonus(0.3))
   # +a: disjoint from +b and d of its three peers; +b: from all three.
   np.testing.assert_allclose(
     shaped.evidence.reward, [[1.2, 1.2, 1.3, 0], [0, 0, 0, 0]], rtol=1e-6
   )
-  everyone = rewards.gather(batch, 0, diversity_weight=0.3, diversity_for='all')
+  everyone = rewards.gather(batch, 0, GRPO(), Bonus(0.3, of='all'))
   np.testing.assert_allclose(
     everyone.evidence.reward, [[1.2, 1.2, 1.3, 0.3], [0.3] * 4], rtol=1e-6
   )

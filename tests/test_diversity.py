@@ -4,64 +4,87 @@ import json
 import numpy as np
 import pytest
 
-from sdjax.eval import diversity
-from sdjax.eval.bootstrap import bootstrap_interval
+from sdjax.evaluate import diversity, measures
+from sdjax.evaluate.bootstrap import bootstrap_interval
+from sdjax.evaluate.samples import Samples
+from sdjax.evaluate.table import Setting
 
 # Two questions, three samples each. Question 0: two right answers by two
 # paths through one concept, one wrong. Question 1: all wrong.
-SAMPLES = diversity.SampleSet(
-  correct=np.array([[True, True, False], [False, False, False]]),
-  concepts=[
-    [('fruit',), ('fruit',), ('fish', 'tools')],
-    [('birds',), (), ('birds',)],
-  ],
-  solutions=[['0-1', '0-2', ''], ['', '', '']],
-  entropy_sum=np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]]),
-  length=np.array([[2, 4, 4], [1, 1, 12]]),
-  reason=[['', '', 'wrong_end'], ['no_box', 'no_box', 'wrong_end']],
-  flags={'finished': np.array([[True, True, True], [True, False, False]])},
-)
+SAMPLES = [
+  Samples(
+    correct=[True, True, False],
+    strategies=[('fruit',), ('fruit',), ('fish', 'tools')],
+    solutions=['0-1', '0-2', ''],
+    entropies=[1.0, 2.0, 3.0],
+    lengths=[2, 4, 4],
+    reasons=['', '', 'wrong_end'],
+    flags={'finished': [True, True, True]},
+  ),
+  Samples(
+    correct=[False, False, False],
+    strategies=[('birds',), (), ('birds',)],
+    solutions=['', '', ''],
+    entropies=[0.0, 0.0, 6.0],
+    lengths=[1, 1, 12],
+    reasons=['no_box', 'no_box', 'wrong_end'],
+    flags={'finished': [True, False, False]},
+  ),
+]
+
+
+def mean(name, questions):
+  """A measure of some questions, by the table."""
+  setting = Setting(ks=[1])
+  return measures.MEASURES[name].columns(questions, setting)[name].mean
 
 
 def test_concept_diversity_by_hand():
   # {fruit, fish, tools} and {birds}
-  assert diversity.concept_diversity(SAMPLES.concepts) == 2.0
+  assert mean('concepts', SAMPLES) == 2.0
   # {fruit} and nothing, which counts 0 and is not left out
-  assert diversity.concept_diversity(SAMPLES.concepts, SAMPLES.correct) == 0.5
+  assert mean('concepts_correct', SAMPLES) == 0.5
 
 
 def test_a_concept_counts_once_however_often_it_is_named():
-  concepts = [[('a', 'b')] * 5, [('a',), ('b',), ('a', 'b'), ('c',), ()]]
-  assert diversity.distinct_counts(concepts).tolist() == [2, 3]
+  rows = [[('a', 'b')] * 5, [('a',), ('b',), ('a', 'b'), ('c',), ()]]
+  questions = [Samples([True] * 5, strategies=row) for row in rows]
+  assert [measures.concepts(samples) for samples in questions] == [2, 3]
 
 
-def test_rows_may_differ_in_length_without_a_mask():
-  concepts = [[('a',)], [('a',), ('b',)], []]
-  assert diversity.distinct_counts(concepts).tolist() == [1, 2, 0]
+def test_questions_may_differ_in_their_numbers_of_answers():
+  rows = [[('a',)], [('a',), ('b',)], []]
+  questions = [Samples([True] * len(row), strategies=row) for row in rows]
+  assert [measures.concepts(samples) for samples in questions] == [1, 2, 0]
 
 
 def test_distinct_solutions_by_hand():
-  assert diversity.distinct_solutions(SAMPLES.solutions, SAMPLES.correct) == 1.0
+  assert mean('distinct_paths', SAMPLES) == 1.0
   # A wrong sample's identity is not read.
-  solutions = [['0-1', '0-1', '0-9']]
-  assert diversity.distinct_solutions(solutions, [[True, True, False]]) == 1.0
+  one = Samples([True, True, False], solutions=['0-1', '0-1', '0-9'])
+  assert mean('distinct_paths', [one]) == 1.0
 
 
-def test_a_correct_sample_needs_an_identity():
-  with pytest.raises(ValueError, match='sample 1 of question 0'):
-    diversity.distinct_solutions([['0-1', '']], [[True, True]])
+@pytest.mark.parametrize('name', ['', None])
+def test_a_correct_sample_needs_an_identity(name):
+  one = Samples([True, True], solutions=['0-1', name])
+  with pytest.raises(ValueError, match='question 0: sample 1 is correct'):
+    mean('distinct_paths', [one])
+  with pytest.raises(ValueError, match='question 1: sample 1 is correct'):
+    diversity.summarize([SAMPLES[0], one])
 
 
 def test_token_entropy_weighs_tokens_not_samples():
   # 12 nats over 24 tokens; the mean over samples would be 0.542.
-  assert diversity.token_entropy(
-    SAMPLES.entropy_sum, SAMPLES.length
-  ) == pytest.approx(0.5)
-  only_first = np.array([[True, False, False], [False, False, False]])
-  assert diversity.token_entropy(
-    SAMPLES.entropy_sum, SAMPLES.length, only_first
-  ) == pytest.approx(0.5)
+  entropies = [samples.entropies for samples in SAMPLES]
+  lengths = [samples.lengths for samples in SAMPLES]
+  assert diversity.token_entropy(entropies, lengths) == pytest.approx(0.5)
+  assert mean('token_entropy', SAMPLES) == pytest.approx(0.5)
+  only_first = Samples([True], entropies=[1.0], lengths=[2])
+  assert mean('token_entropy', [only_first]) == pytest.approx(0.5)
   assert diversity.token_entropy([[0.0]], [[0]]) == 0.0
+  nothing = Samples([True], entropies=[0.0], lengths=[0])
+  assert mean('token_entropy', [nothing]) == 0.0
 
 
 def test_summarize_by_hand():
@@ -73,7 +96,9 @@ def test_summarize_by_hand():
     'pass_slope': 1 / 6,  # through two points, a doubling apart
     'concepts': 2.0,
     'concepts_correct': 0.5,
+    'strategies_correct': 0.5,
     'distinct_paths': 1.0,
+    'distinct_solutions': 1.0,
     'effective_solutions': 1.0,  # (2 + 0) / 2
     'solution_entropy': np.log(2) / 2,
     'token_entropy': 0.5,
@@ -97,15 +122,11 @@ def test_summarize_by_hand():
 def test_rare_solutions_count_less_in_the_effective_number():
   # Three of four answers by one path, one by another; the question without
   # a right answer counts 0.
-  flat, _ = diversity.summarize(
-    diversity.SampleSet(
-      correct=np.array([[True] * 4, [False] * 4]),
-      concepts=[[()] * 4] * 2,
-      solutions=[['0-1', '0-1', '0-2', '0-1'], ['0-3'] * 4],
-      entropy_sum=np.ones((2, 4)),
-      length=np.ones((2, 4), int),
-    )
-  )
+  rows = [
+    ([True] * 4, ['0-1', '0-1', '0-2', '0-1']),
+    ([False] * 4, ['0-3'] * 4),
+  ]
+  flat, _ = diversity.summarize([Samples(c, solutions=s) for c, s in rows])
   entropy = np.log(4) - 0.75 * np.log(3)
   assert flat['solution_entropy'] == pytest.approx(entropy / 2)
   assert flat['effective_solutions'] == pytest.approx(np.exp(entropy) / 2)
@@ -119,92 +140,78 @@ def test_summary_is_plain_json():
     assert json.loads(json.dumps(part, allow_nan=False)) == part
 
 
-def _padded(samples):
-  """The same samples in a wider array, with rubbish where none exists."""
-  q, g = samples.correct.shape
-  wide = np.zeros((q + 1, g + 2), bool)
-  wide[:q, :g] = True
-
-  def pad(array, value):
-    out = np.full(wide.shape, value)
-    out[:q, :g] = array
-    return out
-
-  def rows(values, value):
-    full = [[*row, value, value] for row in values]
-    return [*full, [value] * (g + 2)]
-
-  return diversity.SampleSet(
-    correct=pad(samples.correct, True),
-    concepts=rows(samples.concepts, ('ghost',)),
-    solutions=rows(samples.solutions, 'ghost'),
-    entropy_sum=pad(samples.entropy_sum, np.nan),
-    length=pad(samples.length, 99),
-    reason=rows(samples.reason, 'ghost'),
-    flags={name: pad(flag, True) for name, flag in samples.flags.items()},
-    mask=wide,
+def test_questions_that_have_no_sample_change_nothing():
+  nothing = dataclasses.replace(
+    SAMPLES[0],
+    **{
+      field.name: []
+      for field in dataclasses.fields(Samples)
+      if field.name != 'flags'
+    },
+    flags={'finished': []},
   )
-
-
-def test_samples_and_questions_that_do_not_exist_change_nothing():
-  assert diversity.summarize(_padded(SAMPLES)) == diversity.summarize(SAMPLES)
+  padded = [nothing, *SAMPLES, nothing]
+  assert diversity.summarize(padded) == diversity.summarize(SAMPLES)
 
 
 def test_differing_sample_numbers_end_k_at_the_smallest():
-  mask = np.array([[True, False, False], [True, True, True]])
-  flat, per_question = diversity.summarize(
-    dataclasses.replace(SAMPLES, mask=mask)
+  first = Samples(
+    [True],
+    strategies=[('fruit',)],
+    solutions=['0-1'],
+    entropies=[1.0],
+    lengths=[2],
+    reasons=[''],
+    flags={'finished': [True]},
   )
+  flat, per_question = diversity.summarize([first, SAMPLES[1]])
   assert [k for k in flat if k.startswith('pass@')] == ['pass@1']
   assert flat['pass@1'] == 0.5  # 1 of 1, 0 of 3
   assert per_question['num_samples'] == [1, 3]
 
 
 def test_all_right_all_wrong_and_a_single_sample():
-  one = diversity.SampleSet(
-    correct=np.array([[True]]),
-    concepts=[[('a',)]],
-    solutions=[['0-1']],
-    entropy_sum=np.array([[0.5]]),
-    length=np.array([[1]]),
+  one = Samples(
+    [True],
+    strategies=[('a',)],
+    solutions=['0-1'],
+    entropies=[0.5],
+    lengths=[1],
   )
-  flat, _ = diversity.summarize(one)
+  flat, _ = diversity.summarize([one])
   assert flat == {
     'pass@1': 1.0,
     'pass_gain': 0.0,
     'concepts': 1.0,
     'concepts_correct': 1.0,
+    'strategies_correct': 1.0,
     'distinct_paths': 1.0,
+    'distinct_solutions': 1.0,
     'effective_solutions': 1.0,
     'solution_entropy': 0.0,
     'token_entropy': 0.5,
     'length': 1.0,
   }
-  wrong, _ = diversity.summarize(
-    dataclasses.replace(one, correct=np.array([[False]]))
-  )
+  wrong, _ = diversity.summarize([dataclasses.replace(one, correct=[False])])
   assert wrong['pass@1'] == wrong['concepts_correct'] == 0.0
   assert wrong['distinct_paths'] == 0.0 and wrong['concepts'] == 1.0
 
 
-def test_no_sample_at_all_is_an_error():
+@pytest.mark.parametrize('questions', [[], [Samples([])]])
+def test_no_sample_at_all_is_an_error(questions):
   with pytest.raises(ValueError, match='no question of the set has a sample'):
-    diversity.summarize(
-      dataclasses.replace(SAMPLES, mask=np.zeros((2, 3), bool))
-    )
-  with pytest.raises(ValueError, match='no question'):
-    diversity.concept_diversity([])
+    diversity.summarize(questions)
 
 
-def test_shapes_that_disagree_are_errors():
-  with pytest.raises(ValueError, match='length has shape'):
-    dataclasses.replace(SAMPLES, length=np.ones((2, 2), int))
-  with pytest.raises(ValueError, match='solutions has 1 rows'):
-    dataclasses.replace(SAMPLES, solutions=[['', '', '']])
-  with pytest.raises(ValueError, match='finished has shape'):
-    dataclasses.replace(SAMPLES, flags={'finished': np.ones(2, bool)})
+def test_fields_that_disagree_are_errors():
+  with pytest.raises(ValueError, match='lengths has 2 entries, correct has 3'):
+    dataclasses.replace(SAMPLES[0], lengths=[1, 1])
+  with pytest.raises(ValueError, match='solutions has 2 entries'):
+    dataclasses.replace(SAMPLES[0], solutions=['', ''])
+  with pytest.raises(ValueError, match='finished has 2 entries'):
+    dataclasses.replace(SAMPLES[0], flags={'finished': [True, True]})
   with pytest.raises(ValueError, match="the str 'fruit'"):
-    diversity.distinct_counts([['fruit']])
+    Samples([True], strategies=['fruit'])
 
 
 def test_bootstrap_interval_by_hand():

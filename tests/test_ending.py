@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from test_report import make_run
 
-from sdjax import metrics, report
-from sdjax.eval import runs
-from sdjax.reports import ending, origin
+from sdjax.data import json_files
+from sdjax.report import build as report
+from sdjax.report import ending, origin, runs
 
 
 def test_a_result_in_a_table(tmp_path):
@@ -27,7 +27,7 @@ def test_a_result_in_a_table(tmp_path):
         if value is not None:
           flat[f'{when}/{name}/{metric}'] = value
   flat['base/harder/pass@1'] = 0.25
-  metrics.write_json_atomic(workdir / 'eval.json', flat)
+  json_files.write_json_atomic(workdir / 'eval.json', flat)
   assert ending.result(workdir).splitlines() == [
     'base -> final    pass@1        pass@16       concepts      solutions',
     'in_distribution  0.38 -> 0.99  0.80 -> 1.00  1.77 -> 1.13  10.00 -> ?',
@@ -36,7 +36,7 @@ def test_a_result_in_a_table(tmp_path):
     f'report: python -m sdjax.report {workdir} --out={workdir}/report',
   ]
   flat['best_step'] = 25
-  metrics.write_json_atomic(workdir / 'eval.json', flat)
+  json_files.write_json_atomic(workdir / 'eval.json', flat)
   lines = ending.result(workdir, watched=False).splitlines()
   assert lines[3:5] == [
     'best step: 25, kept in checkpoints_best/',
@@ -50,7 +50,7 @@ def test_each_alarm_is_a_line(tmp_path):
     {'step': 3, 'cause': 'it\nfell.', 'text': 'it fell. Try x.'},
     {'step': 9, 'text': 'of an older release'},
   ]
-  with metrics.JsonLines(workdir / 'alarms.jsonl') as log:
+  with json_files.JsonLines(workdir / 'alarms.jsonl') as log:
     for record in records:
       log.append(record)
   assert ending.result(workdir).splitlines()[3:6] == [

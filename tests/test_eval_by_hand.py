@@ -6,38 +6,42 @@ import inspect
 import numpy as np
 import pytest
 
-from sdjax.eval import bootstrap, diversity, law, score_file, tables, vendi
-from sdjax.eval import text as text_lib
-from sdjax.eval.rollout_file import Answers
+from sdjax.evaluate import bootstrap, diversity, measures, score_file, vendi
+from sdjax.evaluate import distribution as known
+from sdjax.evaluate import text as text_lib
+from sdjax.evaluate.rollout_file import Answers
+from sdjax.evaluate.samples import Samples
+from sdjax.report import tables
 
-# Four answers of a known law: two right ones through `a`, and `b` besides.
-LAW = [0.5, 0.25, 0.125, 0.125]
+# Four answers of a known distribution: two right ones through `a`, and `b`
+# besides.
+ANSWERS = [0.5, 0.25, 0.125, 0.125]
 RIGHT = [True, True, False, False]
 
 
-def test_pass_at_k_of_a_law():
-  assert law.pass_at_k(LAW, RIGHT, 1) == 0.75
-  assert law.pass_at_k(LAW, RIGHT, 2) == 1 - 0.25**2
-  assert law.pass_at_k(LAW, [False] * 4, 3) == 0
-  assert law.pass_at_k([0.5, 0.5 + 1e-7], [True, True], 2) == 1
+def test_pass_at_k_of_a_distribution():
+  assert known.pass_at_k(ANSWERS, RIGHT, 1) == 0.75
+  assert known.pass_at_k(ANSWERS, RIGHT, 2) == 1 - 0.25**2
+  assert known.pass_at_k(ANSWERS, [False] * 4, 3) == 0
+  assert known.pass_at_k([0.5, 0.5 + 1e-7], [True, True], 2) == 1
 
 
-def test_distinct_items_of_a_law():
+def test_distinct_items_of_a_distribution():
   items = [['a'], ['a', 'b', 'b'], [], ['b']]
   # `a` has .75, `b` has .375.
-  assert law.expected_distinct(LAW, items, 1) == 0.75 + 0.375
+  assert known.expected_distinct(ANSWERS, items, 1) == 0.75 + 0.375
   want = (1 - 0.25**2) + (1 - 0.625**2)
-  assert law.expected_distinct(LAW, items, 2) == pytest.approx(want)
-  assert law.expected_distinct([1.0], [[]], 2) == 0
+  assert known.expected_distinct(ANSWERS, items, 2) == pytest.approx(want)
+  assert known.expected_distinct([1.0], [[]], 2) == 0
 
 
-def test_effective_number_of_a_law():
+def test_effective_number_of_a_distribution():
   # Shares 2/3 and 1/3 of the right ones.
   want = np.exp(np.log(3) - 2 / 3 * np.log(2))
-  assert law.effective_number(LAW, RIGHT) == pytest.approx(want)
-  assert law.effective_number([0.5, 0.5], [True, True]) == pytest.approx(2)
-  assert law.effective_number([1.0, 0.0], [True, True]) == 1
-  assert law.effective_number([1.0, 0.0], [False, True]) == 0
+  assert known.effective_number(ANSWERS, RIGHT) == pytest.approx(want)
+  assert known.effective_number([0.5, 0.5], [True, True]) == pytest.approx(2)
+  assert known.effective_number([1.0, 0.0], [True, True]) == 1
+  assert known.effective_number([1.0, 0.0], [False, True]) == 0
 
 
 @pytest.mark.parametrize(
@@ -46,14 +50,14 @@ def test_effective_number_of_a_law():
     ([0.5, 0.6], [True, True], 1, 'sum to 1, not to 1.1'),
     ([1.5, -0.5], [True, True], 1, 'must be probabilities'),
     ([1 - 3e-6, 0.0], [True, True], 1, 'must be probabilities'),
-    ([0.5, 0.5], [True], 1, r'law has shape \(2,\)'),
-    ([[0.5], [0.5]], [True, True], 1, r'law has shape \(2, 1\)'),
+    ([0.5, 0.5], [True], 1, r'distribution has shape \(2,\)'),
+    ([[0.5], [0.5]], [True, True], 1, r'distribution has shape \(2, 1\)'),
     ([0.5, 0.5], [True, True], 0, '0 draws'),
   ],
 )
-def test_what_is_no_law_is_refused(p, right, k, message):
+def test_what_is_no_distribution_is_refused(p, right, k, message):
   with pytest.raises(ValueError, match=message):
-    law.pass_at_k(p, right, k)
+    known.pass_at_k(p, right, k)
 
 
 VALUES = np.array(
@@ -174,16 +178,26 @@ def test_texts_are_embedded_once():
 
 def test_shares_of_flags_and_reasons():
   flat, questions = diversity.summarize(
-    diversity.SampleSet(
-      correct=np.array([[True, False, False], [False, False, False]]),
-      concepts=[[()] * 3] * 2,
-      solutions=[['1', '', '']] * 2,
-      entropy_sum=np.array([[0.0, 0, 1], [7.0, 7, 7]]),
-      length=np.array([[1, 1, 1], [0, 0, 0]]),
-      reason=[['x', '', 'late'], ['late', 'late', 'x']],
-      flags={'finished': np.array([[True, False, True], [True, True, True]])},
-      mask=np.array([[True, True, True], [True, True, False]]),
-    )
+    [
+      Samples(
+        correct=[True, False, False],
+        strategies=[()] * 3,
+        solutions=['1', '', ''],
+        entropies=[0.0, 0, 1],
+        lengths=[1, 1, 1],
+        reasons=['x', '', 'late'],
+        flags={'finished': [True, False, True]},
+      ),
+      Samples(
+        correct=[False, False],
+        strategies=[()] * 2,
+        solutions=['1', ''],
+        entropies=[7.0, 7],
+        lengths=[0, 0],
+        reasons=['late', 'late'],
+        flags={'finished': [True, True]},
+      ),
+    ]
   )
   assert flat['finished'] == 4 / 5
   assert flat['reason/late'] == 3 / 5
@@ -289,7 +303,7 @@ def test_votes_and_scores_pick_answers():
 )
 def test_every_answer_needs_what_some_have(fields):
   rows = [[True, False], [True]]
-  with pytest.raises(ValueError, match='zip'):
+  with pytest.raises(ValueError, match='zip|give one an answer'):
     score_file.score(answers(rows, **fields), ks=[1])
 
 
@@ -338,5 +352,7 @@ def test_copies_by_hand():
   assert text_lib.copy_share('a b c d', ['x b c y', 'd']) == 0.5
   assert text_lib.copy_share('a b', ['b a']) == 0.5
   assert text_lib.copy_share('a', ['b']) == 0
-  got = text_lib.copy_overlap([['a b', 'a'], ['a']], [[['a'], []], [[]]])
-  np.testing.assert_allclose(got, [0.5, np.nan])
+  both = Samples([True] * 2, ['a b', 'a'], demonstrations=[['a'], []])
+  assert measures.copy_overlap(both) == 0.5
+  alone = Samples([True], ['a'], demonstrations=[[]])
+  assert measures.copy_overlap(alone) is None

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from models import bags
 
-from sdjax import config as c
-from sdjax import evaluate
-from sdjax.config_check import validate
-from sdjax.data.tokenizer import word_tokenizer
-from sdjax.language_model import LanguageModel
+from sdjax.config import schema as c
+from sdjax.config.check import validate
+from sdjax.models.load import LanguageModel
+from sdjax.models.sharding import make_mesh
+from sdjax.models.tokenizer import word_tokenizer
 from sdjax.models.transformer import TransformerConfig
-from sdjax.sharding import make_mesh
 from sdjax.tasks.base import Question, Verdict
+from sdjax.training.evaluator import Evaluator, full_batches
 
 TOKENIZER = word_tokenizer(['a', 'b', 'c', 'd', '?'])
 
@@ -55,7 +55,7 @@ def evaluator(num_questions, batch_questions, devices=1):
     eos_ids=(TOKENIZER.eos_token_id,),
   )
   mesh = make_mesh(c.Mesh(), jax.devices()[:devices])
-  return evaluate.Evaluator(config, model, Letters(), mesh), params
+  return Evaluator(config, model, Letters(), mesh), params
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def evaluator(num_questions, batch_questions, devices=1):
   ],
 )
 def test_the_last_batch_is_filled_up_with_the_first(number, size, want):
-  assert evaluate.full_batches(number, size) == want
+  assert full_batches(number, size) == want
 
 
 @pytest.mark.parametrize('batch', [2, 4, 5, 8])
@@ -80,6 +80,8 @@ def test_what_is_sampled_does_not_depend_on_batches(batch):
   assert [q.question_id for q in again.questions] == [0, 1, 2, 3, 4]
   assert again.answers == graded.answers
   assert len({a for row in graded.answers for a in row}) > 5
+  np.testing.assert_array_equal(again.length, graded.length)
+  np.testing.assert_array_equal(again.finished, graded.finished)
   for name, values in stats.items():
     assert values.shape == (5, 4)
     np.testing.assert_allclose(its_stats[name], values, rtol=1e-6)

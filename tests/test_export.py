@@ -9,11 +9,12 @@ import safetensors.numpy
 from models import one_device
 from test_train import SMALL
 
-from sdjax import export, language_model
-from sdjax import train as train_lib
-from sdjax.config_dict import replace
-from sdjax.lora import merge
+from sdjax import export
+from sdjax.config.convert import replace
 from sdjax.models import hf
+from sdjax.models import load as language_model
+from sdjax.models.lora import merge
+from sdjax.training import loop as train_lib
 
 pytestmark = pytest.mark.slow
 

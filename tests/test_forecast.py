@@ -7,23 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import one_device
-from tabular import sequence_laws, sequence_logp, table_model
+from tabular import sequence_distributions, sequence_logp, table_model
 
-from sdjax import config as c
-from sdjax import (
-  forecast,
-  forecast_law,
-  forecast_report,
-  forecast_summary,
-  main,
-  theory,
-)
-from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.eval import law as law_lib
-from sdjax.eval.pass_at_k import pass_at_k
-from sdjax.forecast_law import AnswerLaw, Distilling
+from sdjax import main
+from sdjax.config import schema as c
+from sdjax.config.convert import from_config_dict, replace, to_dict
+from sdjax.evaluate import distribution as distribution_lib
+from sdjax.evaluate.pass_at_k import pass_at_k
+from sdjax.forecast import closed_forms as theory
+from sdjax.forecast import dynamics, summary, tables
+from sdjax.forecast import run as forecast
+from sdjax.forecast.dynamics import AnswerDistribution, Distilling
 from sdjax.tasks.base import Question, Verdict
-from sdjax.workdir import Workdir
+from sdjax.training.run_folder import Workdir
 
 ONCE = Distilling()
 SMALL = c.Config(
@@ -46,27 +42,27 @@ def two_solutions(copy, first=0.7, wrong=0.0):
   boost = np.ones((len(base), 2))
   boost[0, 0] = boost[1, 1] = copy
   with np.errstate(divide='ignore'):
-    return forecast_law.restrict(np.log(base), np.log(base[:, None] * boost))
+    return dynamics.restrict(np.log(base), np.log(base[:, None] * boost))
 
 
-# ------------------------------------------------------- a law's measures
+# ---------------------------------------------- measures of a distribution
 
 
 def test_what_a_law_gives_by_hand():
-  law = [0.5, 0.2, 0.3]
+  p = [0.5, 0.2, 0.3]
   correct = [True, True, False]
-  assert law_lib.pass_at_k(law, correct, 1) == pytest.approx(0.7)
-  assert law_lib.pass_at_k(law, correct, 3) == pytest.approx(1 - 0.3**3)
+  assert distribution_lib.pass_at_k(p, correct, 1) == pytest.approx(0.7)
+  assert distribution_lib.pass_at_k(p, correct, 3) == pytest.approx(1 - 0.3**3)
   items = [('a',), ('a', 'b'), ()]
-  found = law_lib.expected_distinct(law, items, 2)
+  found = distribution_lib.expected_distinct(p, items, 2)
   assert found == pytest.approx((1 - 0.3**2) + (1 - 0.8**2))
   p, q = 5 / 7, 2 / 7
   entropy = -p * math.log(p) - q * math.log(q)
-  assert law_lib.effective_number(law, correct) == pytest.approx(
+  assert distribution_lib.effective_number(p, correct) == pytest.approx(
     math.exp(entropy)
   )
-  assert law_lib.effective_number([0.0, 1.0], [True, False]) == 0
-  assert law_lib.effective_number([1.0, 0.0], [True, True]) == 1
+  assert distribution_lib.effective_number([0.0, 1.0], [True, False]) == 0
+  assert distribution_lib.effective_number([1.0, 0.0], [True, True]) == 1
 
 
 def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
@@ -78,18 +74,18 @@ def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
     * pass_at_k(n, hits, k)
     for hits in range(n + 1)
   )
-  found = law_lib.pass_at_k([chance, 1 - chance], [True, False], k)
+  found = distribution_lib.pass_at_k([chance, 1 - chance], [True, False], k)
   assert found == pytest.approx(mean)
 
 
 def test_no_law_is_refused():
-  for law in ([0.5, 0.4], [1.5, -0.5], [1.0]):
-    with pytest.raises(ValueError, match='law'):
-      law_lib.pass_at_k(law, [True, False], 1)
-  with pytest.raises(ValueError, match='law must be probabilities'):
-    law_lib.pass_at_k([math.nan, math.nan], [True, False], 1)
+  for p in ([0.5, 0.4], [1.5, -0.5], [1.0]):
+    with pytest.raises(ValueError, match='distribution'):
+      distribution_lib.pass_at_k(p, [True, False], 1)
+  with pytest.raises(ValueError, match='distribution must be probabilities'):
+    distribution_lib.pass_at_k([math.nan, math.nan], [True, False], 1)
   with pytest.raises(ValueError, match='0 draws'):
-    law_lib.pass_at_k([1.0], [True], 0)
+    distribution_lib.pass_at_k([1.0], [True], 0)
 
 
 # ------------------------------------------------------------- the forecast
@@ -106,63 +102,67 @@ def test_one_step_by_hand():
   np.testing.assert_allclose(answers.pcmi, pcmi, rtol=1e-12)
   # Remark 1: log odds rise by E_c[i(y1) - i(y2)] = (.7 - .3) log 4.
   gap = 0.4 * math.log(4)
-  assert forecast_law.favourite_gap(answers) == pytest.approx(gap)
-  assert forecast_law.self_pcmi(answers) == pytest.approx(math.log(4))
-  law = forecast_law.sd_law(answers, ONCE)
-  assert law[0] / law[1] == pytest.approx(7 / 3 * math.exp(gap))
-  law = forecast_law.sd_law(answers, Distilling(beta=1.0))
-  assert law[0] / law[1] == pytest.approx(7 / 3 * math.exp(gap / 2))
-  rl = forecast_law.rl_law(two_solutions(4.0, wrong=0.4), 0.0)
+  assert dynamics.favourite_gap(answers) == pytest.approx(gap)
+  assert dynamics.self_pcmi(answers) == pytest.approx(math.log(4))
+  policy = dynamics.sd_distribution(answers, ONCE)
+  assert policy[0] / policy[1] == pytest.approx(7 / 3 * math.exp(gap))
+  policy = dynamics.sd_distribution(answers, Distilling(beta=1.0))
+  assert policy[0] / policy[1] == pytest.approx(7 / 3 * math.exp(gap / 2))
+  rl = dynamics.rl_distribution(two_solutions(4.0, wrong=0.4), 0.0)
   np.testing.assert_allclose(rl, [0.7, 0.3, 0], rtol=1e-12)
 
 
 @pytest.mark.parametrize('rate', [0.0, 0.01, 1.0])
 def test_without_a_copying_bias_the_base_ratio_stays(rate):
-  law = forecast_law.iterated_sd_law(two_solutions(1.0), ONCE, 300, rate)
-  np.testing.assert_allclose(law, [0.7, 0.3], rtol=1e-9)
+  policy = dynamics.iterated_sd_distribution(
+    two_solutions(1.0), ONCE, 300, rate
+  )
+  np.testing.assert_allclose(policy, [0.7, 0.3], rtol=1e-9)
 
 
 def test_a_copied_favourite_is_all_that_is_left():
-  once = forecast_law.sd_law(two_solutions(8.0), ONCE)
+  once = dynamics.sd_distribution(two_solutions(8.0), ONCE)
   assert 0.15 < once[1] < 0.3
-  fixed = forecast_law.iterated_sd_law(two_solutions(8.0), ONCE, 300)
+  fixed = dynamics.iterated_sd_distribution(two_solutions(8.0), ONCE, 300)
   assert fixed[1] < 0.1  # the feedback
-  follows = forecast_law.iterated_sd_law(two_solutions(8.0), ONCE, 300, 0.05)
+  follows = dynamics.iterated_sd_distribution(
+    two_solutions(8.0), ONCE, 300, 0.05
+  )
   assert follows[1] < 1e-6  # a fixed teacher holds it back, this one does not
 
 
 def test_the_iteration_ends_at_the_fixed_point():
   """Log odds log(7/3) + (2 s - 1) log 3, s being the share of the first."""
-  law = forecast_law.iterated_sd_law(two_solutions(3.0), ONCE, 2000)
+  policy = dynamics.iterated_sd_distribution(two_solutions(3.0), ONCE, 2000)
   share = 0.9
   for _ in range(500):
     odds = 7 / 3 * math.exp((2 * share - 1) * math.log(3))
     share = odds / (1 + odds)
-  np.testing.assert_allclose(law, [share, 1 - share], rtol=1e-9)
+  np.testing.assert_allclose(policy, [share, 1 - share], rtol=1e-9)
 
 
 def test_a_pull_away_from_what_is_shown_spreads():
-  law = forecast_law.iterated_sd_law(two_solutions(1 / 50), ONCE, 400)
-  assert 0.5 < law[0] < 0.7
+  policy = dynamics.iterated_sd_distribution(two_solutions(1 / 50), ONCE, 400)
+  assert 0.5 < policy[0] < 0.7
 
 
 def test_wrong_answers_vanish_with_the_demonstrations_help():
   answers = two_solutions(1.0, wrong=1.5)
   base = np.exp(answers.logp)
   helped = base[:, None] * np.array([[5.0], [5.0], [0.05]]) * np.ones((3, 2))
-  answers = forecast_law.restrict(answers.logp, np.log(helped))
-  law = forecast_law.iterated_sd_law(answers, ONCE, 100)
-  assert law[2] < 0.02
-  assert law[0] / law[1] == pytest.approx(7 / 3)
+  answers = dynamics.restrict(answers.logp, np.log(helped))
+  policy = dynamics.iterated_sd_distribution(answers, ONCE, 100)
+  assert policy[2] < 0.02
+  assert policy[0] / policy[1] == pytest.approx(7 / 3)
 
 
 def test_the_closed_form_is_that_of_all_answers():
   """On a problem small enough to list, nothing is left out of the set."""
-  logp0, given, reward, demo_prob = sequence_laws(3, 3, 5)
+  logp0, given, reward, demo_prob = sequence_distributions(3, 3, 5)
   order = np.argsort(-reward, kind='stable')
-  answers = forecast_law.restrict(logp0[order], given[order])
+  answers = dynamics.restrict(logp0[order], given[order])
   best = theory.sdsd_optimum(logp0, theory.pcmi(given, logp0) @ demo_prob)
-  found = forecast_law.sd_law(answers, ONCE)
+  found = dynamics.sd_distribution(answers, ONCE)
   np.testing.assert_allclose(found, best[order], rtol=1e-4)
 
 
@@ -170,65 +170,67 @@ def test_the_closed_form_is_that_of_all_answers():
 def test_all_solutions_shown_together_are_shown_alike(count):
   answers = two_solutions(6.0)
   run = Distilling(count=count, num_samples=400)
-  law = forecast_law.sd_law(answers, run)
+  policy = dynamics.sd_distribution(answers, run)
   # Half and half whatever the base prefers: both i add up alike.
-  np.testing.assert_allclose(law, [0.7, 0.3], rtol=1e-9)
-  few = forecast_law.sd_law(answers, Distilling(count=count, num_samples=4))
-  assert 0.7 < few[0] < forecast_law.sd_law(answers, ONCE)[0]
+  np.testing.assert_allclose(policy, [0.7, 0.3], rtol=1e-9)
+  few = dynamics.sd_distribution(
+    answers, Distilling(count=count, num_samples=4)
+  )
+  assert 0.7 < few[0] < dynamics.sd_distribution(answers, ONCE)[0]
 
 
 def test_a_mixture_of_both_teachers_by_hand():
   run = Distilling(count=2, num_samples=400, pooling='mixture')
-  law = forecast_law.sd_law(two_solutions(6.0), run)
+  policy = dynamics.sd_distribution(two_solutions(6.0), run)
   mixed = (0.7 * 6 / 4.5 + 0.7 / 2.5) / 2  # pi0(y1|y1), pi0(y1|y2)
-  np.testing.assert_allclose(law[0], mixed, rtol=1e-9)
+  np.testing.assert_allclose(policy[0], mixed, rtol=1e-9)
 
 
 def test_a_question_without_a_correct_answer_stays_as_it_is():
   logp = np.log([0.3, 0.1])
-  answers = forecast_law.restrict(logp, np.zeros((2, 0)))
-  for name, law in forecast_summary.laws(answers, SMALL).items():
-    np.testing.assert_allclose(law, [0.75, 0.25], err_msg=name)
-  assert np.isnan(forecast_law.self_pcmi(answers))
+  answers = dynamics.restrict(logp, np.zeros((2, 0)))
+  for name, policy in summary.distributions(answers, SMALL).items():
+    np.testing.assert_allclose(policy, [0.75, 0.25], err_msg=name)
+  assert np.isnan(dynamics.self_pcmi(answers))
 
 
 def test_improbable_answers_stay_finite():
   """Sequences of a thousand tokens differ by thousands of nats."""
-  answers = AnswerLaw(
+  answers = AnswerDistribution(
     np.array([0.0, -3000.0]), np.array([[0.0, -4000.0], [-2500.0, 0.0]])
   )
-  for law in forecast_summary.laws(answers, SMALL).values():
-    assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+  for policy in summary.distributions(answers, SMALL).values():
+    assert np.isfinite(policy).all() and policy.sum() == pytest.approx(1)
 
 
 def test_long_correct_answers_beside_a_short_wrong_one():
   """Their probabilities underflow, their ratio does not."""
   given = np.array([[-700.0, -910.0], [-900.0, -705.0], [-20.0, -20.0]])
-  answers = forecast_law.restrict(np.array([-900.0, -903.0, -20.0]), given)
+  answers = dynamics.restrict(np.array([-900.0, -903.0, -20.0]), given)
   share = 1 / (1 + math.exp(-3))
-  law = forecast_law.rl_law(answers, 0.0)
-  np.testing.assert_allclose(law, [share, 1 - share, 0])
+  policy = dynamics.rl_distribution(answers, 0.0)
+  np.testing.assert_allclose(policy, [share, 1 - share, 0])
   gap = share * (200 - 3) + (1 - share) * (-10 - 198)
-  assert forecast_law.favourite_gap(answers) == pytest.approx(gap)
+  assert dynamics.favourite_gap(answers) == pytest.approx(gap)
   for anchor in theory.ANCHORS:
     for beta in (0.1, 1.0):
-      laws = [
-        forecast_law.rl_law(answers, beta, anchor),
-        forecast_law.sd_law(answers, Distilling(beta, anchor=anchor)),
-        forecast_law.iterated_sd_law(
+      policies = [
+        dynamics.rl_distribution(answers, beta, anchor),
+        dynamics.sd_distribution(answers, Distilling(beta, anchor=anchor)),
+        dynamics.iterated_sd_distribution(
           answers, Distilling(beta, anchor=anchor), 20
         ),
       ]
-      for law in laws:
-        assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
-      assert laws[0][0] == pytest.approx(math.exp(3) * laws[0][1])
+      for policy in policies:
+        assert np.isfinite(policy).all() and policy.sum() == pytest.approx(1)
+      assert policies[0][0] == pytest.approx(math.exp(3) * policies[0][1])
 
 
 def test_improbable_answers_are_forecast_like_probable_ones():
   given = np.array([[-10.0, -10.0], [-13.0, -13.0], [-20.0, -20.0]])
   near, far = (
-    forecast_summary.laws(
-      forecast_law.restrict(np.array([at, at - 3, -20.0]), given), SMALL
+    summary.distributions(
+      dynamics.restrict(np.array([at, at - 3, -20.0]), given), SMALL
     )
     for at in (-300.0, -900.0)
   )
@@ -239,8 +241,8 @@ def test_improbable_answers_are_forecast_like_probable_ones():
 @pytest.mark.parametrize('estimator', ['k1', 'k2', 'k3', 'full'])
 def test_the_kl_is_the_one_the_runs_estimator_descends(estimator):
   answers = two_solutions(4.0, wrong=1.5)
-  config = replace(SMALL, loss__kl_coef=0.5, loss__kl_estimator=estimator)
-  found = forecast_summary.laws(answers, config)
+  config = replace(SMALL, loss__kl=f'{estimator}(coef=0.5)')
+  found = summary.distributions(answers, config)
   right = found['rl'][:2].sum()
   if estimator == 'k3':  # beta pi0 / (lambda - R), by its own equation
     gap = 0.5 * 0.4 / right
@@ -253,7 +255,7 @@ def test_the_kl_is_the_one_the_runs_estimator_descends(estimator):
 def test_bad_rates_are_named():
   for steps, rate in ((0, 0.1), (5, 1.5)):
     with pytest.raises(ValueError, match='rate='):
-      forecast_law.iterated_sd_law(two_solutions(2.0), ONCE, steps, rate)
+      dynamics.iterated_sd_distribution(two_solutions(2.0), ONCE, steps, rate)
 
 
 # ------------------------------------------------------------- the pipeline
@@ -262,7 +264,7 @@ def test_bad_rates_are_named():
 def test_scores_are_those_of_the_table():
   """Answers of two tokens, in each of three contexts, against the table."""
   logits = np.random.default_rng(0).normal(size=(3, 4, 3))
-  laws = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  policies = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   apply_fn, params = table_model(logits)
   answers = jnp.asarray([[[2, 1], [0, 2], [1, 0]]] * 3)
   contexts = jnp.arange(3)[:, None]
@@ -270,15 +272,15 @@ def test_scores_are_those_of_the_table():
   found = forecast.answer_logp(
     apply_fn, params, contexts, jnp.ones(3, int), answers, length
   )
-  whole = sequence_logp(laws, 2)
-  expected = np.stack([whole[:, 7], whole[:, 2], laws[:, 0, 1]], axis=1)
+  whole = sequence_logp(policies, 2)
+  expected = np.stack([whole[:, 7], whole[:, 2], policies[:, 0, 1]], axis=1)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_what_is_found_is_sorted_out():
   """Two spellings of one solution, another solution, two wrong answers."""
   right = [Verdict(True, 1.0, solution=s) for s in 'ab']
-  wrong = Verdict(False, 0.0, 'wrong_end')
+  wrong = Verdict(False, reason='wrong_end')
   kinds = {
     (1,): right[0],
     (1, 1): right[0],
@@ -287,7 +289,7 @@ def test_what_is_found_is_sorted_out():
     (4,): wrong,
   }
   ids = [(3,), (1,), (2,), (1, 1), (4,), (4,), (1, 1), (2,)]
-  found = forecast_summary.collect(
+  found = summary.collect(
     Question(0, 'x', '', None),
     ids,
     [str(x) for x in ids],
@@ -302,12 +304,16 @@ def test_what_is_found_is_sorted_out():
   ('changes', 'named'),
   [
     ({'method': c.PolicyGradient()}, "method 'sd'"),
-    ({'method__objective': 'jsd'}, 'method.objective'),
-    ({'method__teacher': 'trust_region'}, 'method.teacher'),
-    ({'method__anchor_beta': 2.0}, 'method.anchor_beta'),
+    ({'method__divergence': 'jsd'}, 'method.divergence'),
+    ({'method__anchor': 'trust_region'}, 'method.anchor'),
+    ({'method__anchor': 'beta(beta=3.0)'}, 'method.anchor'),
+    ({'method__teacher_temperature': 2.0}, 'method.teacher_temperature'),
     ({'method__demonstrations__strategy': 'reference'}, 'strategy'),
     ({'method__demonstrations__feedback': 'without_peer'}, 'feedback'),
-    ({'method__demonstrations__exclude_same_text': True}, 'same_text'),
+    (
+      {'method__demonstrations__strategy': 'uniform(exclude_same_text=True)'},
+      'same_text',
+    ),
     ({'eval__temperature': 0.7}, 'eval.temperature=0.7'),
   ],
 )
@@ -332,8 +338,8 @@ def test_the_shipped_model_is_forecast_to_collapse(written):
     part = {k.removeprefix(f'{name}/'): v for k, v in flat.items()}
     assert 0.5 < part['mass'] <= 1
     # RL keeps the base's ratios, so their entropy; SD with feedback does not.
-    laws = ('base', 'rl', 'sd_once', 'sd_fixed', 'sd')
-    found = [part[f'{law}/effective_solutions'] for law in laws]
+    policies = ('base', 'rl', 'sd_once', 'sd_fixed', 'sd')
+    found = [part[f'{policy}/effective_solutions'] for policy in policies]
     assert found[0] == pytest.approx(found[1])
     assert found[1:] == sorted(found[1:], reverse=True)
     assert found[-1] < 1.05 < found[0]
@@ -361,7 +367,7 @@ def test_the_samples_are_those_of_an_evaluation(written, capsys):
 def test_whether_it_agrees_with_the_evaluation_is_said():
   flat = {'a/base/pass@1': 0.4, 'a/sampled/pass@1': 0.5}
   options = {'num_samples': 16, 'sets': ['a']}
-  said = forecast_report.agreement
+  said = tables.agreement
   assert said(flat, {}, options, options) == ''
   evals = {'base/a/pass@1': 0.5, 'base/b/pass@1': 0.1}
   assert said(flat, evals, options, options) == (
@@ -389,4 +395,4 @@ def test_table_and_picture_are_written(written):
   assert text.count('self-PCMI ') == 1
   assert (written / 'plots' / 'forecast.png').read_bytes()[1:4] == b'PNG'
   flat = json.loads((written / 'forecast.json').read_text())
-  assert forecast_report.ks_of(flat, 'larger') == [1, 2, 4, 8, 16]
+  assert tables.ks_of(flat, 'larger') == [1, 2, 4, 8, 16]

@@ -12,10 +12,10 @@ import pytest
 import tokenizers
 import transformers
 
-from sdjax.data.tokenizer import load_tokenizer
 from sdjax.models.families import CheckpointError
 from sdjax.models.gguf import GgufTensors, eos_ids, read_config
 from sdjax.models.gguf_tokenizer import read_tokenizer
+from sdjax.models.tokenizer import load_tokenizer
 
 gguf = pytest.importorskip('gguf')
 

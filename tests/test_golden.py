@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 
 from sdjax.models.cache import KV
-from sdjax.steps import sd
-from sdjax.steps.update import gradient
-from sdjax.steps.view import student_view
-from sdjax.types import Prompts, Rollout, Signal
+from sdjax.objectives.divergence import JSD, ForwardKL, ReverseKL
+from sdjax.objectives.support import FullVocabulary, SampledToken, TopK
+from sdjax.steps import sd, update
+from sdjax.steps.student import Shared
+from sdjax.steps.teacher import TeacherStates
+from sdjax.types import Prompts, Rollout
 
 FOLDER = Path(os.environ.get('SDJAX_GOLDEN', Path(__file__).parent / 'golden'))
 
@@ -58,20 +60,17 @@ def options_of(case):
   alpha = case['alpha']
   # Their alpha: 0 is KL(teacher || student), 1 is KL(student || teacher), and
   # between them the teacher's share of the mixture.
-  objective = {0.0: 'forward_kl', 1.0: 'reverse_kl'}.get(alpha, 'jsd')
-  support = 'full'
+  plain = {0.0: ForwardKL(), 1.0: ReverseKL()}
+  support = FullVocabulary()
   if not case.get('full_logit', case.get('mode') != 'sampled'):
-    support = 'sampled'
+    support = SampledToken()
   elif case['topk']:
-    support = 'student_top_k'
-  return {
-    'objective': objective,
-    'jsd_alpha': alpha if objective == 'jsd' else 0.5,
-    'support': support,
-    'top_k': case['topk'] or 1,
-    'tail': case['add_tail'],
-    'importance_clip': case.get('is_clip') or 0.0,
-  }
+    support = TopK(case['topk'], of='student', tail=case['add_tail'])
+  return sd.Options(
+    divergence=plain.get(alpha) or JSD(alpha),
+    support=support,
+    importance_clip=case.get('is_clip') or 0.0,
+  )
 
 
 def row_scale(case):
@@ -119,12 +118,14 @@ def problem(case, mixing):
     entropy=jnp.zeros((num_b, 1, width)),
     finished=jnp.ones((num_b, 1), bool),
   )
-  signal = Signal(
+  signal = sd.Signal(
     sample_mask=jnp.array(DATA['self_distillation_mask'] > 0)[:, None],
     token_mask=jnp.array(DATA['response_mask'] > 0)[:, None],
-    teacher_hidden=hidden(DATA['teacher_logits'])[:, None, :, None],
-    teacher_mask=jnp.ones((num_b, 1, 1), bool),
-    sd_weight=jnp.broadcast_to(jnp.array(weight), (num_b, 1, width)),
+    weight=jnp.broadcast_to(jnp.array(weight), (num_b, 1, width)),
+    teacher=TeacherStates(
+      hidden=hidden(DATA['teacher_logits'])[:, None, :, None],
+      mask=jnp.ones((num_b, 1, 1), bool),
+    ),
   )
   prompts = Prompts(
     ids=jnp.zeros((num_b, 1), jnp.int32),
@@ -159,10 +160,12 @@ def test_loss_and_gradient(name, start, chunk):
     mixing = jnp.array(mixings()[start])
     apply_fn, params, *batch = problem(case, mixing)
     loss_fn = functools.partial(
-      sd.loss, apply_fn, chunk=chunk, **options_of(case)
+      sd.loss, apply_fn, options=options_of(case), shared=Shared(chunk=chunk)
     )
     step = functools.partial(
-      gradient, loss_fn, aggregation=AGGREGATION[case['agg']]
+      update.gradient,
+      loss_fn,
+      options=update.Options(aggregation=AGGREGATION[case['agg']]),
     )
     slope, metrics = jax.jit(step)(params, None, None, *batch)
     # By the chain rule through logits = hidden @ mixing.
@@ -185,25 +188,10 @@ def test_loss_of_each_token(name):
     apply_fn, params, prompts, rollout, signal = problem(
       case | {'agg': 'token-mean'}, jnp.eye(DATA['student_logits'].shape[-1])
     )
-    clip = options.pop('importance_clip')
-    view = student_view(
-      apply_fn,
-      params,
-      None,
-      prompts,
-      rollout,
-      signal,
-      compare=sd.comparison(apply_fn, None, None, **options),
-      inputs=(sd.teacher_inputs(signal),),
+    student = sd.compared(
+      apply_fn, params, None, None, prompts, rollout, signal, options, Shared()
     )
-    each = sd.token_loss(
-      view,
-      rollout,
-      signal,
-      objective=options['objective'],
-      support=options['support'],
-      importance_clip=clip,
-    )[:, 0]
+    each = sd.token_loss(student, rollout, signal, options)[:, 0]
   mask = DATA['response_mask'] > 0
   np.testing.assert_allclose(
     each[mask], DATA['per_token/' + name][mask], rtol=0, atol=1e-10

@@ -11,11 +11,11 @@ import pytest
 import safetensors.numpy
 from jax.sharding import PartitionSpec
 
-from sdjax import config, sharding
-from sdjax.data.tokenizer import word_tokenizer
-from sdjax.models import hf
+from sdjax.config import schema as config
+from sdjax.models import hf, sharding
 from sdjax.models.families import CheckpointError
 from sdjax.models.rope import Rope
+from sdjax.models.tokenizer import word_tokenizer
 from sdjax.models.transformer import (
   AttentionKind,
   TransformerConfig,

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from models import left_padded
 
-from sdjax import language_model
-from sdjax.data.tokenizer import word_tokenizer
 from sdjax.models import hf
+from sdjax.models import load as language_model
 from sdjax.models.cache import append, empty_suffix
+from sdjax.models.tokenizer import word_tokenizer
 from sdjax.steps.rollout import rollout_step
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import prefill
@@ -109,7 +109,7 @@ CASES = {
 
 
 def make_torch(name):
-  """A torch model of a case with wide weights: no law is near uniform."""
+  """A torch model of a case, of weights so wide that none is near uniform."""
   torch = pytest.importorskip(
     'torch', reason='compares with torch; pip install torch to run it'
   )

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from sdjax import illustration
-from sdjax.illustration import MAIN, OTHERS, Variant, measure, train
+from sdjax.forecast import illustration
+from sdjax.forecast.illustration import MAIN, OTHERS, Variant, measure, train
 
 NAMED = {variant.name: variant for variant in MAIN + OTHERS}
 

@@ -13,84 +13,28 @@ import sdjax.types
 PACKAGE = Path(sdjax.types.__file__).parent
 
 FLOORS = [
-  {
-    'types',
-    'rng',
-    'config',
-    'config_method',
-    'config_rules',
-    'config_check',
-    'config_check_method',
-    'config_dict',
-    'schedule',
-    'reward_worker',
-  },
-  {'objectives', 'models', 'tasks', 'theory'},
-  {
-    'steps',
-    'demonstrations',
-    'demonstration_file',
-    'rewards',
-    'reward_function',
-    'grading',
-    'data',
-    'eval',
-    'lora',
-    'forecast_law',
-  },
-  {
-    'methods',
-    'lengths',
-    'initial_state',
-    'compilations',
-    'interrupt',
-    'folder_lock',
-    'sharding',
-    'optim',
-    'checkpoint',
-    'best',
-    'advice',
-    'alarm',
-    'metrics',
-    'plots',
-    'language_model',
-    'reward_model',
-    'sentence_encoder',
-    'reward_source',
-    'workdir',
-    'in_words',
-    'presets',
-    'presets_mix',
-    'forecast_report',
-    'forecast_summary',
-  },
-  {
-    'train',
-    'trainer',
-    'credit_map',
-    'evaluate',
-    'pretrain',
-    'report',
-    'reports',
-    'export',
-    'bench',
-    'illustration',
-    'forecast',
-  },
+  {'options'},
+  {'types', 'rng'},
+  {'objectives', 'models', 'tasks'},
+  {'data', 'evaluate'},
+  {'feedback'},
+  {'steps'},
+  {'config'},
+  {'methods', 'report'},
+  {'training', 'forecast'},
+  {'export', 'bench'},
   {'main'},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MAY_COMPILE = {
-  'trainer.py',
-  'initial_state.py',
-  'credit_map.py',
-  'evaluate.py',
-  'pretrain.py',
+  'training/trainer.py',
+  'training/programs.py',
+  'training/pretrain.py',
   'bench.py',
-  'forecast.py',
-  'language_model.py',  # the plain forward of research scripts
-  'reward_model.py',  # from texts to rewards
-  'sentence_encoder.py',  # and to vectors
+  'forecast/run.py',
+  'models/load.py',  # the plain forward of research scripts
+  'feedback/reward_model.py',  # from texts to rewards
+  'evaluate/sentence_encoder.py',  # and to vectors
 }
 
 FILES = sorted(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import interrupt
-from sdjax.interrupt import Interrupted, interrupts
+from sdjax.training import interrupt
+from sdjax.training.interrupt import Interrupted, interrupts
 
 
 def raised(number):
@@ -168,7 +168,7 @@ def test_other_threads_may_train_too():
 # A main thread that is in C for a minute, where no Python handler runs.
 BUSY = """
 import hashlib, sys
-from sdjax.interrupt import interrupts
+from sdjax.training.interrupt import interrupts
 with interrupts(exits=True) as ended, ended.held():
   print('begun', flush=True)
   hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)

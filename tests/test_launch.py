@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.config import Mix, SelfDistillation
-from sdjax.config_check import validate
-from sdjax.config_dict import from_config_dict, replace
-from sdjax.presets import PRESETS
+from sdjax.config.check import validate
+from sdjax.config.convert import from_config_dict, replace
+from sdjax.config.presets import PRESETS
+from sdjax.config.schema import Mix, SelfDistillation
+from sdjax.steps.teacher import EMA
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,8 +46,10 @@ def test_no_preset_has_another_teacher_rate_than_the_twins():
   for name in PRESETS:
     method = from_config_dict(twins.get_config(name)).method
     teacher = method.sd if isinstance(method, Mix) else method
-    if isinstance(teacher, SelfDistillation) and teacher.teacher == 'ema':
-      assert teacher.ema_rate == twins.EMA == 0.01
+    if isinstance(teacher, SelfDistillation) and isinstance(
+      teacher.teacher, EMA
+    ):
+      assert teacher.teacher == twins.TEACHER == EMA(0.01)
 
 
 @pytest.mark.parametrize('name', configs.NAMES)
@@ -62,8 +65,8 @@ def test_every_remedy_is_a_run_that_differs_in_the_method_alone(name):
     assert getattr(config, part) == getattr(twin, part), part
   method = config.method
   teacher = method.sd if isinstance(method, Mix) else method
-  if isinstance(teacher, SelfDistillation) and teacher.teacher == 'ema':
-    assert teacher.ema_rate == 0.01
+  if isinstance(teacher, SelfDistillation) and isinstance(teacher.teacher, EMA):
+    assert teacher.teacher.rate == 0.01
 
 
 class Runs:

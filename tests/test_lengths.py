@@ -6,12 +6,13 @@ import types
 
 import pytest
 
-from sdjax import config as c
-from sdjax import lengths
-from sdjax.config_dict import replace
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
 from sdjax.data.prompts import PromptIterator, encode_prompts
-from sdjax.data.tokenizer import word_tokenizer
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.models.tokenizer import word_tokenizer
 from sdjax.tasks.base import Question
+from sdjax.training import lengths
 
 WORDS = [f'w{i}' for i in range(30)]
 TOKENIZER = word_tokenizer([*WORDS, '=', '?'])
@@ -49,7 +50,7 @@ RL = c.Config(
   eval=c.Eval(sets=('test',), num_questions=3, max_context=5),
 )
 SD = dataclasses.replace(
-  RL, method=c.SelfDistillation(demonstrations=c.Demonstrations(max_context=7))
+  RL, method=c.SelfDistillation(demonstrations=Demonstrations(max_context=7))
 )
 
 
@@ -89,9 +90,12 @@ def test_what_the_teacher_of_a_mixture_is_shown_counts_too():
     train(dataclasses.replace(RL, method=mix), [6, 6])
   feedback = replace(
     SD,
-    method__demonstrations__strategy='none',
-    method__demonstrations__feedback='always',
-    method__demonstrations__feedback_template='{feedback} = {question}',
+    method__demonstrations=Demonstrations(
+      strategy='none',
+      feedback='always',
+      feedback_template='{feedback} = {question}',
+      max_context=7,
+    ),
   )
   assert train(feedback, [6])[2] == ()  # one token more, not two
 

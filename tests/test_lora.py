@@ -6,11 +6,12 @@ import pytest
 from jax.sharding import PartitionSpec
 from models import assert_close, batch, model, signal_then_loss
 
-from sdjax import config, sharding
-from sdjax.lora import adapt, factors, init_adapter, merge
+from sdjax.config import schema as config
+from sdjax.models import sharding
+from sdjax.models.lora import adapt, factors, init_adapter, merge
 from sdjax.models.transformer import Dense, TransformerConfig
-from sdjax.optim import make_optimizer
 from sdjax.steps import rl, sd
+from sdjax.training.optim import make_optimizer
 
 
 def adapter_of(rank=2, targets='attn/(q|v)/kernel', key=0):

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from chats import FAMILIES, family_tokenizer
 
-from sdjax import config as c
 from sdjax import main
-from sdjax import trainer as trainer_lib
-from sdjax.config_dict import replace
-from sdjax.grading import Graded
-from sdjax.in_words import contexts_in_words
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
+from sdjax.feedback.grading import Graded
 from sdjax.methods import METHODS
 from sdjax.models import hf
 from sdjax.models.transformer import init_params
 from sdjax.tasks import make_task
 from sdjax.tasks.base import Verdict
+from sdjax.training import trainer as trainer_lib
+from sdjax.training.describe import contexts_in_words
 
 FEW = c.ConceptGraph(train_size=8, eval_size=4)
 
@@ -158,7 +158,7 @@ def test_a_chat_model_is_asked_in_the_mode_of_the_config(
     sampled.append(prompts.ids)
     raise InterruptedError
 
-  monkeypatch.setattr(trainer.evaluator, 'sample_prompts', sample)
+  monkeypatch.setattr(trainer.evaluator, 'rollout', sample)
   with pytest.raises(InterruptedError):
     trainer.evaluator(trainer.state.params, ['harder'])
   prompt = tokenizer.encode(

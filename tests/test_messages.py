@@ -11,7 +11,8 @@ import pytest
 DRIVER = """
 import json, os, sys
 from absl import app
-from sdjax import main, train
+from sdjax import main
+from sdjax.training import loop as train
 
 def incomplete(config, path):
   import no_such_package
@@ -32,7 +33,7 @@ print(json.dumps(tried))
 
 CONFIG = """
 from ml_collections import ConfigDict
-from sdjax import config_dict, config
+from sdjax import config
 
 def get_config(what):
   if what == 'number':
@@ -40,8 +41,10 @@ def get_config(what):
   if what == 'broken':
     return {}['key']
   method = {'sd': config.SelfDistillation, 'rl': config.PolicyGradient}[what]
-  return config_dict.to_config_dict(config.Config(method=method()))
+  return config.to_config_dict(config.Config(method=method()))
 """
+
+OLD = '{"mode": "train", "method": {"name": "sd", "ema_rate": 0.1}}'
 
 REWARD = '--config=own.py:rl --config.reward.name=function'
 CASES = {
@@ -50,8 +53,36 @@ CASES = {
     "unknown option train.num_step (did you mean 'num_steps'?); train has",
   ),
   'of another method': (
-    '--config=own.py:sd --config.method.diversity_weight=0.5',
-    "unknown option method.diversity_weight, which is one of method 'rl'; ",
+    '--config=own.py:sd --config.method.overlong_share=0.5',
+    "unknown option method.overlong_share, which is one of method 'rl'; ",
+  ),
+  'spelled as it was': (
+    '--config=own.py:sd --config.method.jsd_alpha=0.3',
+    "option method.jsd_alpha (it is divergence='jsd(alpha=0.5)' now); ",
+  ),
+  'of the teacher, spelled as it was': (
+    '--config=own.py:sd --config.method.demonstrations.exclude_self=False',
+    "self (it is strategy='uniform(exclude_self=False)' now); ",
+  ),
+  'of the loss, spelled as it was': (
+    '--config=own.py:sd --config.loss.kl_coef=0.1',
+    "unknown option loss.kl_coef (it is kl='k3(coef=...)' now); ",
+  ),
+  'a value spelled as it was': (
+    '--config=own.py:sd --config.method.support=student_top_k',
+    "method.support='student_top_k': 'student_top_k' is not one of full, ",
+  ),
+  'a value with an option it lacks': (
+    '--config=own.py:sd --config.method.divergence=jsd(alhpa=0.3)',
+    "jsd has no option 'alhpa' (did you mean 'alpha'?); it has alpha, ",
+  ),
+  'a value out of bounds': (
+    '--config=own.py:sd --config.method.divergence=jsd(alpha=1.5)',
+    "divergence='jsd(alpha=1.5)': jsd(alpha=1.5) must be below 1.",
+  ),
+  'a run whose options are spelled as they were': (
+    '--config=own.py:sd --workdir=old',
+    "unknown option method.ema_rate (it is teacher='ema(rate=0.05)' now); ",
   ),
   'no such section': (
     '--config=own.py:sd --config.trian.num_steps=3',
@@ -118,6 +149,8 @@ def tried(tmp_path_factory):
   folder = tmp_path_factory.mktemp('messages')
   (folder / 'own.py').write_text(CONFIG)
   (folder / 'syntax.py').write_text('def get_config)')
+  (folder / 'old').mkdir()
+  (folder / 'old' / 'config.json').write_text(OLD)
   (folder / 'reward.py').write_text("\nraise ValueError('boom')")
   (folder / 'configs').symlink_to(os.path.abspath('configs'))
   lines = [arguments.split() for arguments, _ in CASES.values()]
@@ -147,3 +180,5 @@ def test_a_mistake_ends_in_one_line(tried, name):
 
 def test_a_mistake_leaves_the_folder_alone(tried):
   assert not (tried[1] / 'run').exists()
+  assert [x.name for x in (tried[1] / 'old').iterdir()] == ['config.json']
+  assert (tried[1] / 'old' / 'config.json').read_text() == OLD

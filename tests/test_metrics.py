@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from sdjax import metrics
+from sdjax.data import json_files
+from sdjax.training import log as metrics
 
 
 def _lines(path):
@@ -15,7 +16,7 @@ def _lines(path):
 
 def test_a_record_is_one_readable_line_at_once(tmp_path):
   path = tmp_path / 'new' / 'rollouts.jsonl'
-  with metrics.JsonLines(path) as log:
+  with json_files.JsonLines(path) as log:
     log.append({'text': 'two\nlines ü', 'n': 1})
     assert path.read_text() == '{"text": "two\\nlines ü", "n": 1}\n'
 
@@ -52,14 +53,14 @@ def test_opening_drops_only_a_half_written_line(tmp_path):
     (long + '\n{"b', long + '\n'),
   ]:
     path.write_text(before)
-    with metrics.JsonLines(path):
+    with json_files.JsonLines(path):
       pass
     assert path.read_text() == after
 
 
 def test_truncate_refuses_a_file_that_is_not_the_checkpoints(tmp_path):
   path = tmp_path / 'log.jsonl'
-  with metrics.JsonLines(path) as log:
+  with json_files.JsonLines(path) as log:
     log.append({'a': 1})
     with pytest.raises(ValueError, match='holds 9 bytes, but 10'):
       log.truncate(10)
@@ -107,13 +108,13 @@ def test_metrics_have_a_stage_and_a_name(tmp_path, name):
 
 def test_write_json_atomic_keeps_the_old_file_when_it_fails(tmp_path):
   path = tmp_path / 'new' / 'eval.json'
-  metrics.write_json_atomic(path, {'a': [1, 2]})
+  json_files.write_json_atomic(path, {'a': [1, 2]})
   assert json.loads(path.read_text()) == {'a': [1, 2]}
   for bad, error in (({'a': math.nan}, ValueError), ({'a': {1}}, TypeError)):
     with pytest.raises(error):
-      metrics.write_json_atomic(path, bad)
+      json_files.write_json_atomic(path, bad)
   assert json.loads(path.read_text()) == {'a': [1, 2]}
-  metrics.write_json_atomic(path, {'a': [1, 2]}, indent=None)
+  json_files.write_json_atomic(path, {'a': [1, 2]}, indent=None)
   assert path.read_text() == '{"a": [1, 2]}\n'
   assert os.listdir(path.parent) == ['eval.json']
 
@@ -127,7 +128,7 @@ def test_write_json_atomic_leaves_no_temporary_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, 'replace', fail)
   with pytest.raises(OSError, match='disk full'):
-    metrics.write_json_atomic(path, {})
+    json_files.write_json_atomic(path, {})
   assert os.listdir(tmp_path) == ['eval.json'] and path.read_text() == 'old'
 
 

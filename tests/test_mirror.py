@@ -13,18 +13,21 @@ from models import (
   weights,
 )
 
+from sdjax.objectives.reference_kl import K3
+from sdjax.objectives.support import SampledToken
 from sdjax.steps import rl, sd
 from sdjax.steps.score import token_logp
+from sdjax.steps.student import Shared
 
 NAMES = ['signal_step', 'token_loss', 'loss']
+OWN = ('evidence', 'signal', 'options')  # types of the module
 
 
 def positional(function):
-  """What must be the same: order, names, types and defaults."""
+  """What must be the same: order and names, and what is not of the method."""
   return [
-    (p.name, p.annotation, p.default)
+    (p.name, None if p.name in OWN else (p.annotation, p.default))
     for p in inspect.signature(function).parameters.values()
-    if p.kind is p.POSITIONAL_OR_KEYWORD
   ]
 
 
@@ -33,19 +36,21 @@ def test_signatures_are_the_same(name):
   ours, theirs = (getattr(m, name) for m in (sd, rl))
   assert len(positional(ours)) >= 3
   assert positional(ours) == positional(theirs)
-  assert (
-    inspect.signature(ours).return_annotation
-    == inspect.signature(theirs).return_annotation
-  )
+  returned = [inspect.signature(f).return_annotation for f in (ours, theirs)]
+  if name == 'signal_step':
+    assert returned == [sd.Signal, rl.Signal]
+  else:
+    assert returned[0] == returned[1]
 
 
-def test_shared_options_have_the_same_default():
-  for name in NAMES:
-    options = [inspect.signature(getattr(m, name)).parameters for m in (sd, rl)]
-    shared = options[0].keys() & options[1].keys()
-    assert name == 'token_loss' or {'temperature', 'chunk'} <= shared
-    for option in shared:
-      assert options[0][option].default == options[1][option].default
+@pytest.mark.parametrize('name', OWN)
+def test_what_differs_are_types_of_the_same_name(name):
+  kind = name.capitalize()
+  for module in (sd, rl):
+    for function in (getattr(module, f) for f in NAMES):
+      found = inspect.signature(function).parameters.get(name)
+      assert found is None or found.annotation is getattr(module, kind)
+  assert getattr(sd, kind) is not getattr(rl, kind)
 
 
 def test_the_functions_come_in_the_same_order():
@@ -63,10 +68,18 @@ def test_the_functions_come_in_the_same_order():
 def test_a_signal_is_constant(module):
   apply_fn, params = model()
   prompts, rollout, evidence = batch()
+  own = {sd: evidence.sd, rl: evidence.rl}[module]
 
   def f(params):
     signal = module.signal_step(
-      apply_fn, params, params, params, prompts, rollout, evidence
+      apply_fn,
+      params,
+      params,
+      params,
+      prompts,
+      rollout,
+      own,
+      shared=Shared(kl=K3(0.1)),
     )
     leaves = jax.tree.leaves(signal)
     floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -82,11 +95,10 @@ def test_the_gradient_identity():
   apply_fn, params = model()
   _, teacher_params = model(seed=1)
   prompts, rollout, evidence = batch()
-  assert evidence.context_index is not None
   # One teacher each, here for all rollouts.
   evidence = replace(
-    evidence,
-    context_index=evidence.context_index[..., :1],
+    evidence.sd,
+    context_index=evidence.sd.context_index[..., :1],
     context_mask=jnp.ones((4, 3, 1), bool),
   )
   signal = jax.jit(functools.partial(sd.signal_step, apply_fn))(
@@ -95,19 +107,20 @@ def test_the_gradient_identity():
   teacher_logp = token_logp(
     apply_fn,
     teacher_params,
-    signal.teacher_hidden[..., 0, :],
+    signal.teacher.hidden[..., 0, :],
     jnp.asarray(rollout.ids),
   )
   advantage = jax.lax.stop_gradient(teacher_logp - rollout.behavior_logp)
   weight = weights(rollout, signal.sample_mask)
 
-  def gradient(module, signal, **options):
-    loss = functools.partial(module.loss, apply_fn, **options)
+  def gradient(module, signal, options):
+    loss = functools.partial(module.loss, apply_fn, options=options)
     f = jax.jit(jax.grad(loss, has_aux=True))
     return f(params, teacher_params, None, prompts, rollout, signal, weight)[0]
 
-  ours = gradient(sd, signal, support='sampled')
-  theirs = gradient(rl, replace(signal, advantage=advantage))
+  ours = gradient(sd, signal, sd.Options(support=SampledToken()))
+  rewarded = rl.Signal(signal.sample_mask, advantage=advantage)
+  theirs = gradient(rl, rewarded, rl.Options())
   assert max(jnp.abs(g).max() for g in jax.tree.leaves(ours)) > 0.1
   assert_close(theirs, ours, 1e-5)
 
@@ -119,8 +132,8 @@ def test_an_anchor_without_a_reference_is_named(module):
 
   def f(params):
     return signal_then_loss(
-      module, apply_fn, params, params, None, data, kl_coef=0.5
+      module, apply_fn, params, params, None, data, kl=K3(0.5)
     )
 
-  with pytest.raises(ValueError, match='kl_coef=0.5 needs a reference'):
+  with pytest.raises(ValueError, match=r"k3\(coef=0.5\)' needs a reference"):
     jax.eval_shape(f, params)

@@ -8,10 +8,26 @@ import numpy as np
 import pytest
 from models import chain
 
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.objectives.anchor import Tempered, TrustRegion
+from sdjax.objectives.divergence import ForwardKL
+from sdjax.objectives.mixing import (
+  RLCSD,
+  RLSD,
+  SDPG,
+  SRPO,
+  Advantages,
+  AntiSD,
+  Debiased,
+  Losses,
+)
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps import mix
-from sdjax.steps.view import counted_tokens, student_hidden
-from sdjax.types import Evidence, Prompts, Rollout
+from sdjax.objectives.reference_kl import K3, ReferenceKL
+from sdjax.steps import mix, sd
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.score import student_hidden
+from sdjax.steps.student import Shared, counted_tokens
+from sdjax.types import Prompts, Rewards, Rollout, TeacherContexts
 
 STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
@@ -38,20 +54,30 @@ ROLLOUT = Rollout(
 REWARDED = np.array([[[UNIT], [-UNIT]]]) * np.ones(IDS.shape)
 
 
-def evidence_of(mask=((True,), (True,)), index=((0,), (0,)), correct=(1, 0)):
+def evidence_of(
+  mask=((True,), (True,)), index=((0,), (0,)), correct=(1, 0), **changes: Any
+):
   """Context 0 ends in token 1 as the prompt does, context 1 in token 0."""
-  return Evidence(
-    reward=jnp.array([[1.0, 0.0]]),
-    correct=jnp.array([correct], bool),
+  contexts = TeacherContexts(
     context_ids=jnp.array([[[2, 1], [1, 0]]]),
     context_length=jnp.array([[2, 2]]),
     context_index=jnp.array([index]),
     context_mask=jnp.array([mask]),
+    correct=jnp.array([correct], bool),
   )
+  rewards = Rewards(reward=jnp.array([[1.0, 0.0]]))
+  return mix.Evidence(**{'sd': contexts, 'rl': rewards} | changes)
+
+
+def options_of(rule, **how) -> mix.Options:
+  """Options whose last context is a wrong answer, where the rule needs one."""
+  if rule.needs_contrast:
+    how['demonstrations'] = Demonstrations(contrast=1)
+  return mix.Options(rule=rule, sd=sd.Options(**how))
 
 
 def signal_of(
-  rule, evidence=None, rollout=ROLLOUT, teacher=TEACHER, **options
+  rule, evidence=None, rollout=ROLLOUT, teacher=TEACHER, **shared
 ) -> Any:
   apply_fn, params = chain(STUDENT)
   return mix.signal_step(
@@ -62,8 +88,8 @@ def signal_of(
     PROMPTS,
     rollout,
     evidence_of() if evidence is None else evidence,
-    rule=rule,
-    **options,
+    options_of(rule),
+    Shared(**shared),
   )
 
 
@@ -72,7 +98,7 @@ U = np.log(TEACHER[BEFORE, IDS] / STUDENT[BEFORE, IDS])
 
 
 def test_mixed_advantage():
-  got = signal_of('advantage', weight=0.25).advantage
+  got = signal_of(Advantages(weight=0.25)).advantage
   want = 0.25 * REWARDED + 0.75 * U
   np.testing.assert_allclose(got[COUNTED], want[COUNTED], rtol=1e-4)
 
@@ -81,7 +107,7 @@ def test_rlsd_is_clipped_by_its_own_width():
   # Ratios of the right rollout: 6/7, 2, 2; of the wrong one, the other way
   # round: 1, 7/6.
   for clip in (0.4, 0.1):
-    got = signal_of('rlsd', weight=0.5, ratio_clip=clip).advantage
+    got = signal_of(RLSD(weight=0.5, clip=clip)).advantage
     factor = np.clip(np.exp(np.sign(REWARDED) * U), 1 - clip, 1 + clip)
     want = REWARDED * (0.5 + 0.5 * factor)
     np.testing.assert_allclose(got[COUNTED], want[COUNTED], rtol=1e-4)
@@ -90,7 +116,7 @@ def test_rlsd_is_clipped_by_its_own_width():
 
 
 def test_antisd():
-  got = signal_of('antisd', weight=0.5).advantage
+  got = signal_of(AntiSD(weight=0.5)).advantage
   want = REWARDED - 0.25 * (np.log1p(np.exp(U)) - np.log(2))
   np.testing.assert_allclose(got[COUNTED], want[COUNTED], rtol=1e-4)
 
@@ -111,7 +137,7 @@ def test_the_gate_of_antisd_reads_no_padding(unsure):
   floor = 0.8 if unsure else 0.4
   assert entropy(peaked) < floor < entropy(flat)
   got = signal_of(
-    'antisd', rollout=rollout, teacher=teacher, entropy_floor=floor, weight=2.0
+    AntiSD(weight=2.0, entropy_floor=floor), rollout=rollout, teacher=teacher
   ).advantage
   u = np.log(teacher[BEFORE, IDS] / STUDENT[BEFORE, IDS])
   heard = REWARDED - (np.log1p(np.exp(u)) - np.log(2))
@@ -123,25 +149,22 @@ def test_the_gate_of_antisd_reads_no_padding(unsure):
 def test_the_gate_of_antisd_is_at_the_median():
   # Entropies of the five counted tokens: of row 1, 2, 0 and 1, 1.
   median = np.median([entropy(TEACHER[i]) for i in (1, 2, 0, 1, 1)])
-  plain = signal_of('antisd', weight=1.0).advantage
+  plain = signal_of(AntiSD(weight=1.0)).advantage
   for floor, heard in ((median - 0.01, True), (median + 0.01, False)):
-    got = signal_of('antisd', weight=1.0, entropy_floor=floor).advantage
+    got = signal_of(AntiSD(weight=1.0, entropy_floor=floor)).advantage
     want = plain if heard else REWARDED
     np.testing.assert_allclose(got[COUNTED], want[COUNTED], rtol=1e-4)
 
 
-CONTRAST = {
-  'evidence': evidence_of(((True, True),) * 2, ((0, 1),) * 2),
-  'num_contrast': 1,
-  'contrast_temperature': 1.0,
-  'contrast_clip': 0.5,
-  'contrast_threshold': 0.02,
-}
+def contrasted(mask=(True, True), weight=0.5, touched_weight=1.0, **how) -> Any:
+  """The signal of `rlcsd`, each rollout shown a right and a wrong answer."""
+  rule = RLCSD(weight, 1.0, 0.5, 0.02, touched_weight)
+  return signal_of(rule, evidence_of((mask, mask), ((0, 1),) * 2), **how)
 
 
 def test_rlcsd_contrasts_right_and_wrong_answers():
-  """Only the first token's law depends on the context here."""
-  got = signal_of('rlcsd', weight=0.7, **CONTRAST).advantage
+  """Only the first token's distribution depends on the context here."""
+  got = contrasted(weight=0.7).advantage
   # Of token 2: log .6/.25. Of token 1: log .2/.5, which is past the bound.
   bonus = 0.7 * np.tanh(np.log([0.6 / 0.25, 0.2 / 0.5]))
   assert bonus[0] < 0.5 < -bonus[1]
@@ -152,10 +175,7 @@ def test_rlcsd_contrasts_right_and_wrong_answers():
 
 def test_without_one_of_the_two_there_is_no_contrast():
   for mask in ((True, False), (False, True)):
-    evidence = evidence_of((mask, mask), ((0, 1),) * 2)
-    got = signal_of(
-      'rlcsd', **{**CONTRAST, 'evidence': evidence}, weight=0.8
-    ).advantage
+    got = contrasted(mask, weight=0.8).advantage
     np.testing.assert_allclose(got[COUNTED], REWARDED[COUNTED], rtol=1e-4)
 
 
@@ -169,20 +189,18 @@ def test_without_one_of_the_two_there_is_no_contrast():
 )
 def test_touched_tokens_have_a_mean_of_their_own(aggregation, want):
   """The untouched ones' mean, and `touched_weight` times the touched."""
-  signal = signal_of(
-    'rlcsd', touched_weight=0.25, aggregation=aggregation, **CONTRAST
-  )
+  signal = contrasted(touched_weight=0.25, aggregation=aggregation)
   weight = token_weights(
     counted_tokens(ROLLOUT, signal), signal.sample_mask, aggregation
   )
-  got = np.asarray(weight * signal.rl_weight)
+  got = np.asarray(weight * signal.weight)
   np.testing.assert_allclose(got[COUNTED], np.array([want])[COUNTED], rtol=1e-5)
 
 
 REFERENCE = np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
 
 
-def with_reference(rule, rollout=ROLLOUT, evidence=None, **options) -> Any:
+def with_reference(options, evidence=None, kl='k3(coef=0.1)') -> Any:
   apply_fn, params = chain(STUDENT)
   return mix.signal_step(
     apply_fn,
@@ -190,28 +208,29 @@ def with_reference(rule, rollout=ROLLOUT, evidence=None, **options) -> Any:
     chain(TEACHER)[1],
     chain(REFERENCE)[1],
     PROMPTS,
-    rollout,
+    ROLLOUT,
     evidence_of() if evidence is None else evidence,
-    rule=rule,
-    **options,
+    options,
+    Shared(kl=ReferenceKL.parse(kl)),
   )
 
 
-@pytest.mark.parametrize('anchor', ['teacher', 'student'])
+@pytest.mark.parametrize('anchor', [TrustRegion(), Tempered()], ids=str)
 def test_an_anchored_teacher_credits_tokens(anchor):
-  """Its law is T^.25 R^.75, normalised; R reads the same last tokens here."""
-  signal = with_reference('advantage', anchor=anchor, teacher_share=0.25)
-  law = TEACHER**0.25 * REFERENCE**0.75
-  law /= law.sum(-1, keepdims=True)
-  u = np.log(law[BEFORE, IDS] / STUDENT[BEFORE, IDS])
+  """It is T^.25 R^.75, normalised; R reads the same last tokens here."""
+  options = options_of(Advantages(), anchor=anchor)
+  contexts = evidence_of().sd.replace(teacher_share=jnp.array([0.25]))
+  signal = with_reference(options, evidence_of(sd=contexts))
+  target = TEACHER**0.25 * REFERENCE**0.75
+  target /= target.sum(-1, keepdims=True)
+  u = np.log(target[BEFORE, IDS] / STUDENT[BEFORE, IDS])
   want = 0.5 * REWARDED + 0.5 * u
   np.testing.assert_allclose(
     signal.advantage[COUNTED], want[COUNTED], rtol=1e-4
   )
   logr = np.log(REFERENCE[BEFORE, IDS])
   np.testing.assert_allclose(signal.ref_logp[COUNTED], logr[COUNTED], rtol=1e-4)
-  without = with_reference('advantage', anchor=anchor, with_ref_kl=False)
-  assert without.ref_logp is None
+  assert with_reference(options, kl='none').ref_logp is None
 
 
 def test_the_reference_reads_the_rollouts_once():
@@ -232,7 +251,8 @@ def test_the_reference_reads_the_rollouts_once():
     PROMPTS,
     ROLLOUT,
     evidence_of(),
-    rule='loss',
+    options_of(Losses()),
+    Shared(kl=K3(coef=0.1)),
   )
   once = list(read)
   read.clear()
@@ -240,15 +260,17 @@ def test_the_reference_reads_the_rollouts_once():
   assert read and once == read
 
 
-# Sampled by another law: the first token at half, the others at twice their
+# Sampled by others: the first token at half, the others at twice their
 # probability under the student.
 SHIFT = np.log([0.5, 2.0, 2.0])
 ELSEWHERE = ROLLOUT.replace(behavior_logp=ROLLOUT.behavior_logp + SHIFT)
 
 
-def test_credit_is_to_the_law_that_sampled():
-  for recompute, base in ((False, SHIFT), (True, 0 * SHIFT)):
-    signal = signal_of('advantage', rollout=ELSEWHERE, recompute=recompute)
+def test_credit_is_to_the_behaviour_policy():
+  # A truncating sampler's word is computed anew.
+  for top_p, base in ((1.0, SHIFT), (0.999, 0 * SHIFT)):
+    sampling = Sampling(top_p=top_p)
+    signal = signal_of(Advantages(), rollout=ELSEWHERE, sampling=sampling)
     want = 0.5 * REWARDED + 0.5 * (U - base)
     np.testing.assert_allclose(
       signal.advantage[COUNTED], want[COUNTED], rtol=1e-4
@@ -260,64 +282,63 @@ def test_credit_is_to_the_law_that_sampled():
 def test_weights_for_the_sampler_reach_both_losses():
   # Ratios 2, 1/2, 1/2; the cap is 1.5.
   factor = np.array([1.5, 0.5, 0.5]) * np.ones(IDS.shape)
-  for rule in ('loss', 'sdpg', 'srpo'):
+  for rule in (Losses(), SDPG(), SRPO()):
     plain = signal_of(rule, rollout=ELSEWHERE)
     got = signal_of(rule, rollout=ELSEWHERE, sampler_clip=1.5)
-    for name in ('rl_weight', 'sd_weight'):
-      want = np.asarray(getattr(plain, name)) * factor
-      np.testing.assert_allclose(
-        getattr(got, name)[COUNTED], want[COUNTED], rtol=1e-4
-      )
-  options = {'weight': 0.7, **CONTRAST, 'rollout': ELSEWHERE}
-  plain = signal_of('rlcsd', touched_weight=0.25, **options)
-  got = signal_of('rlcsd', touched_weight=0.25, sampler_clip=1.5, **options)
+    for own, other in ((got, plain), (got.taught, plain.taught)):
+      want = np.asarray(other.weight) * factor
+      np.testing.assert_allclose(own.weight[COUNTED], want[COUNTED], rtol=1e-4)
+  how = {'weight': 0.7, 'touched_weight': 0.25, 'rollout': ELSEWHERE}
+  plain = contrasted(**how)
+  got = contrasted(**how, sampler_clip=1.5)
   np.testing.assert_allclose(
-    got.rl_weight[COUNTED], (plain.rl_weight * factor)[COUNTED], rtol=1e-4
+    got.weight[COUNTED], (plain.weight * factor)[COUNTED], rtol=1e-4
   )
 
 
 def test_each_loss_has_its_own_mean():
   """The sum of w L_rl and (1 - w) L_sd: the second rollout has no teacher."""
-  signal = signal_of('loss', evidence_of(((True,), (False,))), weight=0.75)
+  signal = signal_of(Losses(weight=0.75), evidence_of(((True,), (False,))))
   counted = counted_tokens(ROLLOUT, signal)
   weight = token_weights(counted, signal.sample_mask, 'token_mean')
   assert signal.sample_mask.all()
-  pushed = np.asarray(weight * signal.rl_weight)
-  pulled = np.asarray(weight * signal.sd_weight)
-  np.testing.assert_allclose(pushed, 0.75 * COUNTED / 5, rtol=1e-5)
-  np.testing.assert_allclose(pulled[0, 0], [0.25 / 3] * 3, rtol=1e-5)
-  np.testing.assert_array_equal(pulled[0, 1], 0)
+  reinforced = np.asarray(weight * signal.weight)
+  distilled = np.asarray(weight * signal.taught.weight)
+  np.testing.assert_allclose(reinforced, 0.75 * COUNTED / 5, rtol=1e-5)
+  np.testing.assert_allclose(distilled[0, 0], [0.25 / 3] * 3, rtol=1e-5)
+  np.testing.assert_array_equal(distilled[0, 1], 0)
 
 
 def test_srpo_hears_a_teacher_that_is_sure():
-  """Failed tokens weigh exp(-c H), with mean 1; the others are pushed."""
-  signal = signal_of('srpo', entropy_exponent=2.0)
+  """Failed tokens weigh exp(-c H), with mean 1; the others are reinforced."""
+  signal = signal_of(SRPO(entropy_exponent=2.0))
   # The failed rollout has two tokens, each behind a 1, so of equal entropy.
-  np.testing.assert_allclose(signal.sd_weight[0, 1, :2], 1, rtol=1e-5)
-  np.testing.assert_array_equal(signal.sd_weight[0, 0], 0)
-  np.testing.assert_array_equal(signal.rl_weight[0, :, 0], [1, 0])
+  np.testing.assert_allclose(signal.taught.weight[0, 1, :2], 1, rtol=1e-5)
+  np.testing.assert_array_equal(signal.taught.weight[0, 0], 0)
+  np.testing.assert_array_equal(signal.weight[0, :, 0], [1, 0])
   other = ROLLOUT.replace(
     ids=jnp.array([[[2, 0, 1], [2, 0, 0]]]), length=jnp.array([[3, 3]])
   )
-  signal = signal_of('srpo', rollout=other, entropy_exponent=2.0)
+  signal = signal_of(SRPO(entropy_exponent=2.0), rollout=other)
   calm = np.exp([-2 * entropy(TEACHER[i]) for i in (1, 2, 0)])
   np.testing.assert_allclose(
-    signal.sd_weight[0, 1], calm / calm.mean(), rtol=1e-4
+    signal.taught.weight[0, 1], calm / calm.mean(), rtol=1e-4
   )
 
 
 def test_sdpg_adds_the_weighted_teacher():
-  signal = signal_of('sdpg', evidence_of(((True,), (True,))), weight=0.3)
-  np.testing.assert_allclose(signal.sd_weight, 0.3, rtol=1e-6)
-  np.testing.assert_array_equal(signal.rl_weight, 1)
-  signal = signal_of('sdpg', evidence_of(((True,), (False,))), weight=0.3)
-  np.testing.assert_allclose(signal.sd_weight[0, :, 0], [0.3, 0], rtol=1e-6)
+  signal = signal_of(SDPG(weight=0.3), evidence_of(((True,), (True,))))
+  np.testing.assert_allclose(signal.taught.weight, 0.3, rtol=1e-6)
+  np.testing.assert_array_equal(signal.weight, 1)
+  signal = signal_of(SDPG(weight=0.3), evidence_of(((True,), (False,))))
+  np.testing.assert_allclose(signal.taught.weight[0, :, 0], [0.3, 0], rtol=1e-6)
 
 
 def test_the_two_losses_are_added():
   """Of one rollout, at the weights that sampled: -A a token, and the KLs."""
   apply_fn, params = chain(STUDENT)
-  signal = with_reference('sdpg', weight=0.5)
+  options = options_of(SDPG(weight=0.5), divergence=ForwardKL())
+  signal = with_reference(options)
   weight = jnp.asarray(COUNTED / 5, jnp.float32)
   loss, metrics = mix.loss(
     apply_fn,
@@ -328,43 +349,45 @@ def test_the_two_losses_are_added():
     ROLLOUT,
     signal,
     weight,
-    kl_coef=0.1,
-    distance={'objective': 'forward_kl'},
+    options,
+    Shared(kl=K3(0.1)),
   )
   q, p = TEACHER[BEFORE], STUDENT[BEFORE]
-  distance = (q * np.log(q / p)).sum(-1)[COUNTED].mean()
+  divergence = (q * np.log(q / p)).sum(-1)[COUNTED].mean()
   gap = np.log(REFERENCE[BEFORE, IDS] / STUDENT[BEFORE, IDS])[COUNTED]
   anchor = np.mean(np.exp(gap) - gap - 1)
   policy = -REWARDED[COUNTED].mean()
   np.testing.assert_allclose(metrics['policy'], policy, rtol=1e-4)
-  np.testing.assert_allclose(metrics['divergence'], 0.5 * distance, rtol=1e-4)
+  np.testing.assert_allclose(metrics['divergence'], 0.5 * divergence, rtol=1e-4)
   np.testing.assert_allclose(metrics['kl_ref'], anchor, rtol=1e-4)
   np.testing.assert_allclose(
     metrics['teacher_log_ratio'], U[COUNTED].mean(), rtol=1e-3
   )
-  want = policy + 0.5 * distance + 0.1 * anchor
+  want = policy + 0.5 * divergence + 0.1 * anchor
   np.testing.assert_allclose(loss, want, rtol=1e-4)
 
 
 def test_a_weight_of_the_step_goes_before_the_options():
-  evidence = evidence_of().replace(strength=jnp.array([0.2]))
-  got = signal_of('advantage', evidence, weight=0.9).advantage
+  evidence = evidence_of(weight=jnp.array([0.2]))
+  got = signal_of(Advantages(weight=0.9), evidence).advantage
   want = 0.2 * REWARDED + 0.8 * U
   np.testing.assert_allclose(got[COUNTED], want[COUNTED], rtol=1e-4)
 
 
 def test_debiased_tilts_only_those_that_are_taught():
   """Two right rollouts by two strategies; without a teacher one is left."""
-  evidence = evidence_of(correct=(1, 1)).replace(
-    strategy=jnp.array([[0, 1]]), reward=jnp.array([[1.0, 1.0]])
-  )
+  both = {
+    'correct': (1, 1),
+    'strategy': jnp.array([[0, 1]]),
+    'rl': Rewards(reward=jnp.array([[1.0, 1.0]])),
+  }
   u = np.where(COUNTED, U, 0)
   tilt = u.sum(-1)
   size = np.abs(u) / np.abs(u).sum(-1, keepdims=True)
   change = (tilt.mean() - tilt)[..., None] * size
-  got = signal_of('debiased', evidence, weight=0.0).advantage
+  got = signal_of(Debiased(weight=0.0), evidence_of(**both)).advantage
   np.testing.assert_allclose(got[COUNTED], (u + change)[COUNTED], rtol=1e-3)
-  lone = evidence.replace(context_mask=jnp.array([[[True], [False]]]))
-  got = signal_of('debiased', lone, weight=0.0).advantage
+  lone = evidence_of(((True,), (False,)), **both)
+  got = signal_of(Debiased(weight=0.0), lone).advantage
   np.testing.assert_allclose(got[0, 0], u[0, 0], rtol=1e-3)
   np.testing.assert_allclose(got[0, 1], 0, atol=1e-6)

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax import config
-from sdjax.optim import kept_remainder, learning_rate, make_optimizer
+from sdjax.config import schema as config
+from sdjax.training.optim import kept_remainder, learning_rate, make_optimizer
 
 
 def rates(num_steps, **options):
@@ -38,15 +38,23 @@ def test_cosine_after_warmup():
   np.testing.assert_allclose(schedule(jnp.int32(99)), 3e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('warmup_steps', [-1, 4, 9])
+@pytest.mark.parametrize('warmup_steps', [4, 9])
 def test_warmup_out_of_range(warmup_steps):
   with pytest.raises(ValueError, match=f'warmup_steps={warmup_steps} .* 4 st'):
     rates(4, warmup_steps=warmup_steps)
 
 
-def test_unknown_schedule():
-  with pytest.raises(ValueError, match="'linear' is not one of .*cosine"):
-    rates(4, schedule='linear')
+@pytest.mark.parametrize(
+  ('options', 'allowed'),
+  [
+    ({'warmup_steps': -1}, 'at least 0'),
+    ({'schedule': 'linear'}, "'constant' or 'cosine'"),
+  ],
+)
+def test_what_no_section_holds(options, allowed):
+  ((name, value),) = options.items()
+  with pytest.raises(ValueError, match=f'{name}={value!r} must be {allowed}'):
+    rates(4, **options)
 
 
 def part(state, name) -> Any:

@@ -15,7 +15,7 @@ from tabular import (
   THREE_TOKENS,
   normalise,
   problem,
-  sequence_laws,
+  sequence_distributions,
   sequence_logp,
   sequence_optimum,
   table_model,
@@ -23,14 +23,19 @@ from tabular import (
   total_variation,
 )
 
-from sdjax import rl, rollout_step, sd, theory, update_step
-from sdjax.types import Evidence, Prompts, TrainState
+from sdjax import rl, rollout_step, sd, update_step
+from sdjax.forecast import closed_forms as theory
+from sdjax.objectives.advantages import DrGRPO
+from sdjax.objectives.divergence import ForwardKL
+from sdjax.objectives.reference_kl import K1, K2, K3, FullKL, KLReward
+from sdjax.steps.student import Shared
+from sdjax.types import Prompts, Rewards, TeacherContexts, TrainState
 
 NUM_Q, NUM_G, STEPS = 16, 8, 1000
 
 
-def train(sizes, module, gather, signal_options=None, **loss_options):
-  """Trains the table with the library's own steps; its law over answers.
+def train(sizes, module, gather, options=None, **shared):
+  """Trains the table with the library's own steps.
 
   The base policy is the start, the frozen teacher and the reference.
 
@@ -38,9 +43,13 @@ def train(sizes, module, gather, signal_options=None, **loss_options):
     sizes: of the `problem`.
     module: `sd` or `rl`.
     gather: (rollout, key) to the evidence.
-    signal_options: of the module's signal step.
-    **loss_options: of the module's loss.
+    options: of the step; None: its defaults.
+    **shared: of all methods.
+
+  Returns:
+    Its distribution over answers.
   """
+  how = {'options': options or module.Options(), 'shared': Shared(**shared)}
   vocab, length, num_demos = sizes
   logp_CNV, *_ = problem(*sizes)
   apply_fn, base = table_model(logp_CNV)
@@ -51,7 +60,7 @@ def train(sizes, module, gather, signal_options=None, **loss_options):
   )
   # The rate falls to 0, so that what is left is bias and not noise.
   optimizer = optax.adam(optax.cosine_decay_schedule(0.1, STEPS))
-  loss_fn = functools.partial(module.loss, apply_fn, **loss_options)
+  loss_fn = functools.partial(module.loss, apply_fn, **how)
 
   def step(state, key):
     draw, choose = jax.random.split(key)
@@ -72,8 +81,7 @@ def train(sizes, module, gather, signal_options=None, **loss_options):
       prompts,
       rollout,
       gather(rollout, choose),
-      kl_estimator=loss_options.get('kl_estimator', 'k3'),
-      **(signal_options or {}),
+      **how,
     )
     state, _ = update_step(
       state,
@@ -97,7 +105,7 @@ def train(sizes, module, gather, signal_options=None, **loss_options):
 
 
 def shown_to_the_teacher(sizes, num_demo=1, num_plain=0):
-  """Gathers a demonstration for each rollout, from a fixed law.
+  """Gathers a demonstration for each rollout, from a fixed distribution.
 
   Args:
     sizes: of the `problem`.
@@ -117,7 +125,7 @@ def shown_to_the_teacher(sizes, num_demo=1, num_plain=0):
     index_QGK = jnp.stack(
       [demo_QG] * num_demo + [jnp.full(shape, none)] * num_plain, axis=-1
     )
-    return Evidence(
+    return TeacherContexts(
       context_ids=contexts,
       context_length=jnp.ones_like(contexts[..., 0]),
       context_index=index_QGK,
@@ -136,15 +144,13 @@ def number_of(rollout, vocab):
 def rewarded(sizes):
   """Gathers the rewards, for the library's own advantage."""
   reward = jnp.asarray(problem(*sizes)[1])
-  return lambda rollout, _: Evidence(
-    reward=reward[number_of(rollout, sizes[0])]
-  )
+  return lambda rollout, _: Rewards(reward=reward[number_of(rollout, sizes[0])])
 
 
 @pytest.mark.parametrize('support', ['full', 'sampled'])
 def test_sd_of_one_token_ends_at_the_closed_form(support):
   gather = shown_to_the_teacher(ONE_TOKEN)
-  got = train(ONE_TOKEN, sd, gather, support=support)
+  got = train(ONE_TOKEN, sd, gather, sd.Options(support=support))
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) < 0.02
 
 
@@ -157,17 +163,17 @@ def test_sd_with_the_base_as_a_second_teacher_ends_at_the_closed_form():
 
 def test_sd_with_k3_ends_at_the_closed_form_with_the_forward_anchor():
   gather = shown_to_the_teacher(ONE_TOKEN)
-  got = train(ONE_TOKEN, sd, gather, kl_coef=1.0)
+  got = train(ONE_TOKEN, sd, gather, kl=K3(1.0))
   anchored = token_optimum(*ONE_TOKEN, 1.0, anchor='forward_kl')
   assert total_variation(got, anchored) < 0.02
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 1.0)) > 0.04
 
 
-@pytest.mark.parametrize('estimator', ['k1', 'k2', 'full'])
-def test_sd_with_another_estimator_ends_at_the_paper_s_form(estimator):
+@pytest.mark.parametrize('kl', [K1(1.0), K2(1.0), FullKL(1.0)], ids=str)
+def test_sd_with_another_estimator_ends_at_the_paper_s_form(kl):
   """Their slope is that of KL(student || reference), the propositions' own."""
   gather = shown_to_the_teacher(ONE_TOKEN)
-  got = train(ONE_TOKEN, sd, gather, kl_coef=1.0, kl_estimator=estimator)
+  got = train(ONE_TOKEN, sd, gather, kl=kl)
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 1.0)) < 0.02
   anchored = token_optimum(*ONE_TOKEN, 1.0, anchor='forward_kl')
   assert total_variation(got, anchored) > 0.04
@@ -186,45 +192,44 @@ def test_sd_of_three_tokens_ends_at_the_token_level_form(num_demo, num_plain):
 
 def test_forward_kl_ends_at_the_mean_of_the_teachers():
   gather = shown_to_the_teacher(ONE_TOKEN)
-  got = train(ONE_TOKEN, sd, gather, objective='forward_kl')
-  logp0, given, _, demo_prob = sequence_laws(*ONE_TOKEN)
+  got = train(ONE_TOKEN, sd, gather, sd.Options(divergence=ForwardKL()))
+  logp0, given, _, demo_prob = sequence_distributions(*ONE_TOKEN)
   mixture = theory.mixture_optimum(logp0, given, demo_prob)
   assert total_variation(got, mixture) < 0.02
   assert total_variation(got, sequence_optimum(*ONE_TOKEN, 0.0)) > 0.2
 
 
-def ends_of_rl(sizes, beta=0.5, **kl):
+def ends_of_rl(sizes, kl):
   """Where RL with a KL ends, and the optimum of whole answers (Prop. 1)."""
-  kl['kl_coef'] = beta
-  signal = {'advantage': 'dr_grpo', 'kl_in': kl.get('kl_in', 'loss')}
-  got = train(sizes, rl, rewarded(sizes), signal | {'kl_coef': beta}, **kl)
-  logp0, _, reward, _ = sequence_laws(*sizes)
-  return got, theory.kl_rl_optimum(logp0, reward, beta)
+  options = rl.Options(advantage=DrGRPO())
+  got = train(sizes, rl, rewarded(sizes), options, kl=kl)
+  logp0, _, reward, _ = sequence_distributions(*sizes)
+  return got, theory.kl_rl_optimum(logp0, reward, kl.coef)
 
 
 @pytest.mark.parametrize('sizes', [ONE_TOKEN, THREE_TOKENS])
 def test_a_kl_in_the_reward_ends_at_the_closed_form_at_any_length(sizes):
   """To the last bit: there R - beta K is the same for all answers."""
-  got, want = ends_of_rl(sizes, kl_in='reward')
+  got, want = ends_of_rl(sizes, KLReward(0.5))
   assert total_variation(got, want) < 1e-5
 
 
 def test_a_kl_to_go_ends_at_the_closed_form_but_for_noise():
-  got, want = ends_of_rl(THREE_TOKENS, kl_in='reward_to_go')
+  got, want = ends_of_rl(THREE_TOKENS, KLReward(0.5, to_go=True))
   assert total_variation(got, want) < 0.02
 
 
-@pytest.mark.parametrize('estimator', ['k1', 'full'])
-def test_a_kl_in_the_loss_ends_elsewhere_for_several_tokens(estimator):
+@pytest.mark.parametrize('kl', [K1(0.5), FullKL(0.5)], ids=str)
+def test_a_kl_in_the_loss_ends_elsewhere_for_several_tokens(kl):
   """No token pays for those it makes likely behind it."""
-  got, want = ends_of_rl(THREE_TOKENS, kl_estimator=estimator)
+  got, want = ends_of_rl(THREE_TOKENS, kl)
   assert total_variation(got, want) > 0.04
 
 
 def test_grpo_ends_at_the_closed_form_of_its_gain_and_anchor():
   beta = 1.0
-  got = train(ONE_TOKEN, rl, rewarded(ONE_TOKEN), kl_coef=beta)
-  logp0, _, reward, _ = sequence_laws(*ONE_TOKEN)
+  got = train(ONE_TOKEN, rl, rewarded(ONE_TOKEN), kl=K3(beta))
+  logp0, _, reward, _ = sequence_distributions(*ONE_TOKEN)
 
   def ends(gain, anchor='forward_kl'):
     return theory.kl_rl_optimum(logp0, gain * reward, beta, anchor)

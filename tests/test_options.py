@@ -3,12 +3,12 @@
 The model is a table that compiles in a moment: `models.bags`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-from pathlib import Path
-from typing import Any
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,51 @@ import numpy as np
 import optax
 import pytest
 from models import assert_close, bags
+from option_variants import (
+  BASES,
+  LETTERS,
+  MIX,
+  NUM_G,
+  NUM_Q,
+  SD,
+  VARIANTS,
+  WIDTH,
+)
 
-from sdjax import config as c
-from sdjax import methods, presets
-from sdjax.config_check import is_changed, sections, validate
-from sdjax.config_dict import replace
-from sdjax.config_rules import ALLOWED
-from sdjax.data.tokenizer import word_tokenizer
-from sdjax.grading import grade
+from sdjax import methods
+from sdjax.config import presets
+from sdjax.config import schema as c
+from sdjax.config.check import sections, validate
+from sdjax.config.convert import replace
+from sdjax.feedback.grading import Graded, grade
+from sdjax.feedback.strategies import (
+  Demonstrations,
+)
+from sdjax.models.tokenizer import word_tokenizer
+from sdjax.objectives.diversity_reward import (
+  Bonus,
+  NoDiversityReward,
+  Scale,
+)
+from sdjax.objectives.mixing import (
+  RLCSD,
+  RLSD,
+  SDPG,
+  SRPO,
+)
+from sdjax.objectives.policy_loss import (
+  Reinforce,
+)
+from sdjax.objectives.schedule import Constant
+from sdjax.options import Option
+from sdjax.steps import mix, rl, sd, update
 from sdjax.steps.score import completion_hidden, token_logp
-from sdjax.steps.update import update_step
-from sdjax.tasks.base import Question, Verdict
+from sdjax.steps.student import Loss
+from sdjax.tasks.base import Question, Task, Verdict
 from sdjax.types import Prompts, Rollout, TrainState
 
 TOKENIZER = word_tokenizer(['a', 'b', 'c', 'd', '=', 'no', '?'])
 SIZE = len(TOKENIZER)
-NUM_Q, NUM_G, WIDTH = 4, 4, 4
 
 
 apply_fn, _ = bags(SIZE)
@@ -41,7 +70,7 @@ def table(seed=0):
   return bags(SIZE, seed)[1]
 
 
-class Letters:
+class Letters(Task):
   """An answer is right if it begins with `a` or `b`; its concepts: letters."""
 
   name = 'letters'
@@ -67,7 +96,7 @@ class Letters:
       correct=right,
       reward=float(right),
       solution=words[0] if right else '',
-      concepts=tuple(sorted(set(words))),
+      strategy=tuple(sorted(set(words))),
       feedback='' if right else 'd',
     )
 
@@ -121,159 +150,8 @@ def rollouts(pad=0):
   return prompts, rollout
 
 
-BASE = c.Config(
-  rollout=c.Rollout(
-    num_questions=NUM_Q,
-    num_samples=NUM_G,
-    max_context=9,
-    context_buckets=(9,),
-    max_new_tokens=WIDTH,
-  ),
-  task=c.ConceptGraph(),
-)
-SD = replace(BASE, method__demonstrations__max_context=12)
-RL = dataclasses.replace(BASE, method=c.PolicyGradient())
-EXTERNAL = replace(
-  SD,
-  method__demonstrations__strategy='external',
-  method__demonstrations__file=str(Path(__file__).parent / 'letters.jsonl'),
-)
-MIX = replace(
-  dataclasses.replace(BASE, method=c.Mix()),
-  method__sd__demonstrations__max_context=12,
-)
-
-
-def variants() -> dict[str, c.Config]:
-  """Config name to config, each switching something on."""
-  out = {'sd': SD, 'rl': RL, 'mix': MIX, 'sd:external': EXTERNAL}
-
-  def add(base, prefix, **changes):
-    label = ','.join(f'{k}={v}' for k, v in changes.items())
-    config = replace(base, **{prefix + k: v for k, v in changes.items()})
-    if {'clip', 'importance'} & {w for k in changes for w in k.split('_')}:
-      config = replace(config, train__epochs=2)  # else all ratios are 1
-    out[f'{base.method.name}:{label}'] = config
-
-  for changes in (
-    {'objective': 'forward_kl'},
-    {'objective': 'jsd', 'jsd_alpha': 0.3},
-    {'objective': 'jsd', 'jsd_normalised': True},
-    {'objective': 'cross_entropy', 'credit_discount': 1.0},
-    {'objective': 'score_weighted'},
-    {'support': 'student_top_k', 'top_k': 3},
-    {'support': 'student_top_k', 'top_k': 3, 'tail': False},
-    {'support': 'teacher_top_k', 'top_k': 2},
-    {'support': 'teacher_top_k', 'top_k': 2, 'tail': False},
-    {'support': 'sampled'},
-    {'support': 'sampled', 'credit_discount': 0.9},
-    {'pointwise_clip': 0.05},
-    {'importance_clip': 1.1},
-    {'success_exponent': 0.5},
-    {'teacher': 'current'},
-    {'teacher': 'frozen'},
-    {'teacher': 'snapshot', 'snapshot_every': 2},
-    {'ema_rate': 0.2},
-    {'teacher': 'trust_region', 'trust_region': 0.3},
-    {'anchor_beta': 2.0, 'anchor_steps': 5},
-    {'demonstrations__strategy': 'first'},
-    {'demonstrations__strategy': 'balanced'},
-    {'demonstrations__strategy': 'most_different', 'demonstrations__count': 2},
-    {'demonstrations__strategy': 'reference'},
-    {'demonstrations__count': 3},
-    {'demonstrations__count': 3, 'pooling': 'mixture'},
-    {'demonstrations__count': 3, 'pooling': 'sequence_mixture'},
-    {'teacher_temperature': 0.5},
-    {'demonstrations__exclude_self': False},
-    {'demonstrations__exclude_same_text': True},
-    {'demonstrations__feedback': 'without_peer'},
-    {
-      'demonstrations__feedback': 'always',
-      'demonstrations__both_template': (
-        '{feedback} {demonstration} = {question}'
-      ),
-    },
-    {
-      'demonstrations__strategy': 'none',
-      'demonstrations__feedback': 'always',
-      'demonstrations__feedback_template': '{feedback} = {question}',
-    },
-    {'demonstrations__template': '{demonstration} no {question}'},
-  ):
-    add(SD, 'method__', **changes)
-  add(EXTERNAL, 'method__', demonstrations__file_draw='distinct')
-  for changes in (
-    {'advantage': 'dr_grpo'},
-    {'advantage': 'rloo'},
-    {'advantage': 'reinforce'},
-    {'std': 'sample'},
-    {'std_epsilon': 0.1},
-    {'advantage': 'pass_at_k', 'pass_k': 2},
-    {'advantage': 'rosa'},
-    {'policy_loss': 'gspo'},
-    {'policy_loss': 'cispo', 'clip_low': 1.0},
-    {'policy_loss': 'cispo', 'clip_low': 1.0, 'drop_low': 0.1},
-    {'policy_loss': 'cispo', 'clip_low': 1.0, 'drop_high': 0.1},
-    {'policy_loss': 'reinforce'},
-    {'clip_high': 0.28},
-    {'dual_clip': 3.0},
-    {'adaptive_clip': True},
-    {'diversity_weight': 0.5},
-    {'diversity_weight': 0.5, 'diversity_for': 'all'},
-    {'diversity_weight': 0.5, 'diversity_by': 'solution'},
-    {'diversity_weight': 1.0, 'diversity_how': 'multiply'},
-    {'overlong_share': 0.5},
-  ):
-    add(RL, 'method__', **changes)
-  for base in (SD, RL):
-    for changes in (
-      {'loss__aggregation': 'sequence_mean'},
-      {'loss__aggregation': 'sequence_sum'},
-      {'loss__aggregation': 'sequence_sum_norm'},
-      {'loss__kl_coef': 0.1},
-      {'loss__kl_coef': 0.1, 'loss__kl_estimator': 'k1'},
-      {'loss__kl_coef': 0.1, 'loss__kl_estimator': 'k2'},
-      {'loss__kl_coef': 0.1, 'loss__kl_estimator': 'full'},
-      {'loss__skip_tokens': 1},
-      {'loss__mask_truncated': True},
-      {'loss__sampler_clip': 0.9},
-      {'loss__chunk': 3},
-    ):
-      add(base, '', **changes)
-    add(base, 'train__', epochs=2, mini_batches=2)
-  for place in ('reward', 'reward_to_go'):
-    add(RL, 'loss__', kl_coef=0.1, kl_in=place)
-  for changes in (
-    {'rule': 'advantage', 'weight': 0.3},
-    {'rule': 'advantage', 'schedule__rise': 3, 'schedule__delay': 0},
-    {'rule': 'advantage', 'schedule__hold': 2, 'schedule__fall': 4},
-    {'rule': 'antisd', 'schedule__delay': 1, 'schedule__rise': 1},
-    {'rule': 'rlsd', 'ratio_clip': 0.4},
-    {'rule': 'debiased', 'weight': 0.1},
-    {'rule': 'antisd', 'entropy_floor': 5.0},
-    {
-      'rule': 'rlcsd',
-      'sd__demonstrations__contrast': 2,
-      'contrast_temperature': 1.0,
-      'contrast_clip': 0.3,
-      'contrast_threshold': 0.2,
-      'touched_weight': 0.5,
-    },
-    {'rule': 'loss', 'sd__objective': 'jsd', 'rl__advantage': 'rloo'},
-    {'rule': 'srpo', 'entropy_exponent': 0.5},
-    {'rule': 'sdpg'},
-    {'rule': 'sdpg', 'positive_only': True},
-  ):
-    add(MIX, 'method__', **changes)
-  for name in presets.PRESETS:
-    out[f'preset:{name}'] = presets.apply(SD, name)
-  # Of 4 rollouts the best of 4 is always the same.
-  name = 'preset:pass_at_k'
-  out[name] = replace(out[name], method__pass_k=2)
-  return out
-
-
-VARIANTS = variants()
+STEP = 2
+"""Of training, where no schedule below stands still."""
 
 
 PROGRAMS: dict[str, Any] = {}
@@ -281,26 +159,36 @@ PROGRAMS: dict[str, Any] = {}
 
 def program(method, train, aggregation):
   """The compiled step; methods that differ on the host alone share one."""
+  teacher_of = method.teacher
+  options = update.Options(
+    aggregation=aggregation,
+    horizon=WIDTH,
+    epochs=train.epochs,
+    mini_batches=train.mini_batches,
+    micro_batches=train.micro_batches,
+    ema_rate=teacher_of.rate if teacher_of else 0.0,
+    ema_every=teacher_of.every if teacher_of else 1,
+  )
   key = repr(
     (
-      method.signal,
-      method.loss,
-      method.refresh,
-      method.teacher,
+      on_the_device(method.signal),
+      on_the_device(method.loss),
+      method.refresh and on_the_device(method.refresh),
+      teacher_of,
       method.reference,
-      train,
-      aggregation,
+      options,
     )
   )
   if key in PROGRAMS:
     return PROGRAMS[key]
   teacher, reference = table(1), table(2)
   optimizer = optax.adam(0.01)
-  kind = method.teacher.kind if method.teacher else None
+  weights = teacher_of.weights if teacher_of else None
+  averages = weights == 'average'
 
   def whole(params, prompts, rollout, evidence):
-    others = {'current': params, 'frozen': reference}
-    teacher_params = others.get(kind or '', teacher)
+    others = {'current': params, 'initial': reference}
+    teacher_params = others.get(weights or '', teacher)
     signal = method.signal(
       params,
       teacher_params,
@@ -313,11 +201,11 @@ def program(method, train, aggregation):
       step=jnp.int32(0),
       params=params,
       opt_state=optimizer.init(params),
-      teacher_params=teacher if kind == 'ema' else None,
+      teacher_params=teacher if averages else None,
     )
-    return update_step(
+    return update.update_step(
       state,
-      None if kind == 'ema' else teacher_params,
+      None if averages else teacher_params,
       reference if method.reference else None,
       prompts,
       rollout,
@@ -325,30 +213,54 @@ def program(method, train, aggregation):
       loss_fn=method.loss,
       refresh_fn=method.refresh,
       optimizer=optimizer,
-      aggregation=aggregation,
-      horizon=WIDTH,
-      epochs=train.epochs,
-      mini_batches=train.mini_batches,
-      micro_batches=train.micro_batches,
-      ema_rate=method.teacher.rate if method.teacher else 0.0,
-      ema_every=method.teacher.every if method.teacher else 1,
+      options=options,
     )
 
   return PROGRAMS.setdefault(key, jax.jit(whole))
 
 
+def on_the_device(function: Any) -> Any:
+  """A bound step, less the options that act on the host alone."""
+  options = function.keywords['options']
+  changes: dict[str, Any] = {}
+  parts = [('', options)]
+  if isinstance(options, mix.Options):
+    parts = [('sd__', options.sd), ('rl__', options.rl)]
+    changes['schedule'] = Constant()
+  for path, part in parts:
+    if isinstance(part, sd.Options):
+      shown = part.demonstrations
+      changes[f'{path}demonstrations'] = Demonstrations(
+        count=shown.count, contrast=shown.contrast
+      )
+    else:
+      changes[f'{path}diversity'] = NoDiversityReward()
+      changes[f'{path}overlong_share'] = 0.0
+  return function.func, function.keywords | {
+    'options': replace(options, **changes)
+  }
+
+
+def made(config: c.Config) -> methods.Method:
+  kind = methods.METHODS[config.method.name]
+  return kind(config, apply_fn, Letters(), TOKENIZER)
+
+
+def graded() -> Graded:
+  host = jax.device_get(rollouts()[1])
+  return grade(Letters(), TOKENIZER, Letters().questions('train'), host)
+
+
 def step(config, prompts, rollout, micro_batches=1, width=0):
   """One step of a method: parameters, EMA teacher and loss after it."""
-  task = Letters()
-  method = methods.METHODS[config.method.name](
-    config, apply_fn, task, TOKENIZER
-  )
-  host = jax.device_get(rollout)
-  graded = grade(task, TOKENIZER, task.questions(''), host)
-  evidence = method.gather(graded, 1).evidence
-  if width and evidence.context_ids is not None:
-    ids = np.pad(evidence.context_ids, ((0, 0), (0, 0), (width, 0)))
-    evidence = dataclasses.replace(evidence, context_ids=ids)
+  method = made(config)
+  evidence = method.gather(graded(), STEP).evidence
+  contexts = methods.teacher_contexts(evidence)
+  if width and contexts is not None:
+    ids = np.pad(contexts.context_ids, ((0, 0), (0, 0), (width, 0)))
+    contexts = dataclasses.replace(contexts, context_ids=ids)
+    both = isinstance(evidence, mix.Evidence)
+    evidence = dataclasses.replace(evidence, sd=contexts) if both else contexts
   parts = math.gcd(micro_batches, NUM_Q // config.train.mini_batches)
   train = dataclasses.replace(config.train, micro_batches=parts)
   run = program(method, train, config.loss.aggregation)
@@ -377,88 +289,7 @@ def test_a_step(name):
   assert_close(other.params, state.params, 1e-3)
 
 
-def test_every_option_is_switched_on_somewhere():
-  """An option that is added needs a variant above."""
-  not_here = {
-    'name',
-    'max_context',  # of every variant
-  }
-  kinds = (c.SelfDistillation, c.PolicyGradient, c.Mix, c.Demonstrations)
-  changed: set[tuple[type, str]] = set()
-  for config in VARIANTS.values():
-    for _, section in sections(config):
-      for field in dataclasses.fields(section):
-        if is_changed(section, field.name):
-          changed.add((type(section), field.name))
-  for kind in (*kinds, c.Loss, c.Schedule):
-    for field in dataclasses.fields(kind):
-      if field.name not in not_here and not dataclasses.is_dataclass(
-        getattr(kind(), field.name)
-      ):
-        assert (kind, field.name) in changed, (kind, field.name)
-
-
-def test_every_choice_is_made_somewhere():
-  """A choice that is added needs a variant above."""
-  kinds = (c.SelfDistillation, c.PolicyGradient, c.Mix, c.Demonstrations)
-  made = {
-    (type(section), name, getattr(section, name))
-    for config in VARIANTS.values()
-    for _, section in sections(config)
-    for name in ALLOWED.get(type(section), ())
-  }
-  for kind in (*kinds, c.Loss):
-    for name, values in ALLOWED[kind].items():
-      for value in values:
-        assert (kind, name, value) in made, (kind, name, value)
-
-
-@pytest.mark.parametrize('name', ['sd', 'mix'])
-def test_what_a_file_covers_is_noted(name):
-  config = EXTERNAL
-  if name == 'mix':
-    config = replace(MIX, method__sd=EXTERNAL.method)
-  made = methods.METHODS[name](config, apply_fn, Letters(), TOKENIZER)
-  (note,) = made.notes
-  assert 'letters.jsonl covers 3 of 4 training questions' in note
-  assert not methods.METHODS['sd'](SD, apply_fn, Letters(), TOKENIZER).notes
-
-
-@pytest.mark.parametrize(
-  'rule, options, want',
-  [
-    # Question 1 has a single right rollout, 2 none wrong and 3 none right.
-    ('rlsd', {}, [True, True, False, False]),
-    ('rlcsd', {'sd__demonstrations__contrast': 2}, [True, True, False, False]),
-    ('sdpg', {}, [True, True, True, False]),
-    ('sdpg', {'positive_only': True}, [True, True, False, False]),
-    ('srpo', {}, [True, True, False, False]),
-  ],
-)
-def test_which_questions_teach_anything(rule, options, want):
-  changes = {f'method__{k}': v for k, v in options.items()}
-  config = replace(MIX, method__rule=rule, **changes)
-  task = Letters()
-  method = methods.METHODS['mix'](config, apply_fn, task, TOKENIZER)
-  host = jax.device_get(rollouts()[1])
-  graded = grade(task, TOKENIZER, task.questions(''), host)
-  np.testing.assert_array_equal(method.gather(graded, 1).useful, want)
-
-
-def test_a_question_without_right_and_wrong_answers_teaches_rlcsd_nothing():
-  """Diversity makes an advantage where all are right; a contrast it lacks."""
-  config = replace(
-    MIX,
-    method__rule='rlcsd',
-    method__sd__demonstrations__contrast=2,
-    method__rl__diversity_weight=0.5,
-  )
-  task = Letters()
-  method = methods.METHODS['mix'](config, apply_fn, task, TOKENIZER)
-  host = jax.device_get(rollouts()[1])
-  graded = grade(task, TOKENIZER, task.questions(''), host)
-  useful = method.gather(graded, 1).useful
-  np.testing.assert_array_equal(useful, [True, True, False, False])
+# ------------------------------------------- each option makes a difference
 
 
 def same(a: Any, b: Any) -> bool:
@@ -468,62 +299,6 @@ def same(a: Any, b: Any) -> bool:
   )
 
 
-@pytest.mark.parametrize(
-  'name',
-  [n for n in VARIANTS if n.startswith(('sd:', 'rl:')) and 'chunk' not in n],
-)
-def test_an_option_makes_a_difference(name):
-  """The loss or its slope is another than without it."""
-  config = VARIANTS[name]
-  base = {'sd': SD, 'rl': RL}[name[:2]]
-  if 'file_draw' in name:
-    base = EXTERNAL
-  if config.train.epochs > 1 and config.method != base.method:
-    base = replace(base, train__epochs=config.train.epochs)
-  plain, metrics = plainly(base)
-  state, got = plainly(config)
-  if 'teacher=snapshot' in name or 'ema_rate' in name:
-    assert not same(state.teacher_params, plain.teacher_params)
-    return
-  keys = metrics.keys() & got.keys()
-  assert not same({k: metrics[k] for k in keys}, {k: got[k] for k in keys})
-
-
-def without(config: c.Config, path: str, name: str) -> c.Config:
-  """A config with one option as it is by default."""
-  section = dict(sections(config))[path]
-  option = (path + name).replace('.', '__')
-  return replace(config, **{option: getattr(type(section)(), name)})
-
-
-def single_options() -> dict[str, tuple[c.Config, c.Config]]:
-  """Each option that a mix sets: with it, and without it alone.
-
-  One that another one needs cannot be taken back alone.
-  """
-  out = {}
-  for label, config in VARIANTS.items():
-    if not label.startswith('mix:'):
-      continue
-    for path, section in sections(config):
-      for field in dataclasses.fields(section):
-        if (
-          not path.startswith(('method.', 'loss.'))
-          or field.name in ('name', 'max_context')
-          or dataclasses.is_dataclass(getattr(section, field.name))
-          or not is_changed(section, field.name)
-        ):
-          continue
-        other = without(config, path, field.name)
-        with contextlib.suppress(c.ConfigError):
-          validate(other)
-          out[f'{label} / {field.name}'] = (config, other)
-  return out
-
-
-SINGLE = single_options()
-
-
 def differ(config: c.Config, base: c.Config) -> bool:
   """Whether loss, slope or the teacher after a step are others."""
   (state, got), (plain, metrics) = plainly(config), plainly(base)
@@ -531,39 +306,217 @@ def differ(config: c.Config, base: c.Config) -> bool:
   assert keys
   if not same({k: metrics[k] for k in keys}, {k: got[k] for k in keys}):
     return True
-  teachers = [x.teacher_params for x in (state, plain)]
-  return any(x is None for x in teachers) or not same(*teachers)
+  averages = [x.teacher_params for x in (state, plain)]
+  return not any(x is None for x in averages) and not same(*averages)
 
 
-@pytest.mark.parametrize('name', SINGLE)
-def test_an_option_of_a_mix_makes_a_difference(name):
-  assert differ(*SINGLE[name])
+Point = tuple[type, str, Any]
+"""A section or choice, one of its options, and which value where few are."""
+
+NO_DIFFERENCE: set[Point] = {
+  (Loss, 'chunk', None),  # memory alone
+  (Scale, 'by', 'solution'),  # the same in these groups; see test_choices.py
+}
+NOT_VARIED = (
+  'name',
+  'max_context',  # of every variant
+  'file',  # of `letters.jsonl`, whose content acts
+)
+
+
+def options_of(kind: Any) -> dict[str, tuple[Any, Any]]:
+  """The options of a section or choice: type and default of each.
+
+  Sections within a section are none, their options are their own.
+  """
+  types = typing.get_type_hints(kind)
+  return {
+    field.name: (types[field.name], field.default)
+    for field in dataclasses.fields(kind)
+    if field.name not in NOT_VARIED
+    and (
+      is_choice(types[field.name])
+      or not dataclasses.is_dataclass(types[field.name])
+    )
+  }
+
+
+def is_choice(kind: Any) -> bool:
+  return isinstance(kind, type) and issubclass(kind, Option)
+
+
+def point(kind: Any, name: str, value: Any) -> Point:
+  """What is varied where an option has a value other than its default."""
+  if isinstance(value, Option):
+    return kind, name, type(value)
+  few = typing.get_origin(options_of(kind)[name][0]) is Literal
+  return kind, name, value if few else None
+
+
+def wanted() -> Iterator[Point]:
+  """All that can be varied in the options of the methods."""
+  kinds: list[Any] = [sd.Options, rl.Options, mix.Options, Demonstrations, Loss]
+  for kind in kinds:  # it grows
+    for name, (hint, default) in options_of(kind).items():
+      if is_choice(hint):
+        for choice in hint.choices.values():
+          if choice is not type(default):
+            yield kind, name, choice
+          kinds += [choice] * (choice not in kinds)
+      elif typing.get_origin(hint) is Literal:
+        for value in set(typing.get_args(hint)) - {default}:
+          yield kind, name, value
+      else:
+        yield kind, name, None
+
+
+def changed(config: c.Config, option: str, value: Any) -> c.Config | None:
+  """A config with another value, or None where another option forbids it."""
+  try:
+    config = replace(config, **{option.replace('.', '__'): value})
+    validate(config)
+  except c.ConfigError:
+    return None
+  return config
+
+
+def single_changes(
+  config: c.Config,
+) -> Iterator[tuple[str, Point, c.Config]]:
+  """Each option that a config sets, and the config without it alone.
+
+  Of a choice: the default one, and it with each of its own options undone.
+  """
+  # Its rollouts used as often.
+  base = dataclasses.replace(BASES[config.method.name], train=config.train)
+  for path, section in sections(config):
+    if not path.startswith(('method.', 'loss.')):
+      continue
+    for name, (_, default) in options_of(type(section)).items():
+      value = getattr(section, name)
+      if value == default:
+        continue
+      what = point(type(section), name, value)
+      yield path + name, what, changed(config, path + name, default) or base
+      if isinstance(value, Option):
+        yield from within(config, path + name, value)
+
+
+def within(
+  config: c.Config, option: str, value: Any
+) -> Iterator[tuple[str, Point, c.Config]]:
+  """A choice with each of its own options undone, or where it cannot, moved."""
+  for name, (_, default) in options_of(type(value)).items():
+    own = getattr(value, name)
+    if own == default:
+      continue
+    for new in (default, own + 1 if isinstance(own, int) else 2 * own):
+      try:
+        moved = dataclasses.replace(value, **{name: new})
+      except c.ConfigError:
+        continue
+      other = changed(config, option, moved)
+      if other is not None:
+        yield f'{option}.{name}', point(type(value), name, own), other
+        break
+
+
+SINGLE = {
+  f'{label} / {what}': (varied, config, other)
+  for label, config in VARIANTS.items()
+  if not label.startswith('preset:')
+  for what, varied, other in single_changes(config)
+}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [n for n, (varied, *_) in SINGLE.items() if varied not in NO_DIFFERENCE],
+)
+def test_an_option_makes_a_difference(name):
+  """Loss, slope or teacher are others without it, all else being the same."""
+  _, config, other = SINGLE[name]
+  assert differ(config, other)
+
+
+def test_every_option_and_every_choice_is_varied():
+  """One that is added needs a variant above."""
+  varied = {varied for varied, *_ in SINGLE.values()}
+  lacking = [what for what in wanted() if what not in varied]
+  assert not lacking
+
+
+@pytest.mark.parametrize('name', ['sd', 'mix'])
+def test_what_a_file_covers_is_noted(name):
+  config = replace(SD, method__demonstrations__strategy=LETTERS)
+  if name == 'mix':
+    config = replace(MIX, method__sd=config.method)
+  (note,) = made(config).notes
+  assert 'letters.jsonl covers 3 of 4 training questions' in note
+  assert not made(SD).notes
+
+
+@pytest.mark.parametrize(
+  'rule, contrast, want',
+  [
+    # Question 1 has a single right rollout, 2 none wrong and 3 none right.
+    (RLSD(), 0, [True, True, False, False]),
+    (RLCSD(), 2, [True, True, False, False]),
+    (SDPG(), 0, [True, True, True, False]),
+    (SDPG(positive_only=True), 0, [True, True, False, False]),
+    (SRPO(), 0, [True, True, False, False]),
+  ],
+  ids=str,
+)
+def test_which_questions_teach_anything(rule, contrast, want):
+  config = replace(
+    MIX, method__rule=rule, method__sd__demonstrations__contrast=contrast
+  )
+  useful = made(config).gather(graded(), 1).useful
+  np.testing.assert_array_equal(useful, want)
+
+
+def test_a_question_without_right_and_wrong_answers_teaches_rlcsd_nothing():
+  """Diversity makes an advantage where all are right; a contrast it lacks."""
+  config = replace(
+    MIX,
+    method__rule=RLCSD(),
+    method__sd__demonstrations__contrast=2,
+    method__rl__diversity=Bonus(0.5),
+  )
+  useful = made(config).gather(graded(), 1).useful
+  np.testing.assert_array_equal(useful, [True, True, False, False])
 
 
 @pytest.mark.parametrize('name', presets.PRESETS)
 def test_a_preset_makes_a_difference(name):
   """From its method as it is by default: in the step, or in the recipe."""
   preset = presets.PRESETS[name]
-  base = {'sd': SD, 'rl': RL, 'mix': MIX}[preset.kind]
+  base = BASES[preset.kind]
   config = VARIANTS[f'preset:{name}']
-  changed = [
+  plain = dict(sections(c.Config(method=c.METHODS[preset.kind]())))
+  altered = [
     option
     for path, section in sections(config)
-    for option in (path + field.name for field in dataclasses.fields(section))
+    for option, field in (
+      (path + field.name, field.name) for field in dataclasses.fields(section)
+    )
     if option in preset.values
-    and is_changed(section, option.rpartition('.')[2])
+    and getattr(section, field) != getattr(plain[path], field)
   ]
-  assert changed, 'it sets what is set anyway'
-  if any(option.startswith(('method.', 'loss.')) for option in changed):
+  assert altered, 'it sets what is set anyway'
+  if any(option.startswith(('method.', 'loss.')) for option in altered):
     assert differ(config, base)
 
 
 def test_a_kl_in_the_reward_is_bound_to_both_steps():
-  config = VARIANTS['rl:kl_coef=0.1,kl_in=reward']
+  config = VARIANTS['rl:kl=reward(coef=0.1)']
   _, metrics = plainly(config)
   assert metrics['loss'] == metrics['policy'] and metrics['kl_ref']
   # Under a truncating sampler its log-probabilities are not the sampler's.
-  config = replace(config, rollout__top_p=0.9, method__policy_loss='reinforce')
-  bound = methods.policy_gradient(config, apply_fn, Letters(), TOKENIZER)
-  assert isinstance(bound.signal, functools.partial)
-  assert bound.signal.keywords['recompute']
+  config = replace(config, method__policy_loss=Reinforce())
+  for top_p, anew in ((1.0, False), (0.9, True)):
+    bound = made(replace(config, rollout__top_p=top_p))
+    evidence = bound.gather(graded(), 1).evidence
+    signal = bound.signal(table(), None, table(2), *rollouts(), evidence)
+    assert (signal.old_logp is not None) == anew

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sdjax.eval.pass_at_k import pass_at_k, powers_of_two
+from sdjax.evaluate.pass_at_k import pass_at_k, powers_of_two
 
 
 @pytest.mark.parametrize(

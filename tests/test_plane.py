@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from test_report import EVIL, estimate, group, load, make_run
 
-from sdjax.eval import runs, tables
-from sdjax.reports import chart, marks, page, plane
+from sdjax.report import chart, looks, page, plane, runs, tables
 
 RIGHT = np.ones((3, 4), bool)
 
@@ -283,9 +282,9 @@ def test_no_method_has_the_colour_of_a_verdict():
 
 def test_every_style_has_a_shape_and_a_colour(tmp_path):
   groups = [group(f'm{i}', runs.Run(tmp_path, '')) for i in range(30)]
-  assert len(marks.labels(groups)) == 31
-  assert len(set(marks.labels(groups).values())) == 31
-  used = set(marks.colours(groups).values())
+  assert len(looks.looks(groups)) == 31
+  assert len(set(looks.looks(groups).values())) == 31
+  used = {look.colour for look in looks.looks(groups).values()}
   text = page.frame('t', '', {})
   for colour in used:
     assert text.count(f'{colour[4:-1]}:#') == 2  # light and dark

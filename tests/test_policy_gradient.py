@@ -3,16 +3,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.objectives.advantage import group_normalised
-from sdjax.objectives.policy_gradient import (
-  POLICY_LOSSES,
+from sdjax.objectives.advantages import GRPO
+from sdjax.objectives.policy_loss import (
+  CISPO,
+  GSPO,
+  AdaptiveClip,
+  Clip,
+  PolicyLoss,
+  Reinforce,
   adaptive_clip,
   clipped_away,
-  clipped_policy_gradient,
   truncated_ratio,
 )
 from sdjax.objectives.reduce import token_weights
-from sdjax.objectives.reference_kl import k3
+from sdjax.objectives.reference_kl import K3
+from sdjax.options import ConfigError
+from sdjax.types import Rewards
+
+k3 = K3(1.0)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +43,8 @@ from sdjax.objectives.reference_kl import k3
 def test_clip_by_hand(ratio, advantage, want, slope):
   # The slope is with respect to the log-probability: d ratio = ratio.
   value, gradient = jax.value_and_grad(
-    lambda logp: clipped_policy_gradient(
-      logp, jnp.array(-1.0), jnp.array(advantage), clip_low=0.2, clip_high=0.3
+    lambda logp: Clip(low=0.2, high=0.3)(
+      logp, jnp.array(-1.0), jnp.array(advantage)
     )
   )(jnp.log(ratio) - 1.0)
   np.testing.assert_allclose(value, want, rtol=1e-5)
@@ -56,13 +64,8 @@ def test_clip_by_hand(ratio, advantage, want, slope):
 )
 def test_dual_clip_by_hand(ratio, advantage, want, slope):
   value, gradient = jax.value_and_grad(
-    lambda logp: clipped_policy_gradient(
-      logp,
-      jnp.array(-1.0),
-      jnp.array(advantage),
-      clip_low=0.2,
-      clip_high=0.2,
-      dual_clip=3.0,
+    lambda logp: Clip(low=0.2, high=0.2, dual=3.0)(
+      logp, jnp.array(-1.0), jnp.array(advantage)
     )
   )(jnp.log(ratio) - 1.0)
   np.testing.assert_allclose(value, want, rtol=1e-5)
@@ -73,9 +76,7 @@ def test_dual_clip_by_hand(ratio, advantage, want, slope):
 def test_cispo_weighs_and_never_drops_a_token(ratio, weight):
   logp = jnp.log(ratio) - 1.0
   value, gradient = jax.value_and_grad(
-    lambda logp: POLICY_LOSSES['cispo'](
-      logp, jnp.array(-1.0), jnp.array(2.0), clip_low=0.2, clip_high=0.3
-    )
+    lambda logp: CISPO(low=0.2, high=0.3)(logp, jnp.array(-1.0), jnp.array(2.0))
   )(logp)
   np.testing.assert_allclose(value, -2 * weight * logp, rtol=1e-5)
   np.testing.assert_allclose(gradient, -2 * weight, rtol=1e-5)
@@ -85,8 +86,8 @@ def test_cispo_weighs_and_never_drops_a_token(ratio, weight):
 def test_tokens_are_clipped_away_where_the_clip_has_no_slope(advantage):
   logp = jnp.log(jnp.array([0.1, 0.75, 0.85, 1.0, 1.25, 1.35, 9.0])) - 3.0
   slope = jax.grad(
-    lambda logp: clipped_policy_gradient(
-      logp, jnp.array(-3.0), jnp.array(advantage), clip_low=0.2, clip_high=0.3
+    lambda logp: Clip(low=0.2, high=0.3)(
+      logp, jnp.array(-3.0), jnp.array(advantage)
     ).sum()
   )(logp)
   got = clipped_away(logp, jnp.array(-3.0), jnp.array(advantage), 0.2, 0.3)
@@ -103,9 +104,7 @@ def test_gspo_has_one_ratio_a_sequence_by_hand():
   mask = jnp.array([[True, True], [True, False]])
 
   def f(logp):
-    each = POLICY_LOSSES['gspo'](
-      logp, old, jnp.full((2, 2), 2.0), clip_low=0.2, clip_high=0.3, mask=mask
-    )
+    each = GSPO(low=0.2, high=0.3)(logp, old, jnp.full((2, 2), 2.0), mask)
     return jnp.where(mask, each, 0).sum(), each
 
   (_, each), slope = jax.value_and_grad(f, has_aux=True)(old + gaps)
@@ -119,38 +118,34 @@ def test_gspo_keeps_the_advantages_of_tokens():
   advantage = jnp.array([[1.0, -1.0, 0.0]])
 
   def f(x):
-    return POLICY_LOSSES['gspo'](
-      x, logp, advantage, clip_low=0.2, clip_high=0.2, mask=logp == 0
-    ).sum()
+    return GSPO(low=0.2, high=0.2)(x, logp, advantage, logp == 0).sum()
 
   np.testing.assert_allclose(jax.grad(f)(logp), [[-1, 1, 0]], atol=1e-6)
 
 
 def test_reinforce_by_hand():
   value, slope = jax.value_and_grad(
-    lambda logp: POLICY_LOSSES['reinforce'](logp, None, jnp.array(3.0))
+    lambda logp: Reinforce()(logp, jnp.array(0.0), jnp.array(3.0))
   )(-0.5)
   np.testing.assert_allclose([value, slope], [1.5, -3])
 
 
-@pytest.mark.parametrize('name', POLICY_LOSSES)
+@pytest.mark.parametrize('name', PolicyLoss.choices)
 def test_at_ratio_one_all_have_the_slope_of_reinforce(name):
   logp = jnp.log(jnp.array([[0.5, 0.25, 0.8], [0.1, 0.9, 0.5]]))
   advantage = jnp.array([[1.0], [-2.0]]) * jnp.ones((2, 3))
   mask = jnp.ones((2, 3), bool)
 
   def f(x):
-    return POLICY_LOSSES[name](
-      x, logp, advantage, clip_low=0.2, clip_high=0.2, mask=mask
-    ).sum()
+    return PolicyLoss.parse(name)(x, logp, advantage, mask).sum()
 
   np.testing.assert_allclose(jax.grad(f)(logp), -advantage, rtol=1e-5)
 
 
 def test_a_ratio_of_any_size_stays_finite():
   value, slope = jax.value_and_grad(
-    lambda logp: clipped_policy_gradient(
-      logp, jnp.array(-500.0), jnp.array(-1.0), clip_low=0.2, clip_high=0.2
+    lambda logp: Clip(low=0.2, high=0.2)(
+      logp, jnp.array(-500.0), jnp.array(-1.0)
     )
   )(0.0)
   assert jnp.isfinite(value) and jnp.isfinite(slope)
@@ -174,11 +169,31 @@ def test_adaptive_clip_by_hand():
   np.testing.assert_allclose(got[:3], 0.05, rtol=1e-6)
 
 
+def test_each_token_has_its_own_width_by_hand():
+  # Ratio 2 and advantage 1: cut at 1 + width, where that is below it; the
+  # dual clip bounds what a negative advantage costs.
+  logp, old = jnp.log(jnp.full(3, 2.0)), jnp.zeros(3)
+  width = jnp.array([0.1, 0.6, 3.0])
+  got = AdaptiveClip()(logp, old, jnp.ones(3), width=width)
+  np.testing.assert_allclose(got, [-1.1, -1.6, -2], rtol=1e-6)
+  got = AdaptiveClip(dual=1.5)(logp, old, -jnp.ones(3), width=width)
+  np.testing.assert_allclose(got, [1.5] * 3, rtol=1e-6)
+  np.testing.assert_array_equal(
+    AdaptiveClip().width_of(logp, old, logp > 0),
+    adaptive_clip(logp, old, logp > 0),
+  )
+
+
+@pytest.mark.parametrize('kind', [Clip, AdaptiveClip, GSPO])
+@pytest.mark.parametrize('dual', [0.5, 1.0])
+def test_a_dual_clip_below_the_loss_itself_is_refused(kind, dual):
+  with pytest.raises(ConfigError, match=f'dual={dual}.* must be above 1, or 0'):
+    kind(dual=dual)
+
+
 def test_the_behaviour_policy_is_constant():
   slope = jax.grad(
-    lambda b: clipped_policy_gradient(
-      jnp.float32(-1.0), b, jnp.array(1.0), clip_low=9.0, clip_high=9.0
-    )
+    lambda b: Clip(low=9.0, high=9.0)(jnp.float32(-1.0), b, jnp.array(1.0))
   )(-1.1)
   assert slope == 0
 
@@ -187,7 +202,7 @@ def test_two_groups_by_hand():
   # Rewards 1 0 0 1 give advantages +-0.5 / (0.5 + 1e-4); 1 1 1 1 give 0.
   reward_QG = jnp.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
   unit = 0.5 / 0.5001
-  advantage_QG = group_normalised(reward_QG)
+  advantage_QG = GRPO()(Rewards(reward_QG))
   np.testing.assert_allclose(
     advantage_QG, [[unit, -unit, -unit, unit], [0, 0, 0, 0]], rtol=1e-5
   )
@@ -197,12 +212,8 @@ def test_two_groups_by_hand():
   logp = jnp.full((2, 4, 2), -1.0)
 
   def total(logp):
-    each = clipped_policy_gradient(
-      logp,
-      jnp.array(-1.0),
-      advantage_QG[..., None],
-      clip_low=0.2,
-      clip_high=0.2,
+    each = Clip(low=0.2, high=0.2)(
+      logp, jnp.array(-1.0), advantage_QG[..., None]
     )
     return jnp.sum(weight * each)
 

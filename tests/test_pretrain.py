@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from models import one_device
 
-from sdjax import config as c
-from sdjax import pretrain as pretrain_lib
-from sdjax.config_dict import from_config_dict, replace
-from sdjax.language_model import load
+from sdjax.config import schema as c
+from sdjax.config.convert import from_config_dict, replace
 from sdjax.models import hf
+from sdjax.models.load import load
+from sdjax.training import pretrain as pretrain_lib
 
 TINY = c.Config(
   mode='pretrain',
@@ -80,7 +80,7 @@ def test_only_the_compact_rendering_has_documents(tmp_path):
 
 
 def test_the_careful_author_is_right_and_even_handed():
-  careful = pretrain_lib.careful(c.Pretraining())
+  careful = c.Pretraining().careful()
   assert (careful.correct_share, careful.easy_share) == (1.0, 0.5)
   assert careful.copy_share == c.Pretraining().copy_share
 

@@ -13,10 +13,11 @@ from flax import nnx
 from models import one_device
 
 import sdjax
-from sdjax import config as c
-from sdjax import methods, train
-from sdjax.config_dict import replace
+from sdjax import methods
+from sdjax.config import schema as c
+from sdjax.config.convert import replace
 from sdjax.models.cache import KV
+from sdjax.training import loop as train
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)
@@ -48,11 +49,11 @@ def test_the_research_example_learns_from_peers_and_from_rewards(capsys):
   # The example ends with RL; without what a teacher is shown nothing changes.
   correct = np.asarray(names['correct'], np.float32)
   assert 0 < correct.mean() < 1
-  state, metrics = after(sdjax.rl, sdjax.Evidence(reward=correct))
+  state, metrics = after(sdjax.rl, sdjax.rl.Evidence(reward=correct))
   assert metrics['grad_norm'] > 0
   assert all(jax.tree.leaves(jax.tree.map(close, state, names['state'])))
   # Self-distillation needs no reward, and its teacher is the student.
-  evidence = names['evidence'].replace(reward=None)
+  evidence = names['evidence'][sdjax.sd]
   taught, metrics = after(sdjax.sd, evidence)
   again, _ = after(sdjax.sd, evidence, names['lm'].params)
   assert metrics['divergence'] > 0 and metrics['grad_norm'] > 0

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax import metrics, plots, report
-from sdjax.eval import diversity, runs, tables
-from sdjax.eval.bootstrap import bootstrap_interval
+from sdjax.data import json_files
+from sdjax.evaluate import diversity
+from sdjax.evaluate.bootstrap import bootstrap_interval
+from sdjax.evaluate.samples import Samples
+from sdjax.report import build as report
+from sdjax.report import plots, runs, tables
+from sdjax.training import log as metrics
 
 EVIL = '<script>alert("x")</script> & co'
 SETS = ('in_distribution', 'harder')
@@ -34,23 +38,26 @@ def make_run(
   method = method or {'name': 'sd', 'demonstrations': {'count': 1}}
   if correct is None:
     correct = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
-  size = correct.shape
-  samples = diversity.SampleSet(
-    correct=correct,
-    concepts=[[('fruit',)] * size[1]] * size[0],
-    solutions=[[f'0-{g % 2}' for g in range(size[1])]] * size[0],
-    entropy_sum=np.full(size, 2.0),
-    length=np.full(size, 4),
-  )
+  size = correct.shape[1]
+  samples = [
+    Samples(
+      correct=row.tolist(),
+      strategies=[('fruit',)] * size,
+      solutions=[f'0-{g % 2}' for g in range(size)],
+      entropies=[2.0] * size,
+      lengths=[4] * size,
+    )
+    for row in correct
+  ]
   flat, per_question = diversity.summarize(samples)
   stages = [f'{stage}/{name}' for stage in ('base', 'final') for name in SETS]
   config = {'seed': seed, 'model': {'path': 'builtin:x'}, 'method': method}
-  metrics.write_json_atomic(workdir / 'config.json', config)
-  metrics.write_json_atomic(
+  json_files.write_json_atomic(workdir / 'config.json', config)
+  json_files.write_json_atomic(
     workdir / 'eval.json',
     {f'{key}/{name}': v for key in stages for name, v in flat.items()},
   )
-  metrics.write_json_atomic(
+  json_files.write_json_atomic(
     workdir / 'eval_questions.json',
     {key: per_question for key in stages},
     indent=None,
@@ -62,7 +69,7 @@ def make_run(
         log.write(
           step, {f'eval/in_distribution/{k}': 2 * v for k, v in flat.items()}
         )
-  with metrics.JsonLines(workdir / 'rollouts.jsonl') as log:
+  with json_files.JsonLines(workdir / 'rollouts.jsonl') as log:
     for step in (1, 2, 3):
       log.append(
         {
@@ -123,6 +130,8 @@ def test_label_is_the_name_without_the_seed(folder, label):
     ({'name': 'sd', 'demonstrations': {'count': 3}}, 'sd_k3'),
     ({'name': 'rl', 'diversity_weight': 0.0}, 'rl'),
     ({'name': 'rl', 'diversity_weight': 0.5}, 'rl_diversity'),
+    ({'name': 'rl', 'diversity': 'none'}, 'rl'),
+    ({'name': 'rl', 'diversity': 'add(weight=0.1)'}, 'rl_diversity'),
     (None, ''),
   ],
 )
@@ -133,10 +142,10 @@ def test_variant_is_told_by_the_options(method, variant):
 def test_a_half_written_last_line_is_skipped_and_a_broken_one_named(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2')
-  assert list(runs.read_json_lines(path)) == [{'step': 1}]
+  assert list(json_files.read_json_lines(path)) == [{'step': 1}]
   path.write_text('{"step": 1}\n{"step": 2\n{"step": 3}\n')
   with pytest.raises(ValueError, match='line 2 is not JSON'):
-    list(runs.read_json_lines(path))
+    list(json_files.read_json_lines(path))
 
 
 def test_seeds_are_merged_as_mean_and_band(tmp_path):
@@ -231,7 +240,7 @@ def test_two_files_of_different_evaluations_are_noted(tmp_path):
   workdir = make_run(tmp_path / 'sd')
   flat = json.loads((workdir / 'eval.json').read_text())
   flat['final/harder/pass@1'] += 0.1
-  metrics.write_json_atomic(workdir / 'eval.json', flat)
+  json_files.write_json_atomic(workdir / 'eval.json', flat)
   run, _ = runs.load(workdir)
   assert run is not None
   notes = tables.inconsistencies(run)
@@ -292,7 +301,7 @@ def test_everything_from_a_run_is_escaped(tmp_path):
   # Those of the page itself: the rollouts, and what filters them.
   assert page.count('<script') == page.count('</script>') == 2
   assert 'alert("x")' not in page and 'a<b>' not in page
-  assert page.count('&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;') >= 3
+  assert page.count('&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;') >= 3
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import pytest
 from test_report import group, load, make_run
 
-from sdjax import metrics, plots, report
-from sdjax.eval import runs
-from sdjax.reports import forecast
+from sdjax.data import json_files
+from sdjax.report import build as report
+from sdjax.report import forecast, plots, runs
 
 
 @pytest.fixture(autouse=True)
@@ -16,10 +16,10 @@ def no_pictures(monkeypatch):
   )
 
 
-def numbers(law, **values):
+def numbers(distribution, **values):
   flat = {}
   for name, value in values.items():
-    at = f'harder/{law}/{name.replace("_at_", "@")}'
+    at = f'harder/{distribution}/{name.replace("_at_", "@")}'
     flat |= {at: value, f'{at}/low': value - 0.1, f'{at}/high': value + 0.1}
   return flat
 
@@ -33,8 +33,8 @@ FORECAST = (
 
 def forecast_folder(path, **config):
   base = {'model': {'path': 'builtin:x'}, 'method': {'name': 'sd'}}
-  metrics.write_json_atomic(path / 'forecast.json', FORECAST)
-  metrics.write_json_atomic(path / 'config.json', base | config)
+  json_files.write_json_atomic(path / 'forecast.json', FORECAST)
+  json_files.write_json_atomic(path / 'config.json', base | config)
   return path
 
 
@@ -44,7 +44,7 @@ def test_forecasts_are_put_beside_what_was_measured(tmp_path):
   sd = group('mine', load(make_run(tmp_path / 'sd')))
   rl = group('rl', load(make_run(tmp_path / 'rl', method={'name': 'rl'})))
   pairs = {
-    (p.label, p.law, p.metric): (p.forecast, p.measured)
+    (p.label, p.distribution, p.metric): (p.forecast, p.measured)
     for p in forecast.compare([sd, rl], [source])
   }
   third = pytest.approx(1 / 3)
@@ -66,8 +66,10 @@ def test_a_mix_is_compared_with_both_forecasts(tmp_path):
   source, _ = forecast.read(forecast_folder(tmp_path / 'forecast'))
   assert source
   one = group('m', load(make_run(tmp_path / 'm', method={'name': 'mix'})))
-  laws = [p.law for p in forecast.compare([one], [source]) if p.label == 'm']
-  assert set(laws) == {'rl', 'sd'}
+  found = [
+    p.distribution for p in forecast.compare([one], [source]) if p.label == 'm'
+  ]
+  assert set(found) == {'rl', 'sd'}
 
 
 def test_the_most_fitting_forecast_is_taken(tmp_path):
@@ -92,7 +94,7 @@ def test_the_most_fitting_forecast_is_taken(tmp_path):
   # RL does not depend on what a teacher is shown.
   rl = load(make_run(tmp_path / 'rl', method={'name': 'rl'}))
   assert forecast.choose([three], rl, 'rl') == (three, [])
-  metrics.write_json_atomic(run.workdir / 'forecast.json', FORECAST)
+  json_files.write_json_atomic(run.workdir / 'forecast.json', FORECAST)
   own, _ = forecast.read(run.workdir)
   assert own and forecast.choose([fits, own], run, 'sd') == (own, [])
   # Less is known of one without a config than of one that differs.
@@ -119,13 +121,13 @@ def test_a_forecast_for_other_options_is_marked(tmp_path):
 def test_a_forecast_knows_its_own_options_in_the_folder_of_a_run(tmp_path):
   folder = forecast_folder(tmp_path, train={'num_steps': 150})
   longer = {'model': {'path': 'builtin:x'}, 'train': {'num_steps': 600}}
-  metrics.write_json_atomic(folder / 'forecast_config.json', longer)
+  json_files.write_json_atomic(folder / 'forecast_config.json', longer)
   source, _ = forecast.read(folder)
   assert source and source.options['train.num_steps'] == 600
 
 
 @pytest.mark.parametrize(
-  'law, method, change, differs',
+  'distribution, method, change, differs',
   [
     ('sd', {'name': 'sd'}, {}, []),
     ('sd', {'name': 'sd'}, {'train': {'num_steps': 9}}, ['train.num_steps']),
@@ -138,6 +140,14 @@ def test_a_forecast_knows_its_own_options_in_the_folder_of_a_run(tmp_path):
       {},
       ['method.diversity_weight'],
     ),
+    ('rl', {'name': 'rl', 'advantage': 'grpo(std=sample)'}, {}, []),
+    ('rl', {'name': 'rl', 'diversity': 'none'}, {}, []),
+    (
+      'rl',
+      {'name': 'rl', 'diversity': 'add', 'advantage': 'pass_at_k(k=4)'},
+      {},
+      ['method.diversity', 'method.advantage'],
+    ),
     ('rl', {'name': 'mix'}, {}, ['method.name']),
     ('base', {'name': 'rl'}, {'eval': {'temperature': 1.0}}, []),
     (
@@ -149,7 +159,7 @@ def test_a_forecast_knows_its_own_options_in_the_folder_of_a_run(tmp_path):
   ],
 )
 def test_in_what_a_forecast_is_of_another_run(
-  tmp_path, law, method, change, differs
+  tmp_path, distribution, method, change, differs
 ):
   known = {
     'model': {'path': 'builtin:x'},
@@ -162,7 +172,7 @@ def test_in_what_a_forecast_is_of_another_run(
     {},
   )
   run = runs.Run(tmp_path, 'run', config=known | {'method': method})
-  assert forecast.differing(source, run, law) == differs
+  assert forecast.differing(source, run, distribution) == differs
 
 
 @pytest.mark.parametrize('content', ['', '[1]', '{"a": '])

@@ -1,23 +1,26 @@
 """The parts of the report's page."""
 
-import html
 import json
 import math
 import re
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from test_browser import rollout
 from test_report import EVIL, group, load, make_run, write_lines
 
-from sdjax import metrics, plots, report
-from sdjax.eval import runs, tables
-from sdjax.reports import (
+from sdjax.data import json_files
+from sdjax.report import (
   alarms,
   credit,
+  ending,
+  plots,
   provenance,
-  summary,
+  runs,
+  tables,
 )
+from sdjax.report import build as report
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +78,7 @@ def test_credit_that_makes_no_sense_is_harmless(tmp_path):
     told(tokens=None, log_ratio='x', advantage=None),
     {'step': EVIL},
   )
-  assert '<script' not in text and html.escape(EVIL) in text
+  assert '<script' not in text and escape(EVIL) in text
   assert credit.section([group('sd', runs.Run(tmp_path, 'sd'))]) == ''
 
 
@@ -114,10 +117,10 @@ def test_alarms_and_the_best_step_are_shown(tmp_path):
   )
   flat = json.loads((workdir / 'eval.json').read_text())
   flat |= {'best_step': 25, 'best/harder/pass@1': 0.75}
-  metrics.write_json_atomic(workdir / 'eval.json', flat)
+  json_files.write_json_atomic(workdir / 'eval.json', flat)
   one = group('sd', load(workdir))
   text = alarms.section([one])
-  assert html.escape(EVIL) in text and '<script' not in text
+  assert escape(EVIL) in text and '<script' not in text
   cells = re.findall(r'<td>(.*?)</td>', text)
   assert cells[:4] == ['7', '31', 'variety', 'larger']
   text = alarms.best([one])
@@ -126,6 +129,14 @@ def test_alarms_and_the_best_step_are_shown(tmp_path):
     '7', '25', 'harder', '4', '<b>0.750</b><small>last 0.333</small>',
   ]  # fmt: skip
   assert alarms.best([group('sd', runs.Run(tmp_path, 'sd'))]) == ''
+
+
+def test_many_alarms_are_folded_and_odd_ones_harmless(tmp_path):
+  odd = {'step': {'shape': EVIL}, 'kind': [1], 'text': {'small': EVIL}}
+  run = runs.Run(tmp_path, 'sd', alarms=[odd] * 9)
+  text = alarms.section([group('sd', run), group('rl', runs.Run(tmp_path, ''))])
+  assert '9 alarms in\n1 of 2 methods</summary>' in text
+  assert text.count('shape') == 9 and '<script' not in text
 
 
 def test_that_there_are_no_alarms_is_said(tmp_path):
@@ -147,7 +158,7 @@ def test_each_method_has_a_line(tmp_path):
     evals={k: v for k, v in first.evals.items() if k.startswith('base/')},
   )
   groups = [group('a<b>', first, second), group('c', unfinished)]
-  text = summary.section(groups, tables.tables_of(groups, 0))
+  text = ending.section(groups, tables.tables_of(groups, 0))
   lines = re.findall(r'</svg>(.*?)</li>', text)
   # Of the seeds' means: (1/3 + 1) / 2; concepts (2/3 + 1) / 2.
   one = '0.67 &rarr; 0.67; concepts 0.83 &rarr; 0.83'
@@ -156,7 +167,7 @@ def test_each_method_has_a_line(tmp_path):
     'c: 0.33 &rarr; ?; concepts 0.67 &rarr; ?; harder pass@4 0.67 &rarr; ?',
   ]
   assert 'pass@1 and concepts in correct answers, in distribution.' in text
-  assert summary.section(groups, []) == ''
+  assert ending.section(groups, []) == ''
 
 
 # Runs.
@@ -171,6 +182,10 @@ def test_options_that_runs_do_not_share():
       'method': method,
     }
 
+  defaults = {
+    'sd': {'name': 'sd', 'ema_rate': 0.05, 'pooling': 'loss'},
+    'rl': {'name': 'rl', 'clip_low': 0.2, 'dual_clip': None},
+  }
   sd = {'name': 'sd', 'ema_rate': 0.01, 'pooling': 'loss'}
   own = {'name': 'own', 'power': 2}
   assert provenance.differences(
@@ -180,7 +195,8 @@ def test_options_that_runs_do_not_share():
       config(0.1, {'name': 'rl', 'clip_low': 0.2, 'dual_clip': 3.0}),
       config(0.1, own),
       {},
-    ]
+    ],
+    defaults,
   ) == [
     # The rate of the average is not its default, 0.05; the pooling is.
     {'optimizer.learning_rate': 0.1, 'method.ema_rate': 0.01},
@@ -189,8 +205,20 @@ def test_options_that_runs_do_not_share():
     {'optimizer.learning_rate': 0.1, 'method.power': 2},
     {},
   ]
-  assert provenance.differences([config(0.1, sd)]) == [{}]
-  assert provenance.differences([]) == []
+  assert provenance.differences([config(0.1, sd)], defaults) == [{}]
+  assert provenance.differences([], defaults) == []
+
+
+def test_every_methods_defaults_are_told_as_its_config_tells_them():
+  found = report.defaults()
+  assert {'sd', 'rl', 'mix'} <= set(found)
+  config = {'train': {'num_steps': 1}, 'method': found['rl']}
+  other = {'train': {'num_steps': 2}, 'method': found['sd']}
+  # Nothing of a method's own options is worth a word while it is the default.
+  assert provenance.differences([config, other], found) == [
+    {'train.num_steps': 1},
+    {'train.num_steps': 2},
+  ]
 
 
 def test_the_table_of_runs(tmp_path):
@@ -204,31 +232,31 @@ def test_the_table_of_runs(tmp_path):
     tmp_path, 'sd', 'sd', 7, config, [{'step': 9}], starts=starts
   )
   second = runs.Run(tmp_path, 'sd', config={'train': {'note': 'no'}})
-  text = provenance.section([group('sd', first, second)])
+  text = provenance.section([group('sd', first, second)], {})
   cells = re.findall(r'<td>(.*?)</td>', text)
   assert cells[:4] == [
     'sd', '7', '9',
     f'2031-02-03 04:05<small>{"a" * 10}+, {"b" * 10}</small>',
   ]  # fmt: skip
   assert cells[4] == f'{tmp_path}<small>builtin:x</small>'
-  note = html.escape(repr(EVIL))
+  note = escape(repr(EVIL))
   assert cells[5] == f'<code>train.note = {note}</code>'
   assert '<script' not in text
   odd = runs.Run(tmp_path, 'x', starts=[{'date': 3, 'commit': [EVIL]}])
-  assert '<script' not in provenance.section([group('x', odd)])
+  assert '<script' not in provenance.section([group('x', odd)], {})
 
 
 def test_options_of_a_run_are_not_without_end(tmp_path):
   many = {'train': {f'o{i:02}': i for i in range(40)}}
   members = runs.Run(tmp_path, 'a', config=many), runs.Run(tmp_path, 'b')
   # Beside one whose options are not known nothing differs.
-  assert 'train.o' not in provenance.section([group('x', *members)])
+  assert 'train.o' not in provenance.section([group('x', *members)], {})
   other = {'train': {f'o{i:02}': -i for i in range(1, 41)}}
   members = (
     runs.Run(tmp_path, 'a', config=many),
     runs.Run(tmp_path, 'b', config=other),
   )
-  text = provenance.section([group('x', *members)])
+  text = provenance.section([group('x', *members)], {})
   assert text.count('and 16 more') == 2 and 'train.o23' in text
 
 

@@ -15,8 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax import reward_worker
-from sdjax.reward_function import RewardError, RewardPool, load_function
+from sdjax.feedback import reward_worker
+from sdjax.feedback.reward_function import (
+  RewardError,
+  RewardPool,
+  load_function,
+)
 from sdjax.tasks.base import Question
 from sdjax.tasks.concept_graph.graph import Graph
 
@@ -237,12 +241,12 @@ def test_workers_are_light_and_leave_the_accelerator(pool):
   answers = [
     f'return str(question) == {str(asked)!r}',
     "return os.environ['JAX_PLATFORMS'] == 'cpu'",
-    "return __import__('sdjax', fromlist=['config']).config.Lora(5).rank",
+    "return __import__('sdjax.options').options.nearest('a', []) == ''",
     "return 'jax' in sys.modules or 8",
     "return __import__('sdjax.tasks').tasks.Verdict(True, 6).reward",
   ]
   reward, counts = pool.score([asked], [answers])
-  np.testing.assert_array_equal(reward, [[1, 1, 5, 8, 6]])
+  np.testing.assert_array_equal(reward, [[1, 1, 1, 8, 6]])
 
 
 def test_sdjax_itself_is_there_for_a_function_that_asks(tmp_path):
@@ -363,8 +367,9 @@ def test_no_process_and_no_file_is_left(file, end):
 SCRIPT = """
 import os, runpy, signal, sys
 worker = runpy.run_path(sys.argv[3])
-worker['import_sdjax_lightly'](os.path.dirname(sys.argv[3]))  # saves seconds
-from sdjax import reward_function
+folder = os.path.dirname(os.path.dirname(sys.argv[3]))
+worker['import_sdjax_lightly'](folder)  # saves seconds
+from sdjax.feedback import reward_function
 from sdjax.tasks.base import Question
 reward_function.GRACE = 1.0
 pool = reward_function.RewardPool(sys.argv[1], workers=2, timeout=0.5)

@@ -12,13 +12,14 @@ import safetensors.numpy
 from chats import FAMILIES, family_tokenizer, make_tokenizer
 from jax.sharding import PartitionSpec
 
-from sdjax import config, reward_model
+from sdjax.config import schema as config
 from sdjax.data.padding import padded_batches
+from sdjax.feedback import reward_model
+from sdjax.feedback.reward_model import RewardModel, reward_step
 from sdjax.models import hf
 from sdjax.models.families import CheckpointError
+from sdjax.models.sharding import make_mesh
 from sdjax.models.transformer import make_apply_fn
-from sdjax.reward_model import RewardModel, reward_step
-from sdjax.sharding import make_mesh
 from sdjax.tasks.base import Question
 
 VOCAB = 300  # more than the chat tokenizers have

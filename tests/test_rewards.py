@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from sdjax import rewards
-from sdjax.grading import Graded
+from sdjax.feedback import rewards
+from sdjax.feedback.grading import Graded
+from sdjax.objectives.advantages import GRPO, ROSA, PassAtK
+from sdjax.objectives.diversity_reward import Bonus, NoDiversityReward, Scale
 from sdjax.tasks.base import Question, Verdict
 
 
@@ -16,7 +18,7 @@ def graded(groups, length=None, finished=None, reward=None):
         correct=bool(solution),
         reward=float(bool(solution)) if reward is None else reward[q][g],
         solution=solution,
-        concepts=tuple(concepts),
+        strategy=tuple(concepts),
       )
       for g, (solution, concepts) in enumerate(row)
     ]
@@ -36,8 +38,14 @@ def graded(groups, length=None, finished=None, reward=None):
 GROUP = [('1', 'a'), ('1', 'ab'), ('2', 'c'), ('', 'd')]
 
 
-def made(groups, **options):
-  gathered = rewards.gather(groups, 0, **options)
+def made(groups, advantage=None, diversity=None, **options):
+  gathered = rewards.gather(
+    groups,
+    0,
+    advantage or GRPO(),
+    diversity or NoDiversityReward(),
+    **options,
+  )
   return gathered.evidence.reward, gathered
 
 
@@ -54,13 +62,13 @@ def test_plain_rewards_are_the_verifiers():
 
 def test_diversity_is_added_to_right_answers():
   # Others that share no concept: 0 and 1 share `a`.
-  reward, gathered = made(graded([GROUP]), diversity_weight=0.5)
+  reward, gathered = made(graded([GROUP]), diversity=Bonus(0.5))
   want = [1 + 0.5 * 2 / 3, 1 + 0.5 * 2 / 3, 1 + 0.5, 0]
   np.testing.assert_allclose(reward, [want], rtol=1e-6)
   np.testing.assert_allclose(
     gathered.metrics['diversity_reward'], (2 / 3 + 2 / 3 + 1) / 4, rtol=1e-6
   )
-  reward, _ = made(graded([GROUP]), diversity_weight=0.5, diversity_for='all')
+  reward, _ = made(graded([GROUP]), diversity=Bonus(0.5, of='all'))
   np.testing.assert_allclose(reward, [[*want[:3], 0.5]], rtol=1e-6)
 
 
@@ -68,10 +76,9 @@ def test_darling_multiplies_by_what_is_rare():
   """R * Norm(Div): what no other rollout does keeps its whole reward."""
   # By solution: 0 and 1 are alike, a wrong one is like none. Shares 2/3, 2/3
   # and 1; the largest among them is 1.
-  options = {'diversity_how': 'multiply', 'diversity_by': 'solution'}
-  reward, _ = made(graded([GROUP]), diversity_weight=1.0, **options)
+  reward, _ = made(graded([GROUP]), diversity=Scale(1.0, 'solution'))
   np.testing.assert_allclose(reward, [[2 / 3, 2 / 3, 1, 0]], rtol=1e-6)
-  reward, _ = made(graded([GROUP]), diversity_weight=0.25, **options)
+  reward, _ = made(graded([GROUP]), diversity=Scale(0.25, 'solution'))
   half = 0.75 + 0.25 * 2 / 3
   np.testing.assert_allclose(reward, [[half, half, 1, 0]], rtol=1e-6)
 
@@ -80,24 +87,17 @@ def test_darling_divides_by_the_groups_largest():
   # Concepts: 0 and 1 share one, 1 and 2 another, 3 is alike 0: shares
   # 1/3, 1/3, 2/3, 2/3; over the largest 1/2, 1/2, 1, 1.
   group = [('1', 'ax'), ('2', 'ab'), ('3', 'b'), ('4', 'x')]
-  reward, _ = made(
-    graded([group]), diversity_weight=1.0, diversity_how='multiply'
-  )
+  reward, _ = made(graded([group]), diversity=Scale())
   np.testing.assert_allclose(reward, [[0.5, 0.5, 1, 1]], rtol=1e-6)
   # Where all are alike there is nothing to divide by, and nothing is lost.
-  reward, _ = made(
-    graded([[('1', 'a')] * 4]), diversity_weight=1.0, diversity_how='multiply'
-  )
+  reward, _ = made(graded([[('1', 'a')] * 4]), diversity=Scale())
   np.testing.assert_array_equal(reward, [[1] * 4])
 
 
 def test_a_negative_reward_is_not_made_smaller_by_sameness():
   reward, _ = made(
     graded([GROUP], reward=[[1, 0.5, 2, -1]]),
-    diversity_weight=1.0,
-    diversity_how='multiply',
-    diversity_by='solution',
-    diversity_for='all',
+    diversity=Scale(1.0, 'solution'),
   )
   np.testing.assert_allclose(reward, [[2 / 3, 1 / 3, 2, -1]], rtol=1e-6)
 
@@ -133,7 +133,7 @@ def test_a_rollout_that_was_cut_off_loses_all():
 
 
 def test_rosa_is_given_the_concepts_of_right_answers():
-  _, gathered = made(graded([GROUP, [('', 'a')] * 4]), advantage='rosa')
+  _, gathered = made(graded([GROUP, [('', 'a')] * 4]), advantage=ROSA())
   sets = gathered.evidence.set_reward
   assert sets.shape == (2, 4, 16) and sets.dtype == np.float32
   # In the order of their names; `d` is of a wrong answer.
@@ -147,11 +147,11 @@ def test_rosa_is_given_the_concepts_of_right_answers():
 def test_seventeen_concepts_need_a_wider_table():
   names = 'abcdefghijklmnopq'
   group = [('1', names), ('2', names[:1])]
-  _, gathered = made(graded([group]), advantage='rosa')
+  _, gathered = made(graded([group]), advantage=ROSA())
   sets = gathered.evidence.set_reward
   assert sets.shape == (1, 2, 32)
   assert sets.sum(-1).tolist() == [[17, 1]]
-  _, gathered = made(graded([[('1', names[:16]), ('2', '')]]), advantage='rosa')
+  _, gathered = made(graded([[('1', names[:16]), ('2', '')]]), advantage=ROSA())
   assert gathered.evidence.set_reward.shape == (1, 2, 16)
 
 
@@ -159,5 +159,5 @@ def test_seventeen_concepts_need_a_wider_table():
 def test_pass_at_k_asks_whether_subsets_differ(k, useful):
   # Two of four are right: every three hold one of them.
   group = [('1', ''), ('2', ''), ('', ''), ('', '')]
-  _, gathered = made(graded([group]), advantage='pass_at_k', pass_k=k)
+  _, gathered = made(graded([group]), advantage=PassAtK(k))
   assert gathered.useful.tolist() == [useful]

@@ -15,10 +15,15 @@ from models import (
   weights,
 )
 
+from sdjax.objectives.advantages import GRPO, RLOO, DrGRPO, RewardItself
+from sdjax.objectives.policy_loss import CISPO, Clip
+from sdjax.objectives.reference_kl import K3, KLReward
 from sdjax.steps import rl
-from sdjax.types import Evidence, Prompts, Rollout
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.student import Shared
+from sdjax.types import Prompts, Rewards, Rollout
 
-LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 REF = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
 
 # Question 0: one of two is right. Question 1: all right. Question 2: none.
@@ -42,11 +47,11 @@ ROLLOUT = Rollout(
   entropy=jnp.zeros((3, 2, 2)),
   finished=jnp.ones((3, 2), bool),
 )
-EVIDENCE = Evidence(reward=jnp.array(REWARD))
+EVIDENCE = Rewards(reward=jnp.array(REWARD))
 
 
-def by_hand(rollout=ROLLOUT, ref=None, **options):
-  apply_fn, params = chain(LAW)
+def by_hand(rollout=ROLLOUT, ref=None, policy_loss=None, **shared):
+  apply_fn, params = chain(STUDENT)
   ref_params = None if ref is None else chain(ref)[1]
 
   def f(params):
@@ -57,7 +62,8 @@ def by_hand(rollout=ROLLOUT, ref=None, **options):
       None,
       ref_params,
       (PROMPTS, rollout, EVIDENCE),
-      **options,
+      rl.Options(policy_loss=policy_loss or Clip()),
+      **shared,
     )
 
   (loss, metrics), slope = jax.value_and_grad(f, has_aux=True)(params)
@@ -69,7 +75,7 @@ UNIT = 0.5 / 0.5001
 
 def test_advantages_by_hand():
   signal = rl.signal_step(
-    chain(LAW)[0], None, None, None, PROMPTS, ROLLOUT, EVIDENCE
+    chain(STUDENT)[0], None, None, None, PROMPTS, ROLLOUT, EVIDENCE
   )
   assert signal.advantage is not None
   np.testing.assert_allclose(
@@ -78,7 +84,7 @@ def test_advantages_by_hand():
   np.testing.assert_array_equal(
     signal.advantage[..., 1:], signal.advantage[..., :1]
   )
-  assert signal.sample_mask.all() and signal.teacher_hidden is None
+  assert signal.sample_mask.all() and signal.weight is None
 
 
 def test_loss_and_gradient_at_ratio_one_by_hand():
@@ -89,10 +95,10 @@ def test_loss_and_gradient_at_ratio_one_by_hand():
   # d log p / d logits = one-hot - p: rows 1 (tokens 2, then 0 against) and 2.
   one = np.eye(3)
   want = np.zeros((3, 3))
-  want[1] = -(one[2] - LAW[1]) + (one[0] - LAW[1])
-  want[2] = -(one[0] - LAW[2])
+  want[1] = -(one[2] - STUDENT[1]) + (one[0] - STUDENT[1])
+  want[2] = -(one[0] - STUDENT[2])
   np.testing.assert_allclose(slope, want * UNIT / 9, atol=1e-6)
-  entropy = -np.sum(LAW * np.log(LAW), -1)
+  entropy = -np.sum(STUDENT * np.log(STUDENT), -1)
   # Column 0 after token 1: 6 times; column 1 after 2, 2, 1: once each.
   want = (7 * entropy[1] + 2 * entropy[2]) / 9
   np.testing.assert_allclose(metrics['entropy'], want, rtol=1e-5)
@@ -103,11 +109,11 @@ def test_the_ratio_is_clipped_on_both_sides():
   # both are past their clips, and nothing pulls.
   shift = jnp.log(jnp.array([[1.5], [0.5]]))
   rollout = replace(ROLLOUT, behavior_logp=ROLLOUT.behavior_logp - shift)
-  loss, _, slope = by_hand(rollout, clip_low=0.2, clip_high=0.3)
+  loss, _, slope = by_hand(rollout, policy_loss=Clip(low=0.2, high=0.3))
   np.testing.assert_allclose(loss, (-2 * 1.3 + 0.8) * UNIT / 9, rtol=1e-4)
   np.testing.assert_allclose(slope, 0, atol=1e-7)
   # With wider clips it does.
-  loss, _, slope = by_hand(rollout, clip_low=0.6, clip_high=0.6)
+  loss, _, slope = by_hand(rollout, policy_loss=Clip(low=0.6, high=0.6))
   np.testing.assert_allclose(loss, (-2 * 1.5 + 0.5) * UNIT / 9, rtol=1e-4)
   assert jnp.abs(slope).max() > 0.01
 
@@ -116,7 +122,7 @@ def test_tokens_that_ppo_would_clip_can_be_dropped():
   # The right rollout's tokens became likelier by 1.5, the wrong one's by 0.5.
   shift = jnp.log(jnp.array([[1.5], [0.5]]))
   rollout = replace(ROLLOUT, behavior_logp=ROLLOUT.behavior_logp - shift)
-  how = {'policy_loss': 'cispo', 'clip_low': 1.0, 'clip_high': 0.3}
+  how = {'low': 1.0, 'high': 0.3}
   right = -1.3 * np.log(0.7 * 0.3) * UNIT / 9
   wrong = 0.5 * np.log(0.1) * UNIT / 9
   for drops, want in (
@@ -127,14 +133,14 @@ def test_tokens_that_ppo_would_clip_can_be_dropped():
     ({'drop_low': 0.6}, right + wrong),
     ({'drop_low': 0.4, 'drop_high': 0.4}, 0),
   ):
-    loss, _, slope = by_hand(rollout, **how, **drops)
+    loss, _, slope = by_hand(rollout, policy_loss=CISPO(**how, **drops))
     np.testing.assert_allclose(loss, want, rtol=1e-4, atol=1e-7)
     assert bool(jnp.abs(slope).max() > 1e-3) == bool(want)
 
 
 def test_kl_to_the_reference_by_hand():
   plain, *_ = by_hand()
-  loss, metrics, _ = by_hand(ref=REF, kl_coef=0.5)
+  loss, metrics, _ = by_hand(ref=REF, kl=K3(0.5))
   ratios = np.array(
     [
       [0.6 / 0.7, 0.6 / 0.3],
@@ -154,9 +160,9 @@ def test_kl_to_the_reference_by_hand():
 COST = np.log([0.7 / 0.6 * 0.3 / 0.6, 0.1 / 0.2])
 
 
-def charged(rollout=ROLLOUT, **options):
+def charged(rollout=ROLLOUT, advantage=None, to_go=False, **shared):
   """Advantages with a KL of weight 0.5 in the reward."""
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(STUDENT)
   _, ref_params = chain(REF)
   signal = rl.signal_step(
     apply_fn,
@@ -166,7 +172,8 @@ def charged(rollout=ROLLOUT, **options):
     PROMPTS,
     rollout,
     EVIDENCE,
-    **({'advantage': 'dr_grpo', 'kl_in': 'reward', 'kl_coef': 0.5} | options),
+    rl.Options(advantage=advantage or DrGRPO()),
+    Shared(kl=KLReward(0.5, to_go=to_go), **shared),
   )
   assert signal.advantage is not None
   return signal.advantage[0]
@@ -175,11 +182,11 @@ def charged(rollout=ROLLOUT, **options):
 @pytest.mark.parametrize(
   'advantage, want',
   [
-    ('dr_grpo', np.array([0.5, -0.5]) - 0.5 * (COST - COST.mean())),
-    ('rloo', np.array([1.0, -1.0]) - 0.5 * (COST - COST[::-1])),
-    ('reinforce', np.array([1.0, 0.0]) - 0.5 * COST),
+    (DrGRPO(), np.array([0.5, -0.5]) - 0.5 * (COST - COST.mean())),
+    (RLOO(), np.array([1.0, -1.0]) - 0.5 * (COST - COST[::-1])),
+    (RewardItself(), np.array([1.0, 0.0]) - 0.5 * COST),
     # The KL is not divided by the spread of the rewards.
-    ('grpo', np.array([UNIT, -UNIT]) - 0.5 * (COST - COST.mean())),
+    (GRPO(), np.array([UNIT, -UNIT]) - 0.5 * (COST - COST.mean())),
   ],
 )
 def test_a_kl_in_the_reward_by_hand(advantage, want):
@@ -189,10 +196,13 @@ def test_a_kl_in_the_reward_by_hand(advantage, want):
 
 
 def test_a_kl_to_go_by_hand():
-  got = charged(kl_in='reward_to_go')
+  got = charged(to_go=True)
   np.testing.assert_allclose(got[:, 0], charged()[:, 0], rtol=1e-6)
   # Of the second token on; the other rollout has ended and has none to go.
   np.testing.assert_allclose(got[0, 1], 0.5 - 0.25 * np.log(0.5), rtol=1e-5)
+
+
+TRUNCATES = Sampling(top_p=0.999)
 
 
 def test_a_kl_in_the_reward_is_of_counted_tokens_under_the_own_weights():
@@ -201,18 +211,26 @@ def test_a_kl_in_the_reward_is_of_counted_tokens_under_the_own_weights():
   np.testing.assert_allclose(got[0, 0], 0.5 - 0.25 * np.log(0.5), rtol=1e-5)
   # A truncating sampler's log-probabilities are not the weights' own.
   other = replace(ROLLOUT, behavior_logp=0.5 * ROLLOUT.behavior_logp)
-  assert_close(charged(other, recompute=True), charged(), 1e-6)
+  assert_close(charged(other, sampling=TRUNCATES), charged(), 1e-6)
   assert jnp.abs(charged(other) - charged()).max() > 0.01
 
 
 def test_a_kl_in_the_reward_is_measured_and_not_added_to_the_loss():
-  _, params = chain(LAW)
+  _, params = chain(STUDENT)
   _, ref_params = chain(REF)
+  # Without the charge, so that the signal's other parts are what is read.
   signal = rl.signal_step(
-    chain(LAW)[0], params, None, ref_params, PROMPTS, ROLLOUT, EVIDENCE
+    chain(STUDENT)[0],
+    params,
+    None,
+    ref_params,
+    PROMPTS,
+    ROLLOUT,
+    EVIDENCE,
+    shared=Shared(kl=K3(0.5)),
   )
   total, metrics = rl.loss(
-    chain(LAW)[0],
+    chain(STUDENT)[0],
     params,
     None,
     ref_params,
@@ -220,8 +238,7 @@ def test_a_kl_in_the_reward_is_measured_and_not_added_to_the_loss():
     ROLLOUT,
     signal,
     weights(ROLLOUT, signal.sample_mask),
-    kl_in='reward',
-    kl_coef=0.5,
+    shared=Shared(kl=KLReward(0.5)),
   )
   assert total == metrics['policy']
   gaps = [*COST, COST[0], np.log(0.7 / 0.6), 0, COST[1]]
@@ -229,13 +246,12 @@ def test_a_kl_in_the_reward_is_measured_and_not_added_to_the_loss():
 
 
 def test_a_kl_in_the_reward_needs_a_reference():
-  with pytest.raises(ValueError, match="'rewards' is not one of"):
-    charged(kl_in='rewards')
-  with pytest.raises(ValueError, match='kl_coef=0.5 needs ref_params'):
+  with pytest.raises(ValueError, match="kl='rewards': 'rewards' is not one of"):
+    Shared(kl='rewards')  # pyright: ignore[reportArgumentType]
+  with pytest.raises(ValueError, match=r"'reward\(coef=0.5\)' needs ref_par"):
     rl.signal_step(
-      *(chain(LAW)[0], None, None, None, PROMPTS, ROLLOUT, EVIDENCE),
-      kl_in='reward',
-      kl_coef=0.5,
+      *(chain(STUDENT)[0], None, None, None, PROMPTS, ROLLOUT, EVIDENCE),
+      shared=Shared(kl=KLReward(0.5)),
     )
 
 
@@ -254,7 +270,7 @@ def loss_and_gradient(chunk=16, dtype='float32'):
   def f(params, ref_params, rollout):
     data = (prompts, rollout, evidence)
     return signal_then_loss(
-      rl, apply_fn, params, None, ref_params, data, chunk, kl_coef=0.3
+      rl, apply_fn, params, None, ref_params, data, chunk=chunk, kl=K3(0.3)
     )
 
   return jax.jit(jax.value_and_grad(f, has_aux=True))
@@ -300,7 +316,7 @@ def test_logits_exist_for_one_chunk_only():
   def trace(chunk):
     def f(params):
       return signal_then_loss(
-        rl, apply_fn, params, None, params, data, chunk, kl_coef=0.1
+        rl, apply_fn, params, None, params, data, chunk=chunk, kl=K3(0.1)
       )[0]
 
     return largest_logits(jax.make_jaxpr(jax.value_and_grad(f))(params), vocab)

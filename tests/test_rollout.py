@@ -64,14 +64,14 @@ def test_logps_equal_the_full_forward(sampling):
   order = np.argsort(-logits, axis=-1)
   rank = np.argsort(order, axis=-1)
   kept = rank < (sampling.top_k or VOCAB)
-  law = np.where(kept, np.exp(logits), 0)
-  law /= law.sum(-1, keepdims=True)
-  ranked = np.take_along_axis(law, order, -1)
+  probs = np.where(kept, np.exp(logits), 0)
+  probs /= probs.sum(-1, keepdims=True)
+  ranked = np.take_along_axis(probs, order, -1)
   before = np.cumsum(ranked, -1) - ranked
   kept &= np.take_along_axis(before, rank, -1) < sampling.top_p
-  law = np.where(kept, law, 0)
-  law /= law.sum(-1, keepdims=True)
-  taken = np.take_along_axis(law, np.asarray(out.ids)[..., None], -1)[..., 0]
+  probs = np.where(kept, probs, 0)
+  probs /= probs.sum(-1, keepdims=True)
+  taken = np.take_along_axis(probs, np.asarray(out.ids)[..., None], -1)[..., 0]
   mask = np.asarray(length_mask(out.length, WIDTH))
   assert (taken[mask] > 0).all()
   np.testing.assert_allclose(
@@ -136,8 +136,8 @@ def test_another_step_or_question_id_draws_anew():
   assert rows(sampler()(renamed, KEY)) != want
 
 
-def sample_chain(law, first=0, seen=None, **options):
-  apply_fn, params = chain(law, seen)
+def sample_chain(table, first=0, seen=None, **options):
+  apply_fn, params = chain(table, seen)
   prompts = Prompts(
     ids=jnp.array([[0, first]]),
     length=jnp.array([2]),
@@ -203,19 +203,19 @@ def test_smallest_shapes(num_samples, width):
   assert out.finished.tolist() == [[width > 2] * num_samples]
 
 
-LAW = np.array([0.5, 0.25, 0.125, 0.125])
+PROBS = np.array([0.5, 0.25, 0.125, 0.125])
 
 
 def test_frequencies_logps_and_entropy_by_hand():
-  # Temperature 2 makes the law (2 sqrt 2, 2, sqrt 2, sqrt 2), normalised;
-  # the entropy is that of the law itself: 1.75 ln 2.
+  # Temperature 2 makes it (2 sqrt 2, 2, sqrt 2, sqrt 2), normalised;
+  # the entropy is that of the model itself: 1.75 ln 2.
   out = sample_chain(
-    np.tile(LAW, (4, 1)),
+    np.tile(PROBS, (4, 1)),
     num_samples=4000,
     max_new_tokens=1,
     sampling=Sampling(temperature=2.0),
   )
-  want = np.sqrt(LAW) / np.sqrt(LAW).sum()
+  want = np.sqrt(PROBS) / np.sqrt(PROBS).sum()
   share = np.bincount(np.asarray(out.ids).ravel(), minlength=4) / 4000
   # Four standard errors of a share of a half.
   np.testing.assert_allclose(share, want, atol=4 * 0.5 / 4000**0.5)
@@ -236,9 +236,9 @@ def test_frequencies_logps_and_entropy_by_hand():
 )
 def test_truncated_logps_by_hand(sampling, kept):
   out = sample_chain(
-    np.tile(LAW, (4, 1)), num_samples=64, eos_ids=(), sampling=sampling
+    np.tile(PROBS, (4, 1)), num_samples=64, eos_ids=(), sampling=sampling
   )
-  want = LAW[:kept] / LAW[:kept].sum()
+  want = PROBS[:kept] / PROBS[:kept].sum()
   assert set(np.asarray(out.ids).ravel().tolist()) == set(range(kept))
   np.testing.assert_allclose(
     out.behavior_logp, np.log(want)[np.asarray(out.ids)], atol=1e-6

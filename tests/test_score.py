@@ -1,5 +1,6 @@
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from models import VOCAB, assert_close, chain, make_prompts, model
 
+from sdjax.objectives.reference_kl import K3, FullKL
+from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import (
   completion_hidden,
   log_softmax,
@@ -15,10 +18,11 @@ from sdjax.steps.score import (
   take_token,
   token_logp,
 )
-from sdjax.steps.view import counted_tokens, importance_base, new_signal
+from sdjax.steps.student import Shared, Signal, counted_tokens, importance_base
+from sdjax.steps.student import new_signal as new_fields
 from sdjax.types import Rollout
 
-LAW = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+ROWS = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 
 
 def rollout_of(ids, length=None):
@@ -36,7 +40,7 @@ def rollout_of(ids, length=None):
 
 
 def score(context, ids, temperature=1.0):
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(ROWS)
   context = jnp.array(context)[None, None]
   hidden = completion_hidden(
     apply_fn, params, context, jnp.array([[context.shape[-1]]]), ids
@@ -65,17 +69,22 @@ def test_temperature_divides_the_logits():
   np.testing.assert_allclose(np.exp(out), [[[0.49 / 0.54]]], rtol=1e-5)
 
 
-@pytest.mark.parametrize('estimator', ['k3', 'full'])
-def test_the_reference_of_a_signal_by_hand(estimator):
-  apply_fn, params = chain(LAW)
+def new_signal(apply_fn, params, ref_params, prompts, rollout, **shared) -> Any:
+  """A signal of what every method shares."""
+  batch = (prompts, rollout, Shared(**shared))
+  fields = new_fields(apply_fn, params, ref_params, *batch, ratios=False)
+  return Signal(**fields)
+
+
+@pytest.mark.parametrize('kl', [K3(0.1), FullKL(0.1)], ids=str)
+def test_the_reference_of_a_signal_by_hand(kl):
+  apply_fn, params = chain(ROWS)
   prompts = replace(make_prompts([2], 3), ids=jnp.array([[0, 0, 1]]))
   rollout = rollout_of([[[2, 0]]])
-  make = functools.partial(
-    new_signal, apply_fn, None, kl_estimator=estimator, temperature=0.5
-  )
-  out = make(params, prompts, rollout)
-  assert (out.ref_logp is None) == (estimator == 'full')
-  if estimator == 'full':
+  make = functools.partial(new_signal, kl=kl, sampling=Sampling(0.5))
+  out = make(apply_fn, None, params, prompts, rollout)
+  assert (out.ref_logp is None) == kl.over_vocabulary
+  if kl.over_vocabulary:
     out = replace(
       out,
       ref_logp=token_logp(
@@ -85,12 +94,12 @@ def test_the_reference_of_a_signal_by_hand(estimator):
   np.testing.assert_allclose(
     np.exp(out.ref_logp), [[[0.49 / 0.54, 0.09 / 0.34]]], rtol=1e-5
   )
-  none = make(None, prompts, rollout)
+  none = make(apply_fn, None, None, prompts, rollout)
   assert none.ref_logp is None and none.ref_hidden is None
 
 
 def test_masks_of_a_signal():
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(ROWS)
   prompts = make_prompts([2], 3)
   rollout = rollout_of([[[2, 0], [0, 0]]], [[2, 1]])
   rollout = replace(rollout, finished=jnp.array([[False, True]]))
@@ -110,7 +119,7 @@ def test_masks_of_a_signal():
 
 def test_the_sampler_is_corrected_by_hand():
   # The student gives .7 and .3; the sampler says .35 and .9.
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(ROWS)
   prompts = replace(make_prompts([2], 3), ids=jnp.array([[0, 0, 1]]))
   rollout = replace(
     rollout_of([[[2, 0]]]), behavior_logp=jnp.log(jnp.array([[[0.2, 0.9]]]))
@@ -118,10 +127,9 @@ def test_the_sampler_is_corrected_by_hand():
   signal = new_signal(
     apply_fn, params, None, prompts, rollout, sampler_clip=2.0
   )
-  assert signal.rl_weight is not None and signal.sd_weight is not None
+  assert signal.weight is not None
   np.testing.assert_allclose(np.exp(signal.old_logp), [[[0.7, 0.3]]], rtol=1e-5)
-  np.testing.assert_allclose(signal.rl_weight, [[[2, 1 / 3]]], rtol=1e-5)
-  np.testing.assert_allclose(signal.sd_weight, signal.rl_weight)
+  np.testing.assert_allclose(signal.weight, [[[2, 1 / 3]]], rtol=1e-5)
   np.testing.assert_array_equal(
     importance_base(rollout, signal), signal.old_logp
   )
@@ -132,7 +140,7 @@ def test_the_sampler_is_corrected_by_hand():
 
 
 def test_several_contexts_need_an_index():
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(ROWS)
   with pytest.raises(ValueError, match='2 contexts a question but no index'):
     completion_hidden(
       apply_fn,
@@ -144,7 +152,7 @@ def test_several_contexts_need_an_index():
 
 
 def test_an_index_picks_each_completions_context():
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(ROWS)
   hidden = completion_hidden(
     apply_fn,
     params,
@@ -227,7 +235,7 @@ def test_the_score_does_not_depend_on_the_padding_width():
 
 
 def test_prefill_gives_the_last_real_state():
-  apply_fn, params = chain(LAW)
+  apply_fn, params = chain(ROWS)
   prefix, last = prefill(
     apply_fn,
     params,

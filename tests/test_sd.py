@@ -16,15 +16,21 @@ from models import (
   weights,
 )
 
+from sdjax.feedback.strategies import Demonstrations
+from sdjax.objectives.divergence import JSD, ForwardKL
+from sdjax.objectives.pooling import Mixture, SequenceMixture
+from sdjax.objectives.reference_kl import K3
 from sdjax.steps import sd
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.student import Shared
 from sdjax.steps.teacher import teacher_tokens
-from sdjax.types import Evidence, Prompts, Rollout
+from sdjax.types import Prompts, Rollout, TeacherContexts
 
 STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
 
 
-def by_hand(options, index=((0,),), teacher=TEACHER, ref=None):
+def by_hand(options=None, index=((0,),), teacher=TEACHER, ref=None, **shared):
   """SD loss of one question: prompt `1`, rollout `2 0` with 2 tokens."""
   apply_fn, params = chain(STUDENT)
   _, teacher_params = chain(teacher)
@@ -42,7 +48,7 @@ def by_hand(options, index=((0,),), teacher=TEACHER, ref=None):
     finished=jnp.ones((1, 1), bool),
   )
   # Context 0 ends in token 1, context 1 in token 0.
-  evidence = Evidence(
+  evidence = TeacherContexts(
     context_ids=jnp.array([[[2, 1], [1, 0]]]),
     context_length=jnp.array([[2, 2]]),
     context_index=jnp.array([index]),
@@ -56,8 +62,8 @@ def by_hand(options, index=((0,),), teacher=TEACHER, ref=None):
     teacher_params,
     ref_params,
     (prompts, rollout, evidence),
-    importance_clip=0.0,
-    **options,
+    sd.Options(importance_clip=0.0, **(options or {})),
+    **shared,
   )
 
 
@@ -67,7 +73,7 @@ def kl(p, q):
 
 def test_reverse_kl_by_hand():
   # Token 2 after 1, token 0 after 2: rows 1 and 2, half each.
-  loss, metrics = by_hand({})
+  loss, metrics = by_hand()
   want = (kl(STUDENT[1], TEACHER[1]) + kl(STUDENT[2], TEACHER[2])) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-5)
   np.testing.assert_allclose(metrics['divergence'], want, rtol=1e-5)
@@ -78,10 +84,10 @@ def test_reverse_kl_by_hand():
 
 
 def test_forward_kl_and_jsd_by_hand():
-  loss, _ = by_hand({'objective': 'forward_kl'})
+  loss, _ = by_hand({'divergence': ForwardKL()})
   want = (kl(TEACHER[1], STUDENT[1]) + kl(TEACHER[2], STUDENT[2])) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-5)
-  loss, _ = by_hand({'objective': 'jsd', 'jsd_alpha': 0.25})
+  loss, _ = by_hand({'divergence': JSD(alpha=0.25)})
   mix = 0.75 * STUDENT + 0.25 * TEACHER
   want = sum(
     0.75 * kl(STUDENT[i], mix[i]) + 0.25 * kl(TEACHER[i], mix[i])
@@ -91,7 +97,7 @@ def test_forward_kl_and_jsd_by_hand():
 
 
 def test_temperature_applies_to_both_sides():
-  loss, _ = by_hand({'temperature': 0.5})
+  loss, _ = by_hand(sampling=Sampling(0.5))
   p, q = (x**2 / (x**2).sum(-1, keepdims=True) for x in (STUDENT, TEACHER))
   want = (kl(p[1], q[1]) + kl(p[2], q[2])) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-5)
@@ -102,8 +108,12 @@ def test_the_temperature_of_the_teacher_is_its_own():
   q = TEACHER**2 / (TEACHER**2).sum(-1, keepdims=True)
   want = (kl(STUDENT[1], q[1]) + kl(STUDENT[2], q[2])) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-5)
-  # Of several teachers it is the pooled law that is sharpened.
-  options = {'teacher_temperature': 0.5, 'pooling': 'mixture'}
+  # Of several teachers it is the pooled distribution that is sharpened.
+  options = {
+    'teacher_temperature': 0.5,
+    'pooling': Mixture(),
+    'demonstrations': Demonstrations(count=2),
+  }
   loss, _ = by_hand(options, index=((0, 1),))
   pooled = (TEACHER[1] + TEACHER[0]) ** 2
   first = kl(STUDENT[1], pooled / pooled.sum())
@@ -113,21 +123,21 @@ def test_the_temperature_of_the_teacher_is_its_own():
 
 def test_two_teachers_by_hand():
   # The second context ends in 0, so its first token has row 0.
-  loss, _ = by_hand({}, index=((0, 1),))
+  loss, _ = by_hand(index=((0, 1),))
   first = (kl(STUDENT[1], TEACHER[1]) + kl(STUDENT[1], TEACHER[0])) / 2
   want = (first + kl(STUDENT[2], TEACHER[2])) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
 def test_the_student_is_its_own_perfect_teacher():
-  loss, metrics = by_hand({}, teacher=STUDENT)
+  loss, metrics = by_hand(teacher=STUDENT)
   np.testing.assert_allclose(loss, 0, atol=1e-6)
   np.testing.assert_allclose(metrics['teacher_log_ratio'], 0, atol=1e-6)
 
 
 def test_kl_to_the_reference_by_hand():
-  plain, _ = by_hand({})
-  loss, metrics = by_hand({'kl_coef': 0.5}, ref=TEACHER)
+  plain, _ = by_hand()
+  loss, metrics = by_hand(ref=TEACHER, kl=K3(0.5))
   gaps = np.log([0.6 / 0.7, 0.6 / 0.3])
   want = np.mean(np.exp(gaps) - gaps - 1)
   np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
@@ -137,9 +147,9 @@ def test_kl_to_the_reference_by_hand():
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'support': 'sampled', 'objective': 'jsd'}, "not\\s+'jsd'"),
-    ({'support': 'top'}, "support='top' is not one of"),
-    ({'objective': 'kl'}, "objective='kl' is not one of"),
+    ({'support': 'sampled', 'divergence': JSD()}, "not\\s+'jsd'"),
+    ({'support': 'top'}, "support='top': 'top' is not one of"),
+    ({'divergence': 'kl'}, "divergence='kl': 'kl' is not one of"),
   ],
 )
 def test_bad_options_are_named(options, message):
@@ -152,14 +162,14 @@ def signal_of(**changes):
   """The signal of the tiny decoder's batch, with changed evidence."""
   apply_fn, params = model(seed=1)
   prompts, rollout, evidence = batch()
-  evidence = replace(evidence, **dict(changes))
+  evidence = replace(evidence.sd, **dict(changes))
   return jax.jit(functools.partial(sd.signal_step, apply_fn))(
     params, params, None, prompts, rollout, evidence
   )
 
 
 @functools.cache
-def loss_and_gradient(dtype='float32', **options):
+def loss_and_gradient(dtype='float32', options=None, **shared):
   """Compiled `(params, prompts, rollout, signal)` to loss and gradient."""
   apply_fn, _ = model(dtype=dtype)
   _, teacher_params = model(seed=1)
@@ -174,7 +184,8 @@ def loss_and_gradient(dtype='float32', **options):
       rollout,
       signal,
       weights(rollout, signal.sample_mask),
-      **options,
+      options or sd.Options(),
+      Shared(**shared),
     )
 
   return jax.jit(jax.value_and_grad(f, has_aux=True))
@@ -188,56 +199,74 @@ def run(signal, rollout=None, **options):
   return loss, grads
 
 
+def taught(signal, **changes):
+  """The signal with other states of its teachers."""
+  return replace(signal, teacher=replace(signal.teacher, **changes))
+
+
 def test_the_signal_has_the_stated_shapes():
   signal = signal_of()
-  assert signal.teacher_hidden.shape == (4, 3, 5, 2, 16)
+  assert signal.teacher.hidden.shape == (4, 3, 5, 2, 16)
   assert signal.sample_mask.tolist() == [
     [True] * 3,
     [False, True, True],
     [True] * 3,
     [True, True, False],
   ]
-  assert signal.advantage is None and signal.ref_logp is None
+  assert signal.weight is None and signal.ref_logp is None
 
 
 def test_losses_of_several_teachers_are_averaged():
   """K = 2 equals the mean of two runs with one teacher each."""
   signal = signal_of()
-  whole = signal.teacher_mask.all(-1)
+  whole = signal.teacher.mask.all(-1)
   signal = replace(signal, sample_mask=whole)
 
   def alone(k):
     only = jnp.arange(2) == k
-    return run(replace(signal, teacher_mask=signal.teacher_mask & only))
+    return run(taught(signal, mask=signal.teacher.mask & only))
 
   mean = jax.tree.map(lambda *x: sum(x) / 2, alone(0), alone(1))
   assert_close(run(signal), mean)
+
+
+ANSWERS, TOKENS = (
+  sd.Options(pooling=pooling, demonstrations=Demonstrations(count=2))
+  for pooling in (SequenceMixture(), Mixture())
+)
 
 
 def test_teachers_of_whole_answers_count_by_how_they_began_them():
   apply_fn, params = model(seed=1)
   prompts, rollout, evidence = batch()
   signal = jax.jit(
-    functools.partial(sd.signal_step, apply_fn, pooling='sequence_mixture')
-  )(params, params, None, prompts, rollout, evidence)
-  logp, _, found = teacher_tokens(apply_fn, params, None, signal, rollout.ids)
+    functools.partial(sd.signal_step, apply_fn, options=ANSWERS)
+  )(params, params, None, prompts, rollout, evidence.sd)
+  logp, _, found = teacher_tokens(
+    apply_fn,
+    params,
+    None,
+    signal.teacher,
+    rollout.ids,
+    sd.Options().target,
+  )
   want = np.cumsum(logp, axis=2) - logp
-  np.testing.assert_allclose(signal.teacher_log_weight, want, atol=1e-5)
+  np.testing.assert_allclose(signal.teacher.log_weight, want, atol=1e-5)
   # With one teacher there is nothing to weigh.
-  only = replace(signal, teacher_mask=signal.teacher_mask.at[..., 1].set(False))
-  assert_close(run(only, pooling='sequence_mixture'), run(only))
+  only = taught(signal, mask=signal.teacher.mask.at[..., 1].set(False))
+  assert_close(run(only, options=ANSWERS), run(only))
   assert bool(found.all(axis=-1).any())
-  mixed = run(signal, pooling='mixture')[0]
-  plain = run(replace(signal, teacher_log_weight=None), pooling='mixture')[0]
+  mixed = run(signal, options=TOKENS)[0]
+  plain = run(taught(signal, log_weight=None), options=TOKENS)[0]
   assert abs(float(mixed - plain)) > 1e-4
 
 
 def test_a_teacher_that_is_masked_says_nothing():
   signal = signal_of()
-  hidden = signal.teacher_hidden
+  hidden = signal.teacher.hidden
   noise = jax.random.normal(jax.random.key(0), hidden.shape)
-  hidden = jnp.where(signal.teacher_mask[:, :, None, :, None], hidden, noise)
-  assert_close(run(replace(signal, teacher_hidden=hidden)), run(signal), 1e-6)
+  hidden = jnp.where(signal.teacher.mask[:, :, None, :, None], hidden, noise)
+  assert_close(run(taught(signal, hidden=hidden)), run(signal), 1e-6)
 
 
 def test_rollouts_without_a_target_change_nothing():
@@ -259,9 +288,8 @@ def test_rollouts_without_a_target_change_nothing():
 def test_no_target_at_all_is_a_zero_gradient():
   signal = signal_of()
   none = replace(
-    signal,
+    taught(signal, mask=jnp.zeros_like(signal.teacher.mask)),
     sample_mask=jnp.zeros_like(signal.sample_mask),
-    teacher_mask=jnp.zeros_like(signal.teacher_mask),
   )
   loss, grads = run(none)
   assert loss == 0
@@ -274,10 +302,8 @@ def test_columns_behind_a_rollouts_end_change_nothing():
   assert padding.any()
   signal = signal_of()
   other = replace(rollout, ids=jnp.where(padding, 9, rollout.ids))
-  hidden = jnp.where(padding[..., None, None], 3.0, signal.teacher_hidden)
-  assert_close(
-    run(replace(signal, teacher_hidden=hidden), other), run(signal), 1e-6
-  )
+  hidden = jnp.where(padding[..., None, None], 3.0, signal.teacher.hidden)
+  assert_close(run(taught(signal, hidden=hidden), other), run(signal), 1e-6)
 
 
 def test_chunks_change_nothing():
@@ -290,7 +316,7 @@ def test_the_teacher_is_constant():
 
   def f(teacher_params):
     return signal_then_loss(
-      sd, apply_fn, params, teacher_params, teacher_params, data, kl_coef=1.0
+      sd, apply_fn, params, teacher_params, teacher_params, data, kl=K3(1.0)
     )[0]
 
   grads = jax.jit(jax.grad(f))(model(seed=1)[1])
@@ -298,9 +324,9 @@ def test_the_teacher_is_constant():
 
 
 def test_the_teachers_score_does_not_depend_on_the_padding_width():
-  *_, evidence = batch()
+  prompts, rollout, evidence = batch()
+  evidence = evidence.sd
   apply_fn, params = model(seed=1)
-  prompts, rollout, _ = batch()
   wide = replace(
     evidence,
     context_ids=jnp.pad(
@@ -316,7 +342,7 @@ def test_the_teachers_score_does_not_depend_on_the_padding_width():
     params, params, None, prompts, rollout, wide
   )
   want = signal_of()
-  assert_close(signal.teacher_hidden, want.teacher_hidden)
+  assert_close(signal.teacher.hidden, want.teacher.hidden)
   assert_close(run(signal), run(want))
 
 
@@ -325,9 +351,7 @@ def test_bfloat16_is_finite_and_close():
   _, params = model()
   signal = signal_of()
   want, _ = run(signal)
-  narrow = replace(
-    signal, teacher_hidden=signal.teacher_hidden.astype(jnp.bfloat16)
-  )
+  narrow = taught(signal, hidden=signal.teacher.hidden.astype(jnp.bfloat16))
   (loss, _), grads = loss_and_gradient('bfloat16')(
     params, prompts, rollout, narrow
   )
@@ -336,8 +360,8 @@ def test_bfloat16_is_finite_and_close():
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize('objective', ['reverse_kl', 'jsd'])
-def test_logits_exist_for_one_chunk_only(objective):
+@pytest.mark.parametrize('divergence', ['reverse_kl', 'jsd'])
+def test_logits_exist_for_one_chunk_only(divergence):
   vocab, num_q, num_g, width, num_k = 199, 4, 3, 5, 2
   apply_fn, params = model(vocab_size=vocab)
   data = batch()
@@ -351,9 +375,9 @@ def test_logits_exist_for_one_chunk_only(objective):
         params,
         params,
         data,
-        chunk,
-        objective=objective,
-        kl_coef=0.1,
+        sd.Options(divergence=divergence),
+        chunk=chunk,
+        kl=K3(0.1),
       )[0]
 
     return largest_logits(jax.make_jaxpr(jax.value_and_grad(f))(params), vocab)
@@ -363,6 +387,6 @@ def test_logits_exist_for_one_chunk_only(objective):
   largest, logits = trace(chunk=1)
   assert logits == num_q * num_g * num_k * vocab
   assert largest < all_logits
-  if objective == 'reverse_kl':
+  if divergence == 'reverse_kl':
     # The measure sees them when they are there.
     assert trace(chunk=width)[1] == all_logits * num_k

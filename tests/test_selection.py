@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 
-from sdjax.eval.pass_at_k import pass_at_k
-from sdjax.eval.selection import best_of_k, maj_at_k
+from sdjax.evaluate.pass_at_k import pass_at_k
+from sdjax.evaluate.selection import best_of_k, maj_at_k
 
 
 def elected(keys, correct, subset, credit):

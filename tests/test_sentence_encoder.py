@@ -12,8 +12,10 @@ import safetensors.numpy
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sdjax import evaluate, sentence_encoder
-from sdjax.eval.vendi import embedding_diversities
+from sdjax.evaluate import __main__ as evaluate
+from sdjax.evaluate import sentence_encoder
+from sdjax.evaluate.sentence_encoder import SentenceEncoder
+from sdjax.evaluate.vendi import embedding_diversities
 from sdjax.models import hf
 from sdjax.models.bert import (
   LAYER,
@@ -24,7 +26,6 @@ from sdjax.models.bert import (
   mean_vector,
 )
 from sdjax.models.families import CheckpointError
-from sdjax.sentence_encoder import SentenceEncoder
 
 WORDS = ['[PAD]', '[CLS]', '[SEP]', '[UNK]', *string.ascii_lowercase]
 CONFIG = {

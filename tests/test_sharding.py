@@ -10,13 +10,17 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from models import assert_close, make_prompts, model
 
-from sdjax import config, sharding, trainer
-from sdjax.optim import make_optimizer
-from sdjax.sharding import ShardingError
+from sdjax.config import schema as config
+from sdjax.feedback.strategies import Balanced, Demonstrations
+from sdjax.models import sharding
+from sdjax.models.sharding import ShardingError
+from sdjax.options import ConfigError
 from sdjax.steps import rl, sd
 from sdjax.steps.rollout import rollout_step
-from sdjax.steps.update import update_step
-from sdjax.types import Evidence, TrainState
+from sdjax.steps.update import Options, update_step
+from sdjax.training import trainer
+from sdjax.training.optim import make_optimizer
+from sdjax.types import Rewards, TeacherContexts, TrainState
 
 SIZES = {'vocab_size': 24, 'tie_embeddings': False}
 Q, G, T, C = 8, 2, 5, 6
@@ -70,10 +74,10 @@ def test_rollout_is_the_same_on_any_mesh(mesh_name):
 def evidence(method):
   rng = np.random.default_rng(0)
   if method == 'rl':
-    return Evidence(reward=rng.random((Q, G)).astype(np.float32))
+    return Rewards(reward=rng.random((Q, G)).astype(np.float32))
   mask = rng.random((Q, G, 2)) < 0.7
   assert 0 < mask.sum() < mask.size
-  return Evidence(
+  return TeacherContexts(
     context_ids=rng.integers(0, 24, (Q, 2, C + 3)).astype(np.int32),
     context_length=rng.integers(1, C + 4, (Q, 2)).astype(np.int32),
     context_index=rng.integers(0, 2, (Q, G, 2)).astype(np.int32),
@@ -125,8 +129,7 @@ def updated(method, mesh_name, micro_batches):
       signal,
       loss_fn=functools.partial(step.loss, apply_fn),
       optimizer=optimizer(),
-      micro_batches=micro_batches,
-      ema_rate=0.25,
+      options=Options(micro_batches=micro_batches, ema_rate=0.25),
     )
 
   mesh, places = mesh_of(mesh_name), None
@@ -225,13 +228,21 @@ def test_make_mesh():
 
 @pytest.mark.parametrize(
   'data, model_size',
-  [(3, 1), (4, 1), (-1, 3), (8, 2), (0, 1), (-1, 0), (1, -1)],
+  [(3, 1), (4, 1), (-1, 3), (8, 2), (0, 1)],
 )
 def test_mesh_that_does_not_fit(data, model_size):
   with pytest.raises(ShardingError) as error:
     sharding.make_mesh(config.Mesh(data, model_size))
   for word in [f'mesh.data={data}', f'mesh.model={model_size}', '8 devices']:
     assert word in str(error.value)
+
+
+@pytest.mark.parametrize('model_size', [0, -1])
+def test_a_model_is_split_into_at_least_one_part(model_size):
+  with pytest.raises(
+    ConfigError, match=f'^model={model_size} must be at least 1'
+  ):
+    config.Mesh(1, model_size)
 
 
 def test_unknown_path():
@@ -279,7 +290,7 @@ METHODS = {
   'sd': config.SelfDistillation(),
   'balanced_rl': config.Mix(
     sd=config.SelfDistillation(
-      demonstrations=config.Demonstrations(strategy='balanced')
+      demonstrations=Demonstrations(strategy=Balanced())
     )
   ),
 }
@@ -307,7 +318,8 @@ def train(method, devices, folder, monkeypatch):
   metrics = []
   for number in range(2):
     asked = questions[4 * number : 4 * number + 4]
-    metrics.append(run.step(asked, number)[0])
+    batch, _ = run.sample(asked, number)
+    metrics.append(run.update(batch, number))
   return metrics, run.state
 
 

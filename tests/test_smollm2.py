@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from sdjax import language_model
 from sdjax.data.context import encode_context
 from sdjax.models import hf
+from sdjax.models import load as language_model
 
 pytestmark = pytest.mark.slow
 

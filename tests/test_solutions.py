@@ -3,41 +3,30 @@ import math
 import numpy as np
 import pytest
 
-from sdjax.eval.bootstrap import bootstrap_interval, mean_intervals
-from sdjax.eval.pass_at_k import pass_slope
-from sdjax.eval.solutions import variety
+from sdjax.evaluate import measures
+from sdjax.evaluate.bootstrap import bootstrap_interval, mean_intervals
+from sdjax.evaluate.pass_at_k import pass_slope
+from sdjax.evaluate.samples import Samples
 
 
 def test_variety_by_hand():
-  found = variety(
-    [['p', 'p', 'q', 'q', 'z'], ['p', 'p', 'p', 'q'], ['p'], ['', ''], []],
-    [[True] * 4 + [False], [True] * 4, [True], [False] * 2, []],
-  )
+  questions = [
+    Samples(right, solutions=names)
+    for names, right in (
+      (['p', 'p', 'q', 'q', 'z'], [True] * 4 + [False]),
+      (['p', 'p', 'p', 'q'], [True] * 4),
+      (['p'], [True]),
+      (['', ''], [False] * 2),
+      ([], []),
+    )
+  ]
   uneven = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-  assert found.distinct.tolist() == [2, 2, 1, 0, 0]
-  np.testing.assert_allclose(found.entropy, [math.log(2), uneven, 0, 0, 0])
-  np.testing.assert_allclose(found.effective, [2, math.exp(uneven), 1, 0, 0])
-  assert not np.signbit(found.entropy).any()
-
-
-@pytest.mark.parametrize('name', ['', None])
-def test_a_correct_answer_needs_an_identity(name):
-  with pytest.raises(ValueError, match='sample 1 of question 0'):
-    variety([['p', name]], [[True, True]])
-
-
-@pytest.mark.parametrize(
-  ('solutions', 'correct'),
-  [
-    ([['p']], [[True], [True]]),
-    ([['p'], ['q']], [[True]]),
-    ([['p']], [[True, True]]),
-    ([['p', 'q']], [[True]]),
-  ],
-)
-def test_a_verdict_for_every_answer(solutions, correct):
-  with pytest.raises(ValueError, match='zip'):
-    variety(solutions, correct)
+  assert [measures.distinct_paths(q) for q in questions] == [2, 2, 1, 0, 0]
+  entropy = [measures.solution_entropy(q) for q in questions]
+  np.testing.assert_allclose(entropy, [math.log(2), uneven, 0, 0, 0])
+  effective = [measures.effective_solutions(q) for q in questions]
+  np.testing.assert_allclose(effective, [2, math.exp(uneven), 1, 0, 0])
+  assert not np.signbit(entropy).any()
 
 
 def test_pass_slope_by_hand():
@@ -63,7 +52,7 @@ def test_intervals_are_those_of_one_measure_at_a_time():
 def test_blocks_of_resamples_change_nothing(monkeypatch):
   values = np.random.default_rng(0).normal(size=(17, 2))
   whole = mean_intervals(values)
-  monkeypatch.setattr('sdjax.eval.bootstrap.BLOCK', 100)
+  monkeypatch.setattr('sdjax.evaluate.bootstrap.BLOCK', 100)
   np.testing.assert_allclose(mean_intervals(values), whole, rtol=1e-13)
 
 

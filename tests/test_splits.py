@@ -5,7 +5,7 @@ import functools
 
 import pytest
 
-from sdjax.config import ConceptGraph
+from sdjax.config.schema import ConceptGraph
 from sdjax.tasks.concept_graph import graph as graphs
 from sdjax.tasks.concept_graph.rendering import render_question
 

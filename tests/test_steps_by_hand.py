@@ -1,6 +1,8 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 """Losses of single tokens by hand, where a step puts them together."""
 
+import functools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +12,19 @@ import numpy as np
 import pytest
 from models import chain
 
+from sdjax.objectives.divergence import ReverseKL, ScoreWeighted
+from sdjax.objectives.policy_loss import AdaptiveClip, Clip
+from sdjax.objectives.pooling import Pooling
 from sdjax.objectives.reduce import token_weights
+from sdjax.objectives.reference_kl import K1, K2, K3, FullKL, NoKL
+from sdjax.objectives.support import FullVocabulary
 from sdjax.steps import rl, sd
+from sdjax.steps import student as student_lib
 from sdjax.steps import teacher as teacher_lib
-from sdjax.steps import view as view_lib
-from sdjax.steps.teacher import Comparison
-from sdjax.steps.view import View, counted_tokens
-from sdjax.types import Evidence, Prompts, Rollout, Signal
+from sdjax.steps.sampling import Sampling
+from sdjax.steps.student import Shared, Student, counted_tokens
+from sdjax.steps.teacher import Comparison, Target, TeacherStates
+from sdjax.types import Prompts, Rollout, TeacherContexts
 
 # One rollout of three tokens and a column of padding.
 LOGP = jnp.log(jnp.array([[[0.5, 0.25, 0.4, 0.9]]]))
@@ -32,15 +40,15 @@ ROLLOUT = Rollout(
   entropy=jnp.zeros((1, 1, 4)),
   finished=jnp.ones((1, 1), bool),
 )
-SIGNAL = Signal(sample_mask=jnp.ones((1, 1), bool))
+SIGNAL = sd.Signal(sample_mask=jnp.ones((1, 1), bool))
 
 
 def token_loss(logp=LOGP, signal=SIGNAL, **options) -> Any:
-  view = View(
-    logp=logp, entropy=logp, kl_ref=None, extra=Comparison(EACH, RATIO)
+  student = Student(
+    logp=logp, entropy=logp, kl_ref=None, compared=Comparison(EACH, RATIO)
   )
-  options = {'importance_clip': 0.0, **options}
-  return sd.token_loss(view, ROLLOUT, signal, **options)[..., :3]
+  how = sd.Options(**{'importance_clip': 0.0, **options})
+  return sd.token_loss(student, ROLLOUT, signal, how)[..., :3]
 
 
 def test_the_credit_of_a_token_is_the_cost_of_its_successors():
@@ -66,7 +74,7 @@ def test_the_cost_of_a_sampled_token_is_log_p_less_log_q():
 
 
 def test_credit_importance_and_weights_multiply():
-  signal = SIGNAL.replace(sd_weight=jnp.array([[[3.0, 0.5, 1.0, 9.0]]]))
+  signal = SIGNAL.replace(weight=jnp.array([[[3.0, 0.5, 1.0, 9.0]]]))
   later = np.array([[[2, 2, 0]]])
   # Ratios 2, 1/2, 4; the cap is 3.
   factor = np.array([[[2 * 3, 0.5 * 0.5, 3 * 1]]])
@@ -84,7 +92,7 @@ def test_credit_importance_and_weights_multiply():
 
 STUDENT = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 TEACHER = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])
-"""Rows: the law of the token after each."""
+"""Rows: the distribution of the token after each."""
 
 PROMPTS = Prompts(
   ids=jnp.array([[0, 1], [0, 1]]),
@@ -99,7 +107,9 @@ BEFORE = np.concatenate([np.ones((2, 2, 1), int), IDS[..., :1]], axis=-1)
 HAS = np.array([[True, True], [False, True]])
 
 
-def whole(objective, aggregation='token_mean', **options) -> Any:
+def whole(
+  divergence: Any = 'reverse_kl', aggregation='token_mean', **shared
+) -> Any:
   """Signal and loss of two questions with two rollouts each."""
   apply_fn, params = chain(STUDENT)
   _, teacher = chain(TEACHER)
@@ -111,36 +121,22 @@ def whole(objective, aggregation='token_mean', **options) -> Any:
     finished=jnp.array([[True, False], [True, True]]),
   )
   # Both contexts end in token 1, as the prompt does.
-  evidence = Evidence(
+  evidence = TeacherContexts(
     context_ids=jnp.ones((2, 1, 2), int),
     context_length=jnp.full((2, 1), 2),
     context_index=jnp.zeros((2, 2, 1), int),
     context_mask=jnp.array(HAS)[..., None],
   )
+  models = (apply_fn, params, teacher, None)
+  options, together = sd.Options(divergence=divergence), Shared(**shared)
   signal = sd.signal_step(
-    apply_fn,
-    params,
-    teacher,
-    None,
-    PROMPTS,
-    rollout,
-    evidence,
-    objective=objective,
-    **options,
+    *models, PROMPTS, rollout, evidence, options, together
   )
   weight = token_weights(
     counted_tokens(rollout, signal), signal.sample_mask, aggregation
   )
   loss, metrics = sd.loss(
-    apply_fn,
-    params,
-    teacher,
-    None,
-    PROMPTS,
-    rollout,
-    signal,
-    weight,
-    objective=objective,
+    *models, PROMPTS, rollout, signal, weight, options, together
   )
   return SimpleNamespace(signal=signal, loss=loss, metrics=metrics)
 
@@ -151,21 +147,21 @@ def test_score_weighted_prefers_what_the_teacher_likes():
   # Question 0: (log .6 + log .6) / 2 against log .2, so 3 to 1 of 2.
   mean = (logq * COUNTED).sum(-1) / LENGTH
   np.testing.assert_allclose(mean[0], np.log([0.6, 0.2]))
-  got = whole('score_weighted')
+  got = whole(ScoreWeighted())
   weight = np.array([[1.5, 0.5], [0, 1]])
   np.testing.assert_allclose(
-    got.signal.sd_weight[HAS], np.repeat(weight[HAS], 2).reshape(3, 2), 1e-5
+    got.signal.weight[HAS], np.repeat(weight[HAS], 2).reshape(3, 2), 1e-5
   )
   logp = np.log(STUDENT[BEFORE, IDS])
   counted = COUNTED & HAS[..., None]
   want = -(weight[..., None] * logp)[counted].sum() / counted.sum()
   np.testing.assert_allclose(got.loss, want, rtol=1e-5)
-  assert got.signal.teacher_hidden is None
+  assert got.signal.teacher is None
   np.testing.assert_array_equal(got.signal.sample_mask, HAS)
 
 
 def test_rollouts_that_were_cut_off_do_not_count():
-  got = whole('reverse_kl', mask_truncated=True)
+  got = whole(mask_truncated=True)
   np.testing.assert_array_equal(
     got.signal.sample_mask, [[True, False], [False, True]]
   )
@@ -179,7 +175,7 @@ def test_rollouts_that_were_cut_off_do_not_count():
 
 @pytest.mark.parametrize('skip, tokens', [(0, 5), (1, 2)])
 def test_first_tokens_may_be_skipped(skip, tokens):
-  got = whole('reverse_kl', skip_tokens=skip)
+  got = whole(skip_tokens=skip)
   counted = COUNTED & HAS[..., None] & (np.arange(2) >= skip)
   assert counted.sum() == tokens
   p, q = STUDENT[BEFORE], TEACHER[BEFORE]
@@ -189,7 +185,7 @@ def test_first_tokens_may_be_skipped(skip, tokens):
 
 REFERENCE = np.array([[0.2, 0.2, 0.6], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
 BEHAVIOUR = np.log(STUDENT[BEFORE, IDS]) + np.log([0.5, 2.0])
-PUSHED = Rollout(
+DRIFTED = Rollout(
   ids=jnp.array(IDS),
   length=jnp.array(LENGTH),
   behavior_logp=jnp.array(BEHAVIOUR, jnp.float32),
@@ -198,55 +194,70 @@ PUSHED = Rollout(
 )
 
 
-def new_signal(reference=True, **options) -> Any:
+def new_signal(reference=True, ratios=False, **shared) -> Any:
   apply_fn, params = chain(STUDENT)
   ref_params = chain(REFERENCE)[1] if reference else None
-  return view_lib.new_signal(
-    apply_fn, params, ref_params, PROMPTS, PUSHED, **options
+  fields = student_lib.new_signal(
+    apply_fn,
+    params,
+    ref_params,
+    PROMPTS,
+    DRIFTED,
+    Shared(**shared),
+    ratios=ratios,
   )
+  return rl.Signal(**fields)
 
 
-def powered(law, temperature):
-  law = law ** (1 / temperature)
-  return law / law.sum(-1, keepdims=True)
+def powered(rows, temperature):
+  rows = rows ** (1 / temperature)
+  return rows / rows.sum(-1, keepdims=True)
 
 
 def test_what_a_signal_holds_of_other_weights():
   signal = new_signal(reference=False)
-  for name in ('token_mask', 'old_logp', 'rl_weight', 'ref_logp', 'ref_hidden'):
+  for name in ('token_mask', 'old_logp', 'weight', 'ref_logp', 'ref_hidden'):
     assert getattr(signal, name) is None
   assert signal.sample_mask.all()
-  signal = new_signal(temperature=0.5, recompute=True, mask_truncated=True)
-  np.testing.assert_array_equal(signal.sample_mask, PUSHED.finished)
-  for got, law in ((signal.ref_logp, REFERENCE), (signal.old_logp, STUDENT)):
-    want = np.log(powered(law, 0.5)[BEFORE, IDS])
+  # A truncating sampler's log-probabilities are computed anew, for ratios.
+  sampling = Sampling(0.5, top_p=0.999)
+  assert new_signal(sampling=sampling).old_logp is None
+  signal = new_signal(ratios=True, sampling=sampling, mask_truncated=True)
+  np.testing.assert_array_equal(signal.sample_mask, DRIFTED.finished)
+  for got, rows in ((signal.ref_logp, REFERENCE), (signal.old_logp, STUDENT)):
+    want = np.log(powered(rows, 0.5)[BEFORE, IDS])
     np.testing.assert_allclose(got, want, rtol=1e-4)
-  assert signal.rl_weight is None
-  assert new_signal(kl_estimator='full').ref_logp is None
+  assert signal.weight is None
+  assert new_signal(kl=FullKL(0.5)).ref_logp is None
   signal = new_signal(reference=False, sampler_clip=1.5, skip_tokens=1)
   # p / s is 2 and 1/2; the base of ratios is p.
   want = np.array([1.5, 0.5]) * np.ones(IDS.shape)
-  np.testing.assert_allclose(signal.rl_weight, want, rtol=1e-5)
-  np.testing.assert_allclose(signal.sd_weight, want, rtol=1e-5)
+  np.testing.assert_allclose(signal.weight, want, rtol=1e-5)
   logp = np.log(STUDENT[BEFORE, IDS])
   np.testing.assert_allclose(signal.old_logp, logp, rtol=1e-4)
   np.testing.assert_array_equal(signal.token_mask, [[[0, 1]] * 2] * 2)
-  counted = counted_tokens(PUSHED, signal)
+  counted = counted_tokens(DRIFTED, signal)
   np.testing.assert_array_equal(counted, COUNTED & [False, True])
 
 
-@pytest.mark.parametrize('estimator', ['k1', 'k2', 'k3', 'full'])
-def test_the_anchor_is_added_with_its_weight(estimator):
+@pytest.mark.parametrize(
+  'kl', [K1(0.5), K2(0.5), K3(0.5), FullKL(0.5)], ids=str
+)
+def test_the_kl_is_added_with_its_weight(kl):
   apply_fn, params = chain(STUDENT)
   ref_params = chain(REFERENCE)[1]
-  signal = new_signal(kl_estimator=estimator)
-  view = view_lib.student_view(
-    apply_fn, params, ref_params, PROMPTS, PUSHED, signal
+  signal = new_signal(kl=kl)
+  student = student_lib.student_tokens(
+    apply_fn, params, ref_params, PROMPTS, DRIFTED, signal, Shared(kl=kl)
   )
   weight = jnp.asarray(COUNTED / COUNTED.sum(), jnp.float32)
-  total, metrics = view_lib.add_reference_kl(
-    jnp.float32(2), {'policy': 3}, view, signal, weight, 0.5, estimator
-  )
+
+  def added(student=student, signal=signal, kl=kl):
+    return student_lib.with_reference_kl(
+      jnp.float32(2), {'policy': jnp.float32(3)}, student, signal, weight, kl
+    )
+
+  total, metrics = added()
   p, r = STUDENT[BEFORE], REFERENCE[BEFORE]
   gap = np.log(STUDENT[BEFORE, IDS] / REFERENCE[BEFORE, IDS])
   each = {
@@ -254,78 +265,70 @@ def test_the_anchor_is_added_with_its_weight(estimator):
     'k2': gap**2 / 2,
     'k3': np.exp(-gap) + gap - 1,
     'full': (p * np.log(p / r)).sum(-1),
-  }[estimator]
+  }[kl.name]
   want = each[COUNTED].mean()
   np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
   np.testing.assert_allclose(total, 2 + 0.5 * want, rtol=1e-4)
   uncertain = -(p * np.log(p)).sum(-1)[COUNTED].mean()
   np.testing.assert_allclose(metrics['entropy'], uncertain, rtol=1e-4)
   assert metrics['policy'] == 3
-  alone, metrics = view_lib.add_reference_kl(
-    jnp.float32(2), {}, view, signal, weight, 0.0, estimator
-  )
-  assert alone == 2 and metrics.keys() == {'entropy', 'kl_ref'}
-  np.testing.assert_allclose(metrics['kl_ref'], want, rtol=1e-4)
-  with pytest.raises(ValueError, match="'k4' is not one of k1, k2, k3, full"):
-    view_lib.add_reference_kl(
-      jnp.float32(2), {}, view, signal, weight, 0.5, 'k4'
-    )
-  with pytest.raises(ValueError, match='needs a reference'):
-    bare = new_signal(reference=False)
-    view_lib.add_reference_kl(
-      jnp.float32(2), {}, view._replace(kl_ref=None), bare, weight, 0.5,
-      estimator,
-    )  # fmt: skip
+  alone, metrics = added(kl=NoKL())
+  assert alone == 2 and metrics.keys() == {'policy', 'entropy'}
+  with pytest.raises(ValueError, match='kl=.* needs a reference'):
+    added(student._replace(kl_ref=None), new_signal(reference=False))
+
+
+def test_an_unknown_kl_is_named():
+  with pytest.raises(ValueError, match="kl='k4.*: 'k4' is not one of none, k1"):
+    Shared(kl='k4(coef=0.5)')  # pyright: ignore[reportArgumentType]
 
 
 OTHER = np.array([[0.1, 0.1, 0.8], [0.7, 0.2, 0.1], [0.3, 0.5, 0.2]])
 
 
-def law_of(pooling='loss', sharpness=1.0, temperature=1.0, **changes) -> Any:
-  """Laws of two teachers at one place: after token 1, and after token 2."""
+def target_of(
+  pooling: Any = 'loss', sharpness=1.0, temperature=1.0, **changes: Any
+) -> Any:
+  """What two teachers say at one place: after token 1, and after token 2."""
   apply_fn, params = chain(TEACHER)
-  inputs = teacher_lib.TeacherInputs(
+  states = TeacherStates(
     hidden=jnp.eye(3)[jnp.array([1, 2])][None, None, None],
     mask=jnp.ones((1, 1, 1, 2), bool),
-    log_weight=None,
-    anchor_hidden=None,
-    anchor_weight=None,
   )
-  logp, mask = teacher_lib.teacher_law(
+  logp, mask = teacher_lib.teacher_distribution(
     apply_fn,
     params,
     chain(REFERENCE)[1],
-    inputs._replace(**changes),
+    replace(states, **changes),
+    Target(Pooling.parse(pooling), sharpness),
     temperature,
-    pooling,
-    sharpness,
   )
   return np.exp(logp[0, 0, 0]), mask[0, 0, 0]
 
 
-def test_laws_of_teachers_by_hand():
-  law, mask = law_of(temperature=0.5)
-  np.testing.assert_allclose(law, powered(TEACHER[[1, 2]], 0.5), rtol=1e-4)
+def test_distributions_of_teachers_by_hand():
+  target, mask = target_of(temperature=0.5)
+  np.testing.assert_allclose(target, powered(TEACHER[[1, 2]], 0.5), rtol=1e-4)
   assert mask.tolist() == [True, True]
-  law, mask = law_of('mixture')
-  np.testing.assert_allclose(law, [TEACHER[[1, 2]].mean(0)], rtol=1e-4)
+  target, mask = target_of('mixture')
+  np.testing.assert_allclose(target, [TEACHER[[1, 2]].mean(0)], rtol=1e-4)
   assert mask.tolist() == [True]
   # 3 to 1, up to a constant.
-  law, _ = law_of(
+  target, _ = target_of(
     'sequence_mixture', log_weight=jnp.log(jnp.array([[[[6.0, 2.0]]]]))
   )
   want = 0.75 * TEACHER[1] + 0.25 * TEACHER[2]
-  np.testing.assert_allclose(law, [want], rtol=1e-4)
-  law, _ = law_of('mixture', sharpness=0.5)
+  np.testing.assert_allclose(target, [want], rtol=1e-4)
+  target, _ = target_of('mixture', sharpness=0.5)
   np.testing.assert_allclose(
-    law, [powered(TEACHER[[1, 2]].mean(0), 0.5)], rtol=1e-4
+    target, [powered(TEACHER[[1, 2]].mean(0), 0.5)], rtol=1e-4
   )
   # One that does not exist; and none.
   one = jnp.array([[[[False, True]]]])
-  law, mask = law_of('mixture', mask=one)
-  np.testing.assert_allclose(law, [TEACHER[2]], rtol=1e-4)
-  law, mask = law_of('mixture', mask=one & False)
-  np.testing.assert_allclose(law, [TEACHER[[1, 2]].mean(0)], rtol=1e-4)
+  target, mask = target_of('mixture', mask=one)
+  np.testing.assert_allclose(target, [TEACHER[2]], rtol=1e-4)
+  target, mask = target_of('mixture', mask=one & False)
+  np.testing.assert_allclose(target, [TEACHER[[1, 2]].mean(0)], rtol=1e-4)
   assert mask.tolist() == [False]
 
 
@@ -334,38 +337,43 @@ def test_an_anchor_is_mixed_in_before_pooling():
     'anchor_hidden': jnp.eye(3)[jnp.array([0])][None, None, None],
     'anchor_weight': jnp.full((1, 1, 1), 0.25),
   }
-  law, _ = law_of(**anchor)
+  target, _ = target_of(**anchor)
   want = TEACHER[[1, 2]] ** 0.75 * REFERENCE[[0]] ** 0.25
   want /= want.sum(-1, keepdims=True)
-  np.testing.assert_allclose(law, want, rtol=1e-4)
-  law, _ = law_of('mixture', **anchor)
-  np.testing.assert_allclose(law, [want.mean(0)], rtol=1e-4)
+  np.testing.assert_allclose(target, want, rtol=1e-4)
+  target, _ = target_of('mixture', **anchor)
+  np.testing.assert_allclose(target, [want.mean(0)], rtol=1e-4)
 
 
-@pytest.mark.parametrize('clip', [0.0, 0.1])
+@pytest.mark.parametrize('clip', [np.inf, 0.1])
 def test_a_comparison_by_hand(clip):
-  """The mean over the teachers that exist, of distance and of log-ratio."""
+  """The mean over the teachers that exist, of divergence and log-ratio."""
   apply_fn, params = chain(TEACHER)
   compare = teacher_lib.comparison(
-    apply_fn, params, None, objective='reverse_kl', pointwise_clip=clip
+    functools.partial(FullVocabulary().compare, ReverseKL(clip)),
+    functools.partial(
+      teacher_lib.teacher_distribution,
+      apply_fn,
+      params,
+      None,
+      target=sd.Options().target,
+      temperature=1.0,
+    ),
   )
-  inputs = teacher_lib.TeacherInputs(
+  states = TeacherStates(
     hidden=jnp.eye(3)[jnp.array([[1, 2], [0, 2]])][None, None],
     mask=jnp.array([[[[True, True], [False, True]]]]),
-    log_weight=None,
-    anchor_hidden=None,
-    anchor_weight=None,
   )
   student = STUDENT[[1, 0]]
   ids = np.array([2, 1])
-  got = compare(jnp.log(student)[None, None], ids[None, None], inputs)
+  got = compare(jnp.log(student)[None, None], ids[None, None], states)
 
-  def distance(p, q):
-    return np.minimum(p * np.log(p / q), clip or np.inf).sum()
+  def divergence(p, q):
+    return np.minimum(p * np.log(p / q), clip).sum()
 
   want = [
-    (distance(student[0], TEACHER[1]) + distance(student[0], TEACHER[2])) / 2,
-    distance(student[1], TEACHER[2]),
+    sum(divergence(student[0], TEACHER[i]) for i in (1, 2)) / 2,
+    divergence(student[1], TEACHER[2]),
   ]
   np.testing.assert_allclose(got.each[0, 0], want, rtol=1e-4)
   ratio = [
@@ -378,7 +386,7 @@ def test_a_comparison_by_hand(clip):
 def test_questions_weigh_by_their_pass_rate():
   """(p (1 - p))^e over its mean: here p is 1/2 and 1."""
   apply_fn, params = chain(STUDENT)
-  evidence = Evidence(
+  evidence = TeacherContexts(
     correct=jnp.array([[True, False], [True, True]]),
     context_ids=jnp.ones((2, 1, 2), int),
     context_length=jnp.full((2, 1), 2),
@@ -391,13 +399,13 @@ def test_questions_weigh_by_their_pass_rate():
     chain(TEACHER)[1],
     None,
     PROMPTS,
-    PUSHED,
+    DRIFTED,
     evidence,
-    success_exponent=0.5,
-    sampler_clip=1.5,
+    sd.Options(success_exponent=0.5),
+    Shared(sampler_clip=1.5),
   )
   want = np.array([2, 0])[:, None, None] * [1.5, 0.5] * np.ones(IDS.shape)
-  np.testing.assert_allclose(signal.sd_weight, want, rtol=1e-4)
+  np.testing.assert_allclose(np.asarray(signal.weight), want, rtol=1e-4)
 
 
 def test_policy_losses_are_weighted_and_dropped():
@@ -405,38 +413,50 @@ def test_policy_losses_are_weighted_and_dropped():
   signal = new_signal(reference=False)
   advantage = jnp.array([[[1.0] * 2, [-1.0] * 2], [[2.0] * 2, [0.0] * 2]])
   signal = signal.replace(advantage=advantage)
-  view = view_lib.student_view(apply_fn, params, None, PROMPTS, PUSHED, signal)
-  np.testing.assert_allclose(view.logp, np.log(STUDENT[BEFORE, IDS]), rtol=1e-4)
+  student = student_lib.student_tokens(
+    apply_fn, params, None, PROMPTS, DRIFTED, signal, Shared()
+  )
+  logp = np.log(STUDENT[BEFORE, IDS])
+  np.testing.assert_allclose(student.logp, logp, rtol=1e-4)
+
+  def token_loss(signal, policy_loss):
+    options = rl.Options(policy_loss=policy_loss)
+    return rl.token_loss(student, DRIFTED, signal, options)
+
   # Ratios 2 and 1/2; clips at 1 -+ .2.
-  got = rl.token_loss(view, PUSHED, signal)
+  got = token_loss(signal, Clip())
   gain = np.array([[[1.2, 0.5], [-2, -0.8]], [[2.4, 1.0], [0, 0]]])
   np.testing.assert_allclose(got, -gain, rtol=1e-4)
   weight = jnp.array([[[3.0, 1.0]] * 2] * 2)
-  got = rl.token_loss(view, PUSHED, signal.replace(rl_weight=weight))
+  got = token_loss(signal.replace(weight=weight), Clip())
   np.testing.assert_allclose(got, -gain * [3, 1], rtol=1e-4)
-  # Each token's own width goes before the two.
+  # Each token may have a width of its own.
   own = signal.replace(clip_width=jnp.full(IDS.shape, 0.75))
-  got = rl.token_loss(view, PUSHED, own)
+  got = token_loss(own, AdaptiveClip())
   gain = np.array([[[1.75, 0.5], [-2, -0.5]], [[3.5, 1.0], [0, 0]]])
   np.testing.assert_allclose(got, -gain, rtol=1e-4)
   # The base of the ratio is the old policy's, where it is known.
-  old = signal.replace(old_logp=view.logp)
-  got = rl.token_loss(view, PUSHED, old)
+  old = signal.replace(old_logp=student.logp)
+  got = token_loss(old, Clip())
   np.testing.assert_allclose(got, -advantage, rtol=1e-4)
 
 
 def test_clip_widths_are_of_counted_tokens():
   """One bin holds two counted tokens, with ratios 2 and 1/2: deviation 3/4."""
-  law = np.array([[0.5, 0.25, 0.25], [0.15, 0.22, 0.63], [0.35, 0.3, 0.35]])
-  apply_fn, params = chain(law)
+  rows = np.array([[0.5, 0.25, 0.25], [0.15, 0.22, 0.63], [0.35, 0.3, 0.35]])
+  apply_fn, params = chain(rows)
   shift = np.log([0.5, 2.0])
-  rollout = PUSHED.replace(
-    behavior_logp=jnp.log(jnp.array(law[BEFORE, IDS])) + shift
+  rollout = DRIFTED.replace(
+    behavior_logp=jnp.log(jnp.array(rows[BEFORE, IDS])) + shift
   )
   signal = new_signal(reference=False).replace(
     sample_mask=jnp.array([[True, True], [True, False]])
   )
-  got = rl.adapt_clip(apply_fn, params, PROMPTS, rollout, signal).clip_width
+  options = rl.Options(policy_loss=AdaptiveClip())
+  signal = rl.refresh(
+    apply_fn, params, PROMPTS, rollout, signal, options, Shared()
+  )
+  got = np.asarray(signal.clip_width)
   # Counted: .63 and .35; .22, with padding of .15; .15 and .5.
   alone, pair = 0.2 + 3e-4, 0.2 + 3 * 0.75
   want = [[[alone, pair], [pair, alone]], [[alone, alone]] * 2]

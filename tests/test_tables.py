@@ -4,8 +4,9 @@ import json
 
 from test_report import group, load, make_run
 
-from sdjax import metrics
-from sdjax.eval import runs, tables
+from sdjax.data import json_files
+from sdjax.report import runs, tables
+from sdjax.training import log as metrics
 
 
 def alike(workdir, **changes):
@@ -19,8 +20,8 @@ def alike(workdir, **changes):
       evals[name] = evals[other]
   for entry in questions.values():
     entry['distinct_paths'] = entry['concepts_correct']
-  metrics.write_json_atomic(workdir / 'eval.json', evals | changes)
-  metrics.write_json_atomic(workdir / 'eval_questions.json', questions)
+  json_files.write_json_atomic(workdir / 'eval.json', evals | changes)
+  json_files.write_json_atomic(workdir / 'eval_questions.json', questions)
   path = workdir / 'metrics.jsonl'
   records = [json.loads(line) for line in path.read_text().splitlines()]
   for record in records:
@@ -51,7 +52,7 @@ def test_a_measure_that_equals_another_everywhere_is_shown_once(tmp_path):
   changed = alike(tmp_path / 'b')
   questions = json.loads((changed / 'eval_questions.json').read_text())
   questions['base/harder']['distinct_paths'] = [1, 1, 0]
-  metrics.write_json_atomic(changed / 'eval_questions.json', questions)
+  json_files.write_json_atomic(changed / 'eval_questions.json', questions)
   assert tables.twins([group('b', load(changed))]) == {}
   changed = alike(tmp_path / 'c')
   with metrics.MetricsLog(changed / 'metrics.jsonl') as log:

@@ -4,10 +4,12 @@ import random
 import numpy as np
 import pytest
 
-from sdjax.eval import ngrams
-from sdjax.eval.self_bleu import mteval_words, self_bleu
-from sdjax.eval.text import copy_overlap, copy_share, distinct_n
-from sdjax.eval.vendi import (
+from sdjax.evaluate import measures, ngrams
+from sdjax.evaluate.samples import Samples
+from sdjax.evaluate.self_bleu import mteval_words, self_bleu
+from sdjax.evaluate.table import Setting
+from sdjax.evaluate.text import copy_share, distinct_n
+from sdjax.evaluate.vendi import (
   embedding_diversities,
   embedding_diversity,
   ngram_kernel,
@@ -230,10 +232,15 @@ def test_copy_share_equals_trying_all_runs():
 
 
 def test_copy_overlap_counts_answers_that_had_a_demonstration():
-  values = copy_overlap(
-    [['a b', 'c d', 'e'], ['a']], [[('a b',), ('c',), ()], [()]]
+  both = Samples(
+    [True] * 3, ['a b', 'c d', 'e'], demonstrations=[('a b',), ('c',), ()]
   )
-  np.testing.assert_allclose(values, [0.75, np.nan])
+  alone = Samples([True], ['a'], demonstrations=[()])
+  assert measures.copy_overlap(both) == 0.75
+  assert measures.copy_overlap(alone) is None
+  setting = Setting(ks=[1])
+  column = measures.MEASURES['copy_overlap'].columns([both, alone], setting)
+  np.testing.assert_allclose(column['copy_overlap'].values, [0.75, np.nan])
 
 
 def test_chunks_and_other_questions_change_nothing(monkeypatch):

@@ -11,13 +11,13 @@ from tabular import (
   ONE_TOKEN,
   THREE_TOKENS,
   problem,
-  sequence_laws,
+  sequence_distributions,
   sequence_optimum,
   total_variation,
 )
 
-from sdjax import theory
-from sdjax.objectives.reference_kl import k3
+from sdjax.forecast import closed_forms as theory
+from sdjax.objectives.reference_kl import K3
 
 
 def test_two_answers_by_hand():
@@ -52,7 +52,7 @@ def test_two_answers_by_hand():
 
 
 def lowest(objective, start, betas):
-  """The laws whose logits minimise `objective(logits, beta)`, in float64.
+  """The policies whose logits minimise `objective(logits, beta)`, in float64.
 
   Found by L-BFGS, for each beta: [betas, Y].
   """
@@ -83,21 +83,23 @@ def kl(logp, logq):
 
 
 def test_the_exact_minimiser_of_sdsd_is_the_closed_form():
-  logp0, given, _, demo_prob = sequence_laws(*THREE_TOKENS)
+  logp0, given, _, demo_prob = sequence_distributions(*THREE_TOKENS)
   betas = [0.0, 0.1, 1.0]
 
   def objective(logits, beta):
     return theory.sdsd_objective(logits, given, demo_prob, logp0, beta)
 
   found = lowest(objective, np.zeros_like(logp0), betas)
-  for beta, law in zip(betas, found, strict=True):
+  for beta, policy in zip(betas, found, strict=True):
     want = sequence_optimum(*THREE_TOKENS, beta)
-    np.testing.assert_allclose(law, want, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(policy, want, rtol=0, atol=1e-6)
     assert total_variation(want, np.exp(logp0)) > 0.1
     # The objective is the mean of plain KLs, not just alike in its minimum.
-    teachers = [kl(jnp.log(law), given[:, c]) for c in range(given.shape[1])]
-    value = np.dot(teachers, demo_prob) + beta * kl(jnp.log(law), logp0)
-    np.testing.assert_allclose(objective(np.log(law), beta), value, rtol=1e-4)
+    teachers = [kl(jnp.log(policy), given[:, c]) for c in range(given.shape[1])]
+    value = np.dot(teachers, demo_prob) + beta * kl(jnp.log(policy), logp0)
+    np.testing.assert_allclose(
+      objective(np.log(policy), beta), value, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_the_exact_minimiser_of_sdsd_is_the_closed_form():
   ],
 )
 def test_exact_minimisers_of_the_other_objectives(kind, anchor):
-  logp0, given, reward, demo_prob = sequence_laws(*THREE_TOKENS)
+  logp0, given, reward, demo_prob = sequence_distributions(*THREE_TOKENS)
   betas = [0.25, 1.0]
 
   def objective(logits, beta):
@@ -138,12 +140,13 @@ def test_exact_minimisers_of_the_other_objectives(kind, anchor):
 
 
 def test_the_gradient_of_k3_is_that_of_the_forward_kl():
-  logp0, *_ = sequence_laws(*ONE_TOKEN)
+  logp0, *_ = sequence_distributions(*ONE_TOKEN)
   logits = jnp.asarray(np.roll(logp0, 1))
   prob = jax.nn.softmax(logits)
 
   def mean_k3(logits):  # over sampled tokens, which are constants
-    return jnp.sum(prob * k3(jax.nn.log_softmax(logits), jnp.asarray(logp0)))
+    logp = jax.nn.log_softmax(logits)
+    return jnp.sum(prob * K3(1.0)(logp, jnp.asarray(logp0)))
 
   got = jax.grad(mean_k3)(logits)
   forward, reverse = (
@@ -159,7 +162,7 @@ def test_the_gradient_of_k3_is_that_of_the_forward_kl():
 
 @pytest.mark.parametrize('beta', [0.1, 0.5])
 def test_rl_keeps_the_ratio_of_correct_answers_and_sdsd_does_not(beta):
-  logp0, given, reward, demo_prob = sequence_laws(*THREE_TOKENS)
+  logp0, given, reward, demo_prob = sequence_distributions(*THREE_TOKENS)
   one, two = np.flatnonzero(reward)[[0, 1]]
   k = np.exp(logp0[one] - logp0[two])
   for anchor in theory.ANCHORS:

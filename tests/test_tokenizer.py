@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 from chats import FAMILIES, family_tokenizer, make_tokenizer
 
-from sdjax.config import ConceptGraph
+from sdjax.config.schema import ConceptGraph
 from sdjax.data.prompts import encode_prompts, pad_contexts
-from sdjax.data.tokenizer import (
+from sdjax.models import hub
+from sdjax.models.families import CheckpointError
+from sdjax.models.tokenizer import (
   decode_completion,
   eos_ids,
   load_tokenizer,
   without_control_tokens,
   word_tokenizer,
 )
-from sdjax.models import hub
-from sdjax.models.families import CheckpointError
-from sdjax.tasks.concept_graph import compact_words, draw_graph, render_question
+from sdjax.tasks.concept_graph.corpus import compact_words
+from sdjax.tasks.concept_graph.graph import draw_graph
+from sdjax.tasks.concept_graph.rendering import render_question
 
 # Ids: <pad> 0, <eos> 1, <unk> 2, then these from 3 on.
 WORDS = ('a', 'b', 'c', 'd', ':', '=', ',', '?', '{question}', '{x}')

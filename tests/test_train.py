@@ -19,20 +19,29 @@ import numpy as np
 import pytest
 from models import one_device
 
-from sdjax import config as c
-from sdjax import export, language_model, methods
-from sdjax import train as train_lib
-from sdjax import trainer as trainer_lib
-from sdjax.checkpoint import Checkpoints
-from sdjax.config_check import validate
-from sdjax.config_dict import from_config_dict, replace, to_dict
-from sdjax.demonstration_file import read_lines
-from sdjax.eval.runs import read_json_lines
-from sdjax.eval.score_file import score_file
-from sdjax.language_model import load_from_config
+from sdjax import export, methods
+from sdjax.config import schema as c
+from sdjax.config.check import validate
+from sdjax.config.convert import from_config_dict, replace, to_dict
+from sdjax.data.json_files import read_json_lines
+from sdjax.evaluate.score_file import score_file
+from sdjax.feedback.demonstration_file import read_lines
+from sdjax.feedback.strategies import Demonstrations, External
+from sdjax.models import load as language_model
+from sdjax.models.load import load_from_config
+from sdjax.objectives.diversity_reward import Bonus
+from sdjax.objectives.mixing import Losses
+from sdjax.objectives.policy_loss import Clip
+from sdjax.objectives.reference_kl import FullKL
+from sdjax.objectives.schedule import Trapezoid
+from sdjax.steps.teacher import Snapshot
 from sdjax.tasks import make_task
+from sdjax.training import loop as train_lib
+from sdjax.training import trainer as trainer_lib
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.log import Progress
+from sdjax.training.run_folder import Workdir, WorkdirError
 from sdjax.types import TrainState
-from sdjax.workdir import Workdir, WorkdirError
 
 SMALL = c.Config(
   rollout=c.Rollout(num_questions=4, num_samples=4),
@@ -46,8 +55,8 @@ SMALL = c.Config(
   ),
 )
 METHODS = {
-  'sd': c.SelfDistillation(demonstrations=c.Demonstrations(count=2)),
-  'rl': c.PolicyGradient(diversity_weight=0.5),
+  'sd': c.SelfDistillation(demonstrations=Demonstrations(count=2)),
+  'rl': c.PolicyGradient(diversity=Bonus(0.5)),
 }
 
 
@@ -186,7 +195,7 @@ def test_ended_by_signals_a_run_goes_on_exactly(
   """In evaluations before, in the midst of and after training, and in steps."""
   config, folder = unbroken
   last, over = [0], set()
-  plain = train_lib.Progress.update
+  plain = Progress.update
 
   def update(self, step, *rest, **more):
     last[0] = step
@@ -203,8 +212,8 @@ def test_ended_by_signals_a_run_goes_on_exactly(
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(0.01)
 
-  monkeypatch.setattr(train_lib.Progress, 'update', update)
-  monkeypatch.setattr(train_lib.Progress, 'evaluated', evaluated)
+  monkeypatch.setattr(Progress, 'update', update)
+  monkeypatch.setattr(Progress, 'evaluated', evaluated)
   said = []
   while True:
     try:
@@ -267,8 +276,6 @@ def test_no_other_method_goes_on_with_a_run(unbroken):
 def test_what_is_wrong_is_said_before_the_folder_is_touched(cache, tmp_path):
   own = small('rl', cache)
   for config, words in (
-    (replace(own, train__num_steps=0), 'num_steps=0 must be at least 1'),
-    (replace(own, rollout__num_samples='4'), 'num_samples=.4. must be of type'),
     (replace(own, mode='eval'), "mode='eval'; this is for mode='train'"),
     (replace(own, model__path='/nope'), "no checkpoint '/nope'"),
     (replace(own, eval__sets=('hardest',)), "'hardest'.*not a split"),
@@ -297,10 +304,10 @@ def test_a_run_of_many_parts_goes_on_exactly(cache, tmp_path):
   config = dataclasses.replace(
     small('sd', cache),
     method=c.Mix(
-      rule='loss',
-      schedule=c.Schedule(rise=2),
-      sd=c.SelfDistillation(teacher='snapshot', snapshot_every=1),
-      rl=c.PolicyGradient(clip_high=0.28),
+      rule=Losses(),
+      schedule=Trapezoid(rise=2),
+      sd=c.SelfDistillation(teacher=Snapshot(1)),
+      rl=c.PolicyGradient(policy_loss=Clip(high=0.28)),
     ),
     reward=c.Reward(
       name='function', function=f'{tmp_path}/reward.py:short', workers=1
@@ -309,8 +316,7 @@ def test_a_run_of_many_parts_goes_on_exactly(cache, tmp_path):
   config = replace(
     config,
     rollout__resample=2,
-    loss__kl_coef=0.01,
-    loss__kl_estimator='full',
+    loss__kl=FullKL(0.01),
     train__mini_batches=2,
     train__num_steps=2,
     train__checkpoint_every=1,
@@ -354,10 +360,11 @@ def test_idle_questions_are_replaced(cache):
 
   trainer.method = dataclasses.replace(trainer.method, gather=gather)
   first = [source[i] for i in range(4)]
-  batch, number = trainer._sample_useful(first, 0, more)
+  batch, logged = trainer.sample(first, 0, more)
   ids = [q.question_id for q in batch.graded.questions]
   # 0 and 3 stay; 6 and 9 are the first useful ones of the batches after.
-  assert ids == [0, 6, 9, 3] and asked == list(range(4, 12)) and number == 12
+  assert ids == [0, 6, 9, 3] and asked == list(range(4, 12))
+  assert logged == {'drawn_questions': 12}
   np.testing.assert_array_equal(batch.prompts.question_id, ids)
   np.testing.assert_array_equal(batch.rollout.ids, batch.host.ids)
   assert batch.graded.answers[0] != batch.graded.answers[1]
@@ -401,8 +408,8 @@ def test_a_run_is_not_made_shorter(unbroken):
 
 OPEN = """
 import json, sys
-from sdjax.config_dict import from_config_dict
-from sdjax.workdir import Workdir
+from sdjax.config.convert import from_config_dict
+from sdjax.training.run_folder import Workdir
 Workdir(sys.argv[2], from_config_dict(json.loads(sys.argv[1])))
 """
 
@@ -519,7 +526,7 @@ def test_a_file_for_other_questions_is_refused_before_anything(cache, unbroken):
   """What the library writes names its questions, so no seed is mistaken."""
   config, folder = unbroken
   file = folder / 'rollouts.jsonl'
-  given = c.Demonstrations(strategy='external', file=str(file))
+  given = Demonstrations(External(str(file)))
   shown = replace(small('sd', cache), method__demonstrations=given)
   make = methods.METHODS['sd']
   model = load_from_config(config.model)
@@ -561,8 +568,8 @@ def test_no_two_leaves_of_the_state_share_a_buffer(cache):
 
 RUN = """
 import json, sys
-from sdjax.config_dict import from_config_dict
-from sdjax.train import train
+from sdjax.config.convert import from_config_dict
+from sdjax.training.loop import train
 train(from_config_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 

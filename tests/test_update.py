@@ -8,9 +8,11 @@ import optax
 import pytest
 from models import assert_close, batch, model
 
+from sdjax.objectives.reference_kl import K3
 from sdjax.steps import rl, sd
-from sdjax.steps.update import ema, gradient, update_step
-from sdjax.types import Prompts, Rollout, Signal, TrainState
+from sdjax.steps.student import Shared, Signal
+from sdjax.steps.update import Options, ema, gradient, update_step
+from sdjax.types import Prompts, Rollout, TrainState
 
 
 def test_ema_by_hand():
@@ -71,7 +73,7 @@ def update(state, teacher_params=None, **options):
     *one_token(),
     loss_fn=product_loss,
     optimizer=optax.sgd(0.5),
-    **options,
+    options=Options(**options),
   )
 
 
@@ -128,8 +130,11 @@ def problem(method):
   """The tiny decoder's batch with the signal of a method, and its loss."""
   apply_fn, _ = model()
   prompts, rollout, evidence = batch()
-  module = {'sd': sd, 'rl': rl}[method]
-  signal = jax.jit(functools.partial(module.signal_step, apply_fn))(
+  module, evidence = {'sd': (sd, evidence.sd), 'rl': (rl, evidence.rl)}[method]
+  shared = Shared(kl=K3(0.2), chunk=2)
+  signal = jax.jit(
+    functools.partial(module.signal_step, apply_fn, shared=shared)
+  )(
     model()[1],
     model(seed=1)[1],
     model(seed=1)[1],
@@ -137,7 +142,7 @@ def problem(method):
     rollout,
     evidence,
   )
-  loss_fn = functools.partial(module.loss, apply_fn, kl_coef=0.2, chunk=2)
+  loss_fn = functools.partial(module.loss, apply_fn, shared=shared)
   return loss_fn, (prompts, rollout, signal)
 
 
@@ -152,8 +157,7 @@ def test_micro_batches_change_nothing(method, aggregation, parts):
     f = functools.partial(
       gradient,
       loss_fn,
-      aggregation=aggregation,
-      micro_batches=micro_batches,
+      options=Options(aggregation=aggregation, micro_batches=micro_batches),
     )
     return jax.jit(f)(model()[1], model(seed=1)[1], model(seed=1)[1], *data)
 
@@ -164,7 +168,7 @@ def test_micro_batches_change_nothing(method, aggregation, parts):
 
 def test_parts_must_be_equal():
   with pytest.raises(ValueError, match='micro_batches=3 .* the 4 questions'):
-    gradient(product_loss, {}, {}, None, *one_token(), micro_batches=3)
+    gradient(product_loss, {}, {}, None, *one_token(), Options(micro_batches=3))
 
 
 def test_parts_of_unequal_weight_by_hand():
@@ -185,7 +189,7 @@ def test_parts_of_unequal_weight_by_hand():
       prompts,
       rollout,
       signal,
-      micro_batches=parts,
+      Options(micro_batches=parts),
     )
     np.testing.assert_allclose(grad, (0 + 1 + 2) / 3, rtol=1e-6)
 
@@ -193,7 +197,10 @@ def test_parts_of_unequal_weight_by_hand():
 def test_a_donated_state_shares_no_buffer():
   optimizer = optax.adam(0.1)
   step = functools.partial(
-    update_step, loss_fn=product_loss, optimizer=optimizer, ema_rate=0.1
+    update_step,
+    loss_fn=product_loss,
+    optimizer=optimizer,
+    options=Options(ema_rate=0.1),
   )
   plain, donating = jax.jit(step), jax.jit(step, donate_argnums=0)
   data = one_token()

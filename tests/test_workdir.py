@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from models import model
 
-from sdjax import config as c
-from sdjax.config_dict import replace, to_json
-from sdjax.language_model import fingerprint
-from sdjax.sharding import make_mesh, state_sharding
-from sdjax.train import full_name
-from sdjax.workdir import (
+from sdjax.config import schema as c
+from sdjax.config.convert import replace, to_json
+from sdjax.models.load import fingerprint
+from sdjax.models.sharding import make_mesh, state_sharding
+from sdjax.training.run_folder import (
   FREE_TO_CHANGE,
   Origin,
   Workdir,
   WorkdirError,
   check_folder,
+  full_name,
   measured,
 )
 
@@ -61,6 +61,7 @@ def test_a_check_touches_nothing(tmp_path):
     {'train__micro_batches': 2},
     {'train__eval_every': 3},
     {'train__checkpoint_every': 3, 'train__keep_checkpoints': 1},
+    {'train__compilation_cache': False},
     {'mesh__data': 4},
     {'eval__max_context': 60, 'eval__num_samples': 2},
     {'alarm__action': 'off'},
@@ -86,7 +87,7 @@ def test_what_changes_no_mathematics_is_free(tmp_path, changes):
     {'reward__timeout': 3.0},
     {'rollout__max_new_tokens': 5},
     {'rollout__num_samples': 4},
-    {'loss__kl_coef': 0.1},
+    {'loss__kl': 'k3(coef=0.1)'},
     {'loss__aggregation': 'sequence_mean'},
     {'train__mini_batches': 2},
     {'train__epochs': 2},
@@ -165,7 +166,10 @@ def test_methods_have_full_names():
       pass
 
   assert full_name(np.linalg.norm) == 'numpy.linalg.norm'
-  assert full_name(functools.partial(full_name)) == 'sdjax.train.full_name'
+  assert (
+    full_name(functools.partial(full_name))
+    == 'sdjax.training.run_folder.full_name'
+  )
   assert full_name(Callable()).endswith('full_names.<locals>.Callable')
 
 

@@ -5,16 +5,17 @@ followed by whatever invites the model to answer. The student's and the
 teacher's must end alike: the same answer tokens are appended to both.
 """
 
+import itertools
+import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sdjax.config import ConfigError
-from sdjax.data.tokenizer import THINKING, without_control_tokens
+from sdjax.models.tokenizer import THINKING, without_control_tokens
+from sdjax.options import ConfigError
 
 QUESTION = '{question}'
-DEMONSTRATION = '{demonstration}'
-FEEDBACK = '{feedback}'
+_FIELDS = (QUESTION, '{demonstration}', '{feedback}')
 
 NO_LIMIT = 2**31
 """More tokens than any context has."""
@@ -23,21 +24,17 @@ NO_LIMIT = 2**31
 # must show the contexts it showed today.
 _NO_CLOCK = '{% macro strftime_now(format) %}01 Jan 2025{% endmacro %}'
 
-_FIELD = re.compile(f'{QUESTION}|{DEMONSTRATION}|{FEEDBACK}')
+_FIELD = re.compile('|'.join(_FIELDS))
 _PROBE = 'qzx'  # stands for a user's text; no chat template holds it
 
 
 def check_template(template: str, fields: Collection[str]) -> None:
   """Checks that a template has each of its fields once, and no other.
 
-  Args:
-    template: the template.
-    fields: of `{question}`, `{demonstration}` and `{feedback}`.
-
-  Raises:
-    ValueError: a field is missing, repeated or out of place.
+  Fields are of `{question}`, `{demonstration}` and `{feedback}`. Raises
+  ValueError if one is missing, repeated or out of place.
   """
-  for field in (QUESTION, DEMONSTRATION, FEEDBACK):
+  for field in _FIELDS:
     found, wanted = template.count(field), int(field in fields)
     if found != wanted:
       raise ValueError(
@@ -54,27 +51,13 @@ def fill_template(
 ) -> str:
   """Puts a question and what the teacher is shown into a template.
 
-  What is put in is never read as a template again, whatever it holds.
-
-  Args:
-    template: holds `{question}` once, and `{demonstration}` and `{feedback}`
-      once each if they are given; other braces mean nothing.
-    question: the question.
-    demonstration: the demonstration, or None.
-    feedback: the feedback, or None.
-
-  Returns:
-    The filled template.
-
-  Raises:
-    ValueError: a field is missing, repeated or out of place.
+  The template holds `{question}` once, and `{demonstration}` and `{feedback}`
+  once each if they are given; other braces mean nothing. What is put in is
+  never read as a template again, whatever it holds. Raises ValueError if a
+  field is missing, repeated or out of place.
   """
-  texts = {
-    QUESTION: question,
-    DEMONSTRATION: demonstration,
-    FEEDBACK: feedback,
-  }
-  given = {field: text for field, text in texts.items() if text is not None}
+  texts = zip(_FIELDS, (question, demonstration, feedback), strict=True)
+  given = {field: text for field, text in texts if text is not None}
   check_template(template, given)
   return _FIELD.sub(lambda match: given[match.group()], template)
 
@@ -82,17 +65,10 @@ def fill_template(
 def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
   """Makes a text the user's turn of a chat, if the tokenizer knows chats.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    text: the filled template.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    The text to encode: with a chat template one user turn and the generation
-    prompt, without one the text itself.
-
-  Raises:
-    ValueError: the chat template does not take a chat of one user turn.
+  Returns the text to encode: with a chat template one user turn and the
+  generation prompt, without one the text itself. The chat template is told
+  `thinking` as `enable_thinking`, here and below. Raises ValueError if it does
+  not take a chat of one user turn.
   """
   if not getattr(tokenizer, 'chat_template', None):
     return text
@@ -105,18 +81,11 @@ def render(tokenizer: Any, text: str, thinking: bool = False) -> str:
 def encode_answered(tokenizer: Any, question: str, answer: str) -> list[int]:
   """Encodes a question with its answer, for a model that judges answers.
 
-  Args:
-    tokenizer: of the model that judges.
-    question: what was asked; never cut.
-    answer: what was answered. Control tokens spelled out in it are dropped:
-      it must not end its turn and write on in another's name.
-
-  Returns:
-    The token ids: with a chat template a user's and an assistant's turn,
-    without one the two texts, one behind the other.
-
-  Raises:
-    ValueError: the chat template does not take such a chat.
+  With a chat template these are a user's and an assistant's turn, without one
+  the two texts, one behind the other; neither is cut. Control tokens spelled
+  out in the answer are dropped: it must not end its turn and write on in
+  another's name. Raises ValueError if the chat template does not take such a
+  chat.
   """
   answer = without_control_tokens(tokenizer, answer)
   if not getattr(tokenizer, 'chat_template', None):
@@ -152,17 +121,9 @@ def _apply_chat_template(
 def answer_prompt(tokenizer: Any, template: str, thinking: bool) -> str:
   """Returns the text that stands right before every answer.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    template: a student's or a teacher's.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    All that a chat template writes behind the user's text; where that is
-    nothing, the text behind the template's last field.
-
-  Raises:
-    ValueError: the chat template does not show the user's text.
+  That is all that a chat template writes behind the user's text; where that is
+  nothing, the text behind the template's last field. Raises ValueError if the
+  chat template does not show the user's text.
   """
   text = _FIELD.sub(_PROBE, template)
   if not getattr(tokenizer, 'chat_template', None):
@@ -179,13 +140,7 @@ def answer_prompt(tokenizer: Any, template: str, thinking: bool) -> str:
 
 
 def opens_thinking(tokenizer: Any, template: str, thinking: bool) -> bool:
-  """Returns whether an answer begins inside a thinking block.
-
-  Args:
-    tokenizer: a fast tokenizer.
-    template: the student's.
-    thinking: what the chat template is told as `enable_thinking`.
-  """
+  """Returns whether an answer begins inside a thinking block."""
   prompt = answer_prompt(tokenizer, template, thinking)
   opened, closed = map(prompt.rfind, THINKING)
   return opened > closed
@@ -194,13 +149,8 @@ def opens_thinking(tokenizer: Any, template: str, thinking: bool) -> bool:
 def check_thinking(tokenizer: Any, thinking: bool) -> None:
   """Refuses to ask for thinking where nothing would listen.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    thinking: the option `model.thinking`.
-
-  Raises:
-    ConfigError: it is set, and there is no chat template, or one that writes
-      the same with and without it.
+  Raises ConfigError if `thinking` (the option `model.thinking`) is set, and
+  there is no chat template, or one that writes the same with and without it.
   """
   if not thinking:
     return
@@ -221,16 +171,7 @@ def check_thinking(tokenizer: Any, thinking: bool) -> None:
 def encode_texts(
   tokenizer: Any, texts: Sequence[str], thinking: bool = False
 ) -> list[list[int]]:
-  """Encodes filled templates.
-
-  Args:
-    tokenizer: a fast tokenizer; its chat template is applied if it has one.
-    texts: filled templates.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    The token ids of each.
-  """
+  """Encodes filled templates, as turns of a chat if there are such."""
   encoded = tokenizer(
     [render(tokenizer, text, thinking) for text in texts],
     add_special_tokens=False,
@@ -247,18 +188,6 @@ def encode_texts(
   ]
 
 
-def _encode(tokenizer: Any, text: str, thinking: bool) -> list[int]:
-  return encode_texts(tokenizer, [text], thinking)[0]
-
-
-def _too_long(size: int, max_tokens: int, question: str) -> ValueError:
-  return ValueError(
-    f'the context needs {size} tokens without any demonstration, but only '
-    f'{max_tokens} are allowed; raise max_context. The question begins '
-    f'{question[:60]!r}'
-  )
-
-
 def encode_context(
   tokenizer: Any,
   template: str,
@@ -273,13 +202,13 @@ def encode_context(
 
   Args:
     tokenizer: a fast tokenizer; its chat template is applied if it has one.
-    template: holds `{question}`, and `{demonstration}` and `{feedback}` if
-      they are given.
-    question: the question; never cut.
-    demonstration: a correct answer, or None. Control tokens spelled out in
-      it are dropped: it must not end the user's turn. Too long a context
-      loses tokens from the feedback's end, then from the demonstration's,
-      and from nothing else.
+    template: holds `{question}`, and `{demonstration}` and `{feedback}` if they
+      are given.
+    question: never cut.
+    demonstration: a correct answer, or None. Control tokens spelled out in it
+      are dropped: it must not end the user's turn. Too long a context loses
+      tokens from the feedback's end, then from the demonstration's, and from
+      nothing else.
     max_tokens: the most tokens the context may have.
     feedback: what the environment said of an answer, or None; as the
       demonstration.
@@ -289,18 +218,21 @@ def encode_context(
     The token ids, and how many tokens feedback and demonstration lost.
 
   Raises:
-    ValueError: the context is too long without either, or the template's
-      fields are not as they should be.
+    ValueError: the context is too long without either, or the template's fields
+      are not as they should be.
   """
   shown = [
     None if text is None else without_control_tokens(tokenizer, text)
     for text in (demonstration, feedback)
   ]
-  ids = _encode(tokenizer, fill_template(template, question, *shown), thinking)
+
+  def encoded(texts: Sequence[str | None]) -> list[int]:
+    filled = fill_template(template, question, *texts)
+    return encode_texts(tokenizer, [filled], thinking)[0]
+
+  ids = encoded(shown)
   if len(ids) <= max_tokens:
     return ids, 0
-  if demonstration is None and feedback is None:
-    raise _too_long(len(ids), max_tokens, question)
   # Cut the text where a token ends: cut ids may decode to half a character.
   offsets = [
     tokenizer(
@@ -312,19 +244,21 @@ def encode_context(
 
   def shortened(kept: int) -> list[int]:
     first = min(kept, sizes[0])
-    texts = [
-      None if text is None else text[: ends[n - 1][1]] if n else ''
-      for text, ends, n in zip(
-        shown, offsets, (first, kept - first), strict=True
-      )
-    ]
-    return _encode(
-      tokenizer, fill_template(template, question, *texts), thinking
+    counts = first, kept - first
+    return encoded(
+      [
+        None if text is None else text[: ends[n - 1][1]] if n else ''
+        for text, ends, n in zip(shown, offsets, counts, strict=True)
+      ]
     )
 
   best = shortened(0)
   if len(best) > max_tokens:
-    raise _too_long(len(best), max_tokens, question)
+    raise ValueError(
+      f'the context needs {len(best)} tokens without any demonstration, but '
+      f'only {max_tokens} are allowed; raise max_context. The question begins '
+      f'{question[:60]!r}'
+    )
   # Tokens may merge differently at the new end, so the length is measured,
   # not computed. `fits` tokens are known to fit, `fails` not to.
   fits, fails = 0, sum(sizes)
@@ -340,12 +274,8 @@ def encode_context(
 
 def common_ending(a: list[int], b: list[int]) -> int:
   """Returns how many tokens at the end of two contexts are the same."""
-  count = 0
-  for x, y in zip(reversed(a), reversed(b), strict=False):
-    if x != y:
-      break
-    count += 1
-  return count
+  same = map(operator.eq, reversed(a), reversed(b))
+  return sum(itertools.takewhile(bool, same))
 
 
 def check_endings(
@@ -359,23 +289,14 @@ def check_endings(
 ) -> None:
   """Checks that answers begin the same way for student and teacher.
 
-  What a chat template writes behind the user's text invites the answer and
-  sets the thinking mode: it must be the same in both contexts, token by
-  token. Without a chat template the text behind the last field must be the
-  same, and the last token; where no text stands there, both contexts must
-  end in the question.
+  What a chat template writes behind the user's text invites the answer and sets
+  the thinking mode: it must be the same in both contexts, token by token.
+  Without a chat template the text behind the last field must be the same, and
+  the last token; where no text stands there, both contexts must end in the
+  question. `student` and `teacher` are templates, filled with a question and
+  what the teacher is shown with it.
 
-  Args:
-    tokenizer: a fast tokenizer.
-    student: the student's template.
-    teacher: the teacher's template.
-    question: a question.
-    demonstration: an answer to it, or None.
-    thinking: what the chat template is told as `enable_thinking`.
-    feedback: feedback on an answer, or None.
-
-  Raises:
-    ConfigError: the contexts end differently; it shows both ends.
+  Raises ConfigError if the contexts end differently; it shows both ends.
   """
   filled = (
     fill_template(student, question, None),

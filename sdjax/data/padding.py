@@ -13,17 +13,12 @@ def padded_batches(
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
   """Yields rows of like length together, in the order of their length.
 
-  B and T are powers of two, B rounded up to a multiple of `multiple`.
+  B and T are powers of two, B rounded up to a multiple of `multiple`, the
+  devices that share the rows. About `batch_tokens` tokens go together, padding
+  included; a longer row goes alone.
 
-  Args:
-    rows: tokens, at least one a row.
-    batch_tokens: about how many go together, padding included; a longer row
-      goes alone.
-    multiple: of rows, as many as there are devices to share them.
-
-  Yields:
-    Which rows these are, at most B, their ids, int32 [B, T], right-padded
-    with 0, and their lengths, int32 [B], 1 for rows that are none.
+  Yields which rows these are, at most B, their ids, int32 [B, T], right-padded
+  with 0, and their lengths, int32 [B], 1 for rows that are none.
   """
   by_width: dict[int, list[int]] = {}
   for i, row in enumerate(rows):

@@ -28,18 +28,12 @@ class PromptIterator(Iterator[list[Question]]):
     seed: int,
     fits: Callable[[Question], bool] | None = None,
   ):
-    """Starts before the first batch.
+    """Starts before the first batch of `num_questions`, Q.
 
-    Args:
-      questions: the questions of a split.
-      num_questions: Q, questions in a batch.
-      seed: of the order, in 0..2^32-1.
-      fits: says which questions may be in a batch, at least one of them; the
-        others are passed over when their turn comes. None: all.
-
-    Raises:
-      ValueError: there are fewer questions than a batch needs, or a number is
-        out of range.
+    The seed of the order is in 0..2^32-1. `fits` says which questions may be in
+    a batch, at least one of them; the others are passed over when their turn
+    comes. Raises ValueError if there are fewer questions than a batch needs, or
+    a number is out of range.
     """
     if not 1 <= num_questions <= len(questions):
       raise ValueError(
@@ -90,13 +84,9 @@ class PromptIterator(Iterator[list[Question]]):
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to a saved position.
+    """Goes to a position from `get_state`.
 
-    Args:
-      state: from `get_state` of an iterator with the same arguments.
-
-    Raises:
-      ValueError: it was saved with other arguments.
+    Raises ValueError if it was saved with other arguments.
     """
     for field, value in self._identity.items():
       if state.get(field) != value:
@@ -123,17 +113,9 @@ def pad_contexts(
 ) -> Prompts:
   """Left-pads encoded contexts to a common width.
 
-  Args:
-    rows: token ids of each context, at least one each.
-    question_ids: id of each context's question.
-    buckets: widths to choose from; the smallest that fits all rows is taken.
-    pad_id: what fills the left; no mask is ever made from it.
-
-  Returns:
-    Numpy arrays, ids [Q, C].
-
-  Raises:
-    ValueError: a row is empty or fits no width; it names the question.
+  That is the smallest of the widths in `buckets` that fits all rows; no mask is
+  ever made from `pad_id`. Returns NumPy arrays, ids [Q, C]. Raises ValueError,
+  naming the question, if a row is empty or fits no width.
   """
   if not rows or len(rows) != len(question_ids):
     raise ValueError(
@@ -170,23 +152,11 @@ def encode_prompts(
   *,
   thinking: bool = False,
 ) -> Prompts:
-  """Encodes the questions of a batch for the student.
+  """Encodes the questions of a batch for the student's template.
 
-  Args:
-    tokenizer: the tokenizer; a chat template is applied where it has one.
-    texts: rendered questions.
-    question_ids: their ids.
-    buckets: width, or widths to choose from; the smallest that fits all
-      questions is taken.
-    template: the task's student template.
-    thinking: what the chat template is told as `enable_thinking`.
-
-  Returns:
-    Left-padded prompts as numpy arrays, ids [Q, C].
-
-  Raises:
-    ValueError: a question is longer than the widest bucket; it names the
-      question and its length. Nothing is ever cut.
+  Returns prompts as `pad_contexts` makes them. Raises ValueError, with the
+  question and its length, if one is longer than the widest bucket: nothing is
+  ever cut.
   """
   rows = [
     encode_context(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key stays finite
 
@@ -19,45 +20,40 @@ MASKED = -1e30  # finite, so that a row with no visible key stays finite
 class Segment(NamedTuple):
   """Keys and values of one piece of context, and who sees them.
 
-  Attributes:
-    k: [Q, S, M, H] when shared by a question's samples, or [Q, G, S, M, H].
-    v: as `k`.
-    mask: bool, broadcasts to [Q, G, T, S]; True = visible.
+  They are without the axis G when a question's samples share them. In the mask,
+  True = visible.
   """
 
-  k: jax.Array
-  v: jax.Array
-  mask: jax.Array
+  k: Float[jax.Array, 'Q *G S M H']
+  v: Float[jax.Array, 'Q *G S M H']
+  mask: Bool[jax.Array, '#Q #G #T S']
 
 
 class Visible(NamedTuple):
   """Which keys of a piece of context a query may see, whatever the layer.
 
   Attributes:
-    mask: bool, broadcasts to [Q, G, T, S]; True = real and not later.
-    age: int32, broadcasts likewise: tokens from the key to the query.
+    mask: broadcasts to [Q, G, T, S]; True = real and not later.
+    age: broadcasts to it too: tokens from the key to the query.
   """
 
-  mask: jax.Array
-  age: jax.Array
+  mask: Bool[jax.Array, '...']
+  age: Int[jax.Array, '...']
 
-  def within(self, window: jax.Array) -> jax.Array:
+  def within(self, window: Int[jax.Array, '']) -> Bool[jax.Array, '...']:
     """Returns the mask of a layer that sees the last `window` tokens."""
     return self.mask & (self.age < window)
 
 
 def attend(
-  q_QGTNH: jax.Array, segments: Sequence[Segment], scale: float
-) -> jax.Array:
+  q_QGTNH: Float[jax.Array, 'Q G T N H'],
+  segments: Sequence[Segment],
+  scale: float,
+) -> Float[jax.Array, 'Q G T N H']:
   """Grouped-query attention over several segments as if they were one.
 
-  Args:
-    q_QGTNH: queries; N is a multiple of M.
-    segments: what they may see.
-    scale: factor of the scores.
-
-  Returns:
-    [Q, G, T, N, H] in the dtype of the queries; the softmax is float32.
+  N is a multiple of M, and `scale` a factor of the scores. The softmax is
+  float32, the result in the dtype of the queries.
   """
   num_q, num_g, num_t, num_n, dim = q_QGTNH.shape
   num_m = segments[0].k.shape[-2]

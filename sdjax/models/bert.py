@@ -10,19 +10,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from sdjax.models import hf
 from sdjax.models.attention import Segment, attend
-from sdjax.models.families import CheckpointError, Fields
+from sdjax.models.config_fields import CheckpointError, Fields
 from sdjax.models.weights import Safetensors, is_buffer
 
 BertParams = dict[str, jax.Array]
 
-EMBEDDING = {
-  'words': 'word_embeddings',
-  'positions': 'position_embeddings',
-  'types': 'token_type_embeddings',
-}
+WORDS = 'embeddings.word_embeddings.weight'
+POSITIONS = 'embeddings.position_embeddings.weight'
+TYPES = 'embeddings.token_type_embeddings.weight'
 LAYER = 'encoder.layer.'
 POOLER = 'pooler.'
 """Of tensors that a sentence vector has no use for."""
@@ -33,38 +32,25 @@ class BertConfig:
   """Sizes of an encoder.
 
   Attributes:
-    vocab_size: V.
-    width: D.
-    num_layers: L.
-    num_heads: N, a divisor of D.
-    ffn_width: F.
     num_positions: the most tokens of a text.
     num_types: kinds of segments; a text by itself is of kind 0.
-    norm_eps: of the layer norms.
   """
 
-  vocab_size: int
-  width: int
-  num_layers: int
-  num_heads: int
-  ffn_width: int
+  vocab_size: int  # V
+  width: int  # D
+  num_layers: int  # L
+  num_heads: int  # N, a divisor of D
+  ffn_width: int  # F
   num_positions: int
   num_types: int
   norm_eps: float
 
 
 def load_bert_config(folder: Path) -> BertConfig:
-  """Reads the sizes of an encoder from its `config.json`.
+  """Reads the sizes of an encoder from a Hugging Face folder.
 
-  Args:
-    folder: a Hugging Face folder.
-
-  Returns:
-    The sizes.
-
-  Raises:
-    CheckpointError: for a missing file, another `model_type`, or a field
-      with a value this encoder does not do.
+  Raises CheckpointError for a missing file, another `model_type`, or a field
+  with a value this encoder does not do.
   """
   path = folder / hf.CONFIG
   raw = hf.raw_config(folder)
@@ -77,10 +63,8 @@ def load_bert_config(folder: Path) -> BertConfig:
   fields.only('hidden_act', 'gelu')
   fields.only('position_embedding_type', 'absolute')
   fields.only('is_decoder', False)
-  width, num_heads = (
-    fields.size('hidden_size'),
-    fields.size('num_attention_heads'),
-  )
+  width = fields.size('hidden_size')
+  num_heads = fields.size('num_attention_heads')
   if width % num_heads:
     raise fields.error('hidden_size', f'{num_heads} heads must divide it')
   return BertConfig(
@@ -98,14 +82,10 @@ def load_bert_config(folder: Path) -> BertConfig:
 def bert_shapes(cfg: BertConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each weight, those of the layers without layer."""
   width, ffn = cfg.width, cfg.ffn_width
-  tables = {
-    'words': cfg.vocab_size,
-    'positions': cfg.num_positions,
-    'types': cfg.num_types,
-  }
   shapes: dict[str, tuple[int, ...]] = {
-    f'embeddings.{EMBEDDING[name]}.weight': (rows, width)
-    for name, rows in tables.items()
+    WORDS: (cfg.vocab_size, width),
+    POSITIONS: (cfg.num_positions, width),
+    TYPES: (cfg.num_types, width),
   }
   linear = {
     'attention.self.query': (width, width),
@@ -125,24 +105,14 @@ def bert_shapes(cfg: BertConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_bert_params(folder: Path, cfg: BertConfig) -> BertParams:
-  """Reads an encoder's weights.
+  """Reads an encoder's weights: float32, by the names of `bert_shapes`.
 
-  Args:
-    folder: a Hugging Face folder.
-    cfg: from `load_bert_config`.
-
-  Returns:
-    float32, by the names of `bert_shapes`.
-
-  Raises:
-    CheckpointError: for a missing or truncated file, and for a tensor that
-      is missing, unexpected, of another shape or not finite.
+  Raises CheckpointError for a missing or truncated file, and for a tensor that
+  is missing, unexpected, of another shape or not finite.
   """
   tensors = Safetensors(folder)
   unread = {
-    name
-    for name in tensors.names
-    if not (name.startswith(POOLER) or is_buffer(name))
+    x for x in tensors.names if not (x.startswith(POOLER) or is_buffer(x))
   }
   params = {}
   for name, shape in bert_shapes(cfg).items():
@@ -178,28 +148,21 @@ def _read(
 
 
 def bert_hidden(
-  cfg: BertConfig, params: BertParams, ids_BT: jax.Array, length_B: jax.Array
-) -> jax.Array:
+  cfg: BertConfig,
+  params: BertParams,
+  ids_BT: Int[jax.Array, 'B T'],
+  length_B: Int[jax.Array, 'B'],
+) -> Float[jax.Array, 'B T D']:
   """Returns the state of each token in the last layer.
 
-  Args:
-    cfg: the encoder.
-    params: its weights.
-    ids_BT: int32, right-padded, T at most `num_positions`.
-    length_B: int32, real tokens of each row, at least 1.
-
-  Returns:
-    float32 [B, T, D]; where a row has ended, of no meaning.
+  Rows are right-padded, T at most `num_positions`, each of at least one token;
+  behind its end a row's states mean nothing.
 
   Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
   """
   num_b, num_t = ids_BT.shape
   real_BT = jnp.arange(num_t) < length_B[:, None]
-  table = {
-    key: params[f'embeddings.{name}.weight'] for key, name in EMBEDDING.items()
-  }
-  x_BTD = table['words'][ids_BT] + table['positions'][:num_t]
-  x_BTD = x_BTD + table['types'][0]
+  x_BTD = params[WORDS][ids_BT] + params[POSITIONS][:num_t] + params[TYPES][0]
   x_BTD = _norm(x_BTD, params, 'embeddings.LayerNorm', cfg.norm_eps)
   stacked = {
     name.removeprefix(LAYER): value
@@ -232,15 +195,10 @@ def bert_hidden(
   return jax.lax.scan(layer, x_BTD, stacked)[0]
 
 
-def mean_vector(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
+def mean_vector(
+  hidden_BTD: Float[jax.Array, 'B T D'], length_B: Int[jax.Array, 'B']
+) -> Float[jax.Array, 'B D']:
   """Returns the mean state of each row's real tokens, of length 1.
-
-  Args:
-    hidden_BTD: of `bert_hidden`.
-    length_B: int32, real tokens of each row, at least 1.
-
-  Returns:
-    float32 [B, D].
 
   Source: Reimers and Gurevych 2019 (arXiv 1908.10084), mean pooling.
   """

@@ -7,19 +7,17 @@ belongs to the samples and grows by one column a decoded token.
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, Int
+
+from sdjax.types import Array
 
 
 @struct.dataclass
 class KV:
-  """Keys and values of a block of tokens.
+  """Keys (rotated already) and values of tokens, of one layer or all L."""
 
-  Attributes:
-    k: [L, Q, G, T, M, H], rotated already.
-    v: [L, Q, G, T, M, H].
-  """
-
-  k: jax.Array
-  v: jax.Array
+  k: Float[Array, '*L Q G T M H']
+  v: Float[Array, '*L Q G T M H']
 
 
 @struct.dataclass
@@ -28,17 +26,16 @@ class Prefix:
 
   Attributes:
     kv: block with E in the place of G and C in the place of T.
-    length: int32 [Q, E], real tokens of each context.
-    index: int32 [Q, G], which of the E contexts a sample has, or None when
-      E is 1.
+    length: real tokens of each context.
+    index: which of the E contexts a sample has, or None when E is 1.
   """
 
   kv: KV
-  length: jax.Array
-  index: jax.Array | None = None
+  length: Int[Array, 'Q E']
+  index: Int[Array, 'Q G'] | None = None
 
-  def sample_length(self) -> jax.Array:
-    """Returns int32 [Q, G] (or [Q, 1]), the tokens before a completion."""
+  def sample_length(self) -> Int[Array, 'Q G']:
+    """Returns the tokens before a completion; G is 1 without an index."""
     if self.index is None:
       return self.length
     return jnp.take_along_axis(self.length, self.index, axis=1)
@@ -46,28 +43,14 @@ class Prefix:
 
 @struct.dataclass
 class Suffix:
-  """The part of each completion that was decoded so far.
-
-  Attributes:
-    kv: block of T columns.
-    filled: int32 scalar, columns that hold a token.
-  """
+  """What was decoded so far of T columns: `filled` of them hold a token."""
 
   kv: KV
-  filled: jax.Array
+  filled: Int[Array, '']
 
 
 def empty_suffix(prefix: Prefix, num_samples: int, width: int) -> Suffix:
-  """Makes room for `width` tokens of G samples of each question.
-
-  Args:
-    prefix: gives layers, questions, heads and dtype.
-    num_samples: G.
-    width: T.
-
-  Returns:
-    A suffix with no column filled.
-  """
+  """Makes room for `width` tokens of G samples of each question."""
   layers, questions, _, _, heads, dim = prefix.kv.k.shape
   zeros = jnp.zeros(
     (layers, questions, num_samples, width, heads, dim), prefix.kv.k.dtype
@@ -76,15 +59,7 @@ def empty_suffix(prefix: Prefix, num_samples: int, width: int) -> Suffix:
 
 
 def append(suffix: Suffix, new: KV) -> Suffix:
-  """Writes a block behind the filled columns.
-
-  Args:
-    suffix: with room for the block.
-    new: keys and values of the block, [L, Q, G, S, M, H].
-
-  Returns:
-    The suffix with S more columns filled.
-  """
+  """Writes a block [L, Q, G, S, M, H] behind the filled columns."""
 
   def write(old, block):
     return jax.lax.dynamic_update_slice_in_dim(

@@ -11,13 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.advice import without_advice
-from sdjax.models.rope import Rope
-from sdjax.models.transformer import AttentionKind, TransformerConfig
-
-
-class CheckpointError(ValueError):
-  """A checkpoint folder that cannot be read as the model it claims to be."""
+from sdjax.models.config_fields import CheckpointError, Fields, attention_kinds
+from sdjax.models.transformer import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,223 +28,8 @@ class Family:
   """
 
   architecture: str
-  read: Callable[['Fields'], dict[str, Any]]
+  read: Callable[[Fields], dict[str, Any]]
   names: Mapping[str, str]
-
-
-class Fields:
-  """The fields of a `config.json`, with errors that name file and field.
-
-  Attributes:
-    given: what the file says.
-    raw: the same with the family's defaults filled in, in the newest style.
-  """
-
-  def __init__(self, given: Mapping[str, Any], path: Path | str):
-    """Has `transformers` fill in the defaults of the file's `model_type`."""
-    self.given, self.path = given, path
-    for field in _SIZES:
-      self._size(given, field)
-    self.raw = _with_defaults(given, path)
-
-  def error(self, field: str, allowed: str) -> CheckpointError:
-    """Returns the error of a field with a value that is not supported."""
-    value = self.given.get(field, self.raw.get(field, 'missing'))
-    return CheckpointError(f'{self.path}: {field} is {value!r}; {allowed}.')
-
-  def _size(self, raw: Mapping[str, Any], field: str) -> int:
-    value = raw.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-      found = raw.get(field, 'missing')
-      raise CheckpointError(
-        f'{self.path}: {field} is {found!r}; it must be a whole number above 0.'
-      )
-    return value
-
-  def size(self, field: str) -> int:
-    """Returns a field that must be a whole number above 0."""
-    return self._size(self.raw, field)
-
-  def number(self, field: str) -> float:
-    """Returns a field that must be a number above 0."""
-    value = self.raw.get(field)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-      if value > 0:
-        return float(value)
-    raise self.error(field, 'it must be a number above 0')
-
-  def flag(self, field: str) -> bool:
-    """Returns a field that must be true or false; absent is false."""
-    value = self.raw.get(field, False)
-    if not isinstance(value, bool):
-      raise self.error(field, 'it must be true or false')
-    return value
-
-  def only(self, field: str, *allowed: Any) -> None:
-    """Refuses a field that is present with a value not among `allowed`."""
-    if field in self.raw and self.raw[field] not in allowed:
-      listed = ' or '.join(repr(value) for value in allowed)
-      raise self.error(field, f'sdjax runs only {listed}')
-
-
-_SIZES = (
-  'vocab_size',
-  'hidden_size',
-  'num_hidden_layers',
-  'num_attention_heads',
-  'intermediate_size',
-)
-"""What every file must say itself: a default would be another model's."""
-
-
-def _with_defaults(
-  given: Mapping[str, Any], path: Path | str
-) -> dict[str, Any]:
-  with without_advice():
-    from transformers import CONFIG_MAPPING
-
-  try:
-    config = CONFIG_MAPPING[given['model_type']].from_dict(dict(given))
-  # Whatever the library's own checks raise.
-  except Exception as error:
-    reason = ' '.join(str(error).split())
-    raise CheckpointError(
-      f'{path} is not accepted as a {given["model_type"]} configuration by '
-      f'transformers: {reason}'
-    ) from error
-  return config.to_dict()
-
-
-_ROPE_FIELDS = {
-  'default': (),
-  'linear': ('factor',),
-  'llama3': (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  ),
-  'yarn': (
-    'factor',
-    'original_max_position_embeddings',
-    'attention_factor',
-    'beta_fast',
-    'beta_slow',
-    'mscale',
-    'mscale_all_dim',
-    'truncate',
-  ),
-}
-_PLAIN = {'partial_rotary_factor': 1}
-
-
-def _rope(fields: Fields, options: Any) -> Rope:
-  """Reads one set of rotary options, refusing what would change the model."""
-  field = (
-    'rope_scaling' if fields.given.get('rope_scaling') else ('rope_parameters')
-  )
-  if not isinstance(options, dict):
-    raise fields.error(field, 'it must be an object')
-  options = {k: v for k, v in options.items() if v is not None}
-  kind = options.pop('rope_type', options.pop('type', 'default'))
-  options.pop('type', None)
-  if kind not in _ROPE_FIELDS:
-    raise fields.error(
-      field, f'sdjax runs the rope types {", ".join(_ROPE_FIELDS)}'
-    )
-  theta = options.pop('rope_theta', None)
-  if not isinstance(theta, int | float) or theta <= 0:
-    raise fields.error('rope_theta', 'it must be a number above 0')
-  for name, value in options.items():
-    if name in _PLAIN and value == _PLAIN[name]:
-      continue
-    # Left in the file by some exporters although the type has no use for it.
-    unused = kind == 'default' and name in _ROPE_FIELDS['yarn']
-    if name not in _ROPE_FIELDS[kind] and not unused:
-      raise fields.error(
-        field, f'sdjax does not know {name!r} in rope type {kind!r}'
-      )
-
-  def get(name, default=None):
-    value = options.get(name, default)
-    if not isinstance(value, int | float) or value <= 0:
-      raise fields.error(field, f'{name} must be a number above 0')
-    return value
-
-  if kind == 'default':
-    return Rope(theta=float(theta))
-  if kind == 'linear':
-    return Rope(theta=float(theta), scaling=kind, factor=get('factor'))
-  original = int(get('original_max_position_embeddings'))
-  if kind == 'llama3':
-    return Rope(
-      theta=float(theta),
-      scaling=kind,
-      factor=get('factor'),
-      original_context=original,
-      low=get('low_freq_factor'),
-      high=get('high_freq_factor'),
-    )
-  longest = fields.raw.get('max_position_embeddings') or original
-  factor = get('factor', longest / original)
-  magnitude = options.get('attention_factor')
-  if magnitude is None:
-    top, bottom = options.get('mscale'), options.get('mscale_all_dim')
-    if top and bottom:
-      magnitude = _magnitude(factor, top) / _magnitude(factor, bottom)
-    else:
-      magnitude = _magnitude(factor, 1.0)
-  return Rope(
-    theta=float(theta),
-    scaling=kind,
-    factor=factor,
-    original_context=original,
-    low=get('beta_slow', 1),
-    high=get('beta_fast', 32),
-    magnitude=float(magnitude),
-    truncate=bool(options.get('truncate', True)),
-  )
-
-
-def _magnitude(factor: float, weight: float) -> float:
-  """YaRN's answer to the flatter attention of a longer context."""
-  return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
-_KINDS = ('full_attention', 'sliding_attention')
-
-
-def _attention(fields: Fields) -> tuple[AttentionKind, ...]:
-  """Reads the window and the rotary positions of every layer."""
-  layers = fields.size('num_hidden_layers')
-  kinds = fields.raw.get('layer_types')
-  if kinds is None:
-    limited = fields.raw.get('sliding_window') is not None
-    sliding = limited and fields.raw.get('use_sliding_window', True)
-    kinds = [_KINDS[bool(sliding)]] * layers
-  if not isinstance(kinds, list) or len(kinds) != layers:
-    raise fields.error(
-      'layer_types', f'it must list a kind for each of the {layers} layers'
-    )
-  if unknown := set(kinds) - set(_KINDS):
-    raise fields.error(
-      'layer_types',
-      f'sdjax runs {" and ".join(_KINDS)} layers, not {min(unknown)!r}',
-    )
-  window = fields.size('sliding_window') if _KINDS[1] in kinds else 0
-  ropes = fields.raw.get('rope_parameters')
-  if not isinstance(ropes, dict):
-    raise fields.error('rope_parameters', 'it must be an object')
-  by_kind = {}
-  for kind in set(kinds):
-    options = ropes.get(kind) if set(ropes) & set(_KINDS) else ropes
-    by_kind[kind] = AttentionKind(
-      window=window if kind == _KINDS[1] else 0,
-      rope=_rope(fields, options),
-    )
-  if len(by_kind) == 1:
-    return tuple(by_kind.values())
-  return tuple(by_kind[kind] for kind in kinds)
 
 
 def _decoder(
@@ -260,8 +40,9 @@ def _decoder(
   gates = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}
   fields.only(activation, *gates)
   heads = fields.size('num_attention_heads')
-  kv_heads = fields.raw.get('num_key_value_heads')
-  kv_heads = heads if kv_heads is None else fields.size('num_key_value_heads')
+  kv_heads = heads
+  if fields.raw.get('num_key_value_heads') is not None:
+    kv_heads = fields.size('num_key_value_heads')
   if heads % kv_heads:
     raise fields.error(
       'num_attention_heads',
@@ -286,7 +67,7 @@ def _decoder(
     'num_kv_heads': kv_heads,
     'head_dim': head_dim,
     'ffn_width': fields.size('intermediate_size'),
-    'attention': _attention(fields),
+    'attention': attention_kinds(fields),
     'norm_eps': fields.number('rms_norm_eps'),
     'qk_norm': 'none',
     'activation': gates[fields.raw[activation]],
@@ -294,13 +75,12 @@ def _decoder(
   }
 
 
+def _attention_bias(fields: Fields) -> dict[str, Any]:
+  return dict.fromkeys(('qkv_bias', 'o_bias'), fields.flag('attention_bias'))
+
+
 def _read_qwen3(fields: Fields) -> dict[str, Any]:
-  biased = fields.flag('attention_bias')
-  return _decoder(fields) | {
-    'qk_norm': 'head',
-    'qkv_bias': biased,
-    'o_bias': biased,
-  }
+  return _decoder(fields) | _attention_bias(fields) | {'qk_norm': 'head'}
 
 
 def _read_qwen2(fields: Fields) -> dict[str, Any]:
@@ -308,62 +88,46 @@ def _read_qwen2(fields: Fields) -> dict[str, Any]:
 
 
 def _read_llama(fields: Fields) -> dict[str, Any]:
-  biased = fields.flag('attention_bias')
-  return _decoder(fields) | {
-    'qkv_bias': biased,
-    'o_bias': biased,
-    'mlp_bias': fields.flag('mlp_bias'),
-  }
-
-
-def _read_mistral(fields: Fields) -> dict[str, Any]:
-  return _decoder(fields)
+  mlp = {'mlp_bias': fields.flag('mlp_bias')}
+  return _decoder(fields) | _attention_bias(fields) | mlp
 
 
 def _read_olmo2(fields: Fields) -> dict[str, Any]:
-  biased = fields.flag('attention_bias')
-  return _decoder(fields) | {
-    'qk_norm': 'projection',
-    'norms': 'post',
-    'qkv_bias': biased,
-    'o_bias': biased,
-  }
+  norms = {'qk_norm': 'projection', 'norms': 'post'}
+  return _decoder(fields) | _attention_bias(fields) | norms
 
 
 def _read_gemma3(fields: Fields) -> dict[str, Any]:
   fields.only('final_logit_softcapping', None)
   fields.only('attn_logit_softcapping', None)
   fields.only('use_bidirectional_attention', False, None)
-  biased = fields.flag('attention_bias')
-  return _decoder(fields, activation='hidden_activation') | {
-    'qk_norm': 'head',
-    'norms': 'both',
-    'norm_offset': 1.0,
-    'query_scale': fields.number('query_pre_attn_scalar') ** -0.5,
-    'embedding_scale': math.sqrt(fields.size('hidden_size')),
-    'qkv_bias': biased,
-    'o_bias': biased,
-  }
+  sizes = _decoder(fields, activation='hidden_activation')
+  return (
+    sizes
+    | _attention_bias(fields)
+    | {
+      'qk_norm': 'head',
+      'norms': 'both',
+      'norm_offset': 1.0,
+      'query_scale': fields.number('query_pre_attn_scalar') ** -0.5,
+      'embedding_scale': math.sqrt(fields.size('hidden_size')),
+    }
+  )
 
 
 _LAYER = 'model.layers.{}.'
+_MATRICES = {x: f'mlp.{x}' for x in ('gate', 'up', 'down')}
+_MATRICES |= {f'attn/{x}': f'self_attn.{x}' for x in 'qkvo'}
 _NAMES = {
   'embedding': 'model.embed_tokens.weight',
   'norm/scale': 'model.norm.weight',
   'unembedding': 'lm_head.weight',
+  'layers/attn/q_norm/scale': f'{_LAYER}self_attn.q_norm.weight',
+  'layers/attn/k_norm/scale': f'{_LAYER}self_attn.k_norm.weight',
   **{
-    f'layers/{x}/{leaf}': f'{_LAYER}mlp.{x}_proj.{name}'
-    for x in ('gate', 'up', 'down')
+    f'layers/{ours}/{leaf}': f'{_LAYER}{theirs}_proj.{name}'
+    for ours, theirs in _MATRICES.items()
     for leaf, name in (('kernel', 'weight'), ('bias', 'bias'))
-  },
-  **{
-    f'layers/attn/{x}/{leaf}': f'{_LAYER}self_attn.{x}_proj.{name}'
-    for x in 'qkvo'
-    for leaf, name in (('kernel', 'weight'), ('bias', 'bias'))
-  },
-  **{
-    f'layers/attn/{x}_norm/scale': f'{_LAYER}self_attn.{x}_norm.weight'
-    for x in 'qk'
   },
 }
 
@@ -390,7 +154,7 @@ FAMILIES: dict[str, Family] = {
   'qwen3': Family('Qwen3ForCausalLM', _read_qwen3, _PRE),
   'qwen2': Family('Qwen2ForCausalLM', _read_qwen2, _PRE),
   'llama': Family('LlamaForCausalLM', _read_llama, _PRE),
-  'mistral': Family('MistralForCausalLM', _read_mistral, _PRE),
+  'mistral': Family('MistralForCausalLM', _decoder, _PRE),
   'olmo2': Family('Olmo2ForCausalLM', _read_olmo2, _POST),
   'olmo3': Family('Olmo3ForCausalLM', _read_olmo2, _POST),
   'gemma3_text': Family('Gemma3ForCausalLM', _read_gemma3, _BOTH),
@@ -399,17 +163,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(model_type: Any, path: Path | str) -> Family:
-  """Looks a family up.
+  """Looks a family up; the error names the path the name was found at.
 
-  Args:
-    model_type: as `config.json` names it.
-    path: where the name was found, for the error.
-
-  Returns:
-    The family.
-
-  Raises:
-    CheckpointError: if sdjax does not know it.
+  Raises CheckpointError if sdjax does not know it.
   """
   if model_type not in FAMILIES:
     raise CheckpointError(
@@ -422,14 +178,8 @@ def find_family(model_type: Any, path: Path | str) -> Family:
 def new_config(cfg: TransformerConfig) -> dict[str, Any]:
   """Describes a model that was made here, not loaded, as a Qwen3.
 
-  Args:
-    cfg: the model; what is not a size must be as in that family.
-
-  Returns:
-    The content of its `config.json`.
-
-  Raises:
-    CheckpointError: if the family has no such model.
+  Returns the content of its `config.json`. Raises CheckpointError if that
+  family has no such model.
   """
   raw = {
     'model_type': 'qwen3',
@@ -467,15 +217,9 @@ def new_config(cfg: TransformerConfig) -> dict[str, Any]:
 def check_config(
   raw: Mapping[str, Any], cfg: TransformerConfig, path: Path | str
 ) -> None:
-  """Refuses a configuration that does not describe the model.
+  """Refuses the content of a `config.json` that describes another model.
 
-  Args:
-    raw: the content of a `config.json`.
-    cfg: the model.
-    path: where `raw` is from, for the error.
-
-  Raises:
-    CheckpointError: naming the first difference.
+  Raises CheckpointError with the path and the first difference.
   """
   sizes = find_family(raw.get('model_type'), path).read(Fields(raw, path))
   described = TransformerConfig(**sizes)

@@ -5,47 +5,31 @@ Whatever it asks for that such a folder could not say is an error: a model is
 loaded right or not at all.
 """
 
-import dataclasses
 import math
-import mmap
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdjax.models.families import CheckpointError
+from sdjax.models.config_fields import CheckpointError
+from sdjax.models.families import FAMILIES
+from sdjax.models.gguf_file import GgufFile, Stored, open_file
 
-ARCHITECTURES = {
-  'llama': 'LlamaForCausalLM',
-  'qwen2': 'Qwen2ForCausalLM',
-  'qwen3': 'Qwen3ForCausalLM',
-}
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 
 # Each key stands under the name of the architecture, as in `llama.vocab_size`.
-_KNOWN_KEYS = {
-  'attention.head_count',
-  'attention.head_count_kv',
-  'attention.key_length',
-  'attention.layer_norm_rms_epsilon',
-  'attention.value_length',
-  'block_count',
-  'context_length',
-  'embedding_length',
-  'feed_forward_length',
-  'rope.dimension_count',
-  'rope.freq_base',
-  'rope.scaling.factor',
-  'rope.scaling.finetuned',
-  'rope.scaling.original_context_length',
-  'rope.scaling.type',
-  'tensor_data_layout',
-  'vocab_size',
-}
+_KNOWN_KEYS = """
+  attention.head_count attention.head_count_kv attention.key_length
+  attention.layer_norm_rms_epsilon attention.value_length block_count
+  context_length embedding_length feed_forward_length rope.dimension_count
+  rope.freq_base rope.scaling.factor rope.scaling.finetuned
+  rope.scaling.original_context_length rope.scaling.type tensor_data_layout
+  vocab_size
+""".split()
 
 _EMBEDDING, _HEAD = 'token_embd.weight', 'output.weight'
-_LAYER = re.compile(r'blk\.(\d+)\.(\w+)')
+_NAME = re.compile(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)')
 _NAMES = {
   'token_embd': 'model.embed_tokens',
   'output_norm': 'model.norm',
@@ -53,181 +37,14 @@ _NAMES = {
 }
 _LAYER_NAMES = {
   'attn_norm': 'input_layernorm',
-  'attn_q': 'self_attn.q_proj',
-  'attn_k': 'self_attn.k_proj',
-  'attn_v': 'self_attn.v_proj',
-  'attn_q_norm': 'self_attn.q_norm',
-  'attn_k_norm': 'self_attn.k_norm',
   'attn_output': 'self_attn.o_proj',
   'ffn_norm': 'post_attention_layernorm',
-  'ffn_gate': 'mlp.gate_proj',
-  'ffn_up': 'mlp.up_proj',
-  'ffn_down': 'mlp.down_proj',
+  **{f'attn_{x}': f'self_attn.{x}_proj' for x in 'qkv'},
+  **{f'attn_{x}_norm': f'self_attn.{x}_norm' for x in 'qk'},
+  **{f'ffn_{x}': f'mlp.{x}_proj' for x in ('gate', 'up', 'down')},
 }
 
-# The format's numbers of metadata types, with their codes in `struct`.
-_SCALARS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))
-_FLOAT32, _STRING, _ARRAY = 6, 8, 9
-
-
 TOKENIZER = 'tokenizer.ggml.'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-  """A tensor of the file: number of its type, rows-first shape, first byte."""
-
-  kind: int
-  shape: tuple[int, ...]
-  start: int
-
-
-@dataclasses.dataclass(frozen=True)
-class GgufFile:
-  """What stands before the weights of a file, and how many bytes it has."""
-
-  path: Path
-  size: int
-  metadata: dict[str, Any]
-  tensors: dict[str, _Stored]
-
-  @property
-  def architecture(self) -> Any:
-    """Returns the family the file names, which may be no known one."""
-    return self.metadata.get('general.architecture')
-
-  def error(self, key: str, allowed: str) -> CheckpointError:
-    """Returns the error of metadata with a value that cannot be used."""
-    value = self.metadata.get(key, 'missing')
-    shown = repr(value)
-    if len(shown) > 80:
-      shown = f'{shown[:80]}...'
-    return CheckpointError(f'{self.path}: {key} is {shown}; {allowed}.')
-
-  def key(self, name: str) -> str:
-    """Returns the whole key of a size of the model."""
-    return f'{self.architecture}.{name}'
-
-  def count(self, name: str, default: int | None = None) -> int:
-    """Returns a size that must be a whole number above 0."""
-    value = self.metadata.get(self.key(name), default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-      raise self.error(
-        self.key(name), 'it must be one whole number above 0 for all layers'
-      )
-    return value
-
-  def number(self, name: str, default: float | None = None) -> float:
-    """Returns a size that must be a number above 0."""
-    value = self.metadata.get(self.key(name), default)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-      if value > 0:
-        return float(value)
-    raise self.error(self.key(name), 'it must be a number above 0')
-
-  def texts(self, key: str) -> list[str]:
-    """Returns metadata that must be a list of strings."""
-    value = self.metadata.get(key)
-    if isinstance(value, list) and all(isinstance(x, str) for x in value):
-      return value
-    raise self.error(key, 'it must be a list of strings')
-
-  def flag(self, key: str, default: bool) -> bool:
-    """Returns metadata that must be true or false."""
-    value = self.metadata.get(key, default)
-    if not isinstance(value, bool):
-      raise self.error(key, 'it must be true or false')
-    return value
-
-
-class _Cursor:
-  """Takes the values of a header, one after the other."""
-
-  def __init__(self, data: mmap.mmap):
-    self.data, self.position = data, 0
-
-  def take(self, code: str) -> tuple[Any, ...]:
-    values = struct.unpack_from(f'<{code}', self.data, self.position)
-    self.position += struct.calcsize(f'<{code}')
-    return values
-
-  def text(self) -> str:
-    (size,) = self.take('Q')
-    return self.take(f'{size}s')[0].decode()
-
-  def value(self, kind: int) -> Any:
-    if kind == _STRING:
-      return self.text()
-    if kind == _ARRAY:
-      inner, count = self.take('IQ')
-      if inner in _SCALARS:
-        return list(self.take(f'{count}{_SCALARS[inner]}'))
-      return [self.value(inner) for _ in range(count)]
-    if kind not in _SCALARS:
-      raise ValueError(f'there is no metadata type {kind}')
-    (value,) = self.take(_SCALARS[kind])
-    # The shortest decimal of the float32: 1e-05, not 9.999999747378752e-06.
-    return float(str(np.float32(value))) if kind == _FLOAT32 else value
-
-
-def _parse(path: Path, data: mmap.mmap) -> GgufFile:
-  cursor = _Cursor(data)
-  magic, version = cursor.take('4sI')
-  if magic != b'GGUF' or version not in (2, 3):
-    raise CheckpointError(
-      f'{path} starts with {bytes(data[:8])!r}; sdjax reads GGUF of version 2 '
-      'or 3, little-endian: convert it again.'
-    )
-  num_tensors, num_values = cursor.take('QQ')
-  metadata = {}
-  for _ in range(num_values):
-    key = cursor.text()
-    metadata[key] = cursor.value(*cursor.take('I'))
-  found = {}
-  for _ in range(num_tensors):
-    name = cursor.text()
-    shape = cursor.take(f'{cursor.take("I")[0]}Q')
-    found[name] = (shape[::-1], *cursor.take('IQ'))
-  alignment = metadata.get('general.alignment', 32)
-  first = -(-cursor.position // alignment) * alignment
-  tensors = {
-    name: _Stored(kind, shape, first + offset)
-    for name, (shape, kind, offset) in found.items()
-  }
-  return GgufFile(path, len(data), metadata, tensors)
-
-
-def open_file(path: str | Path) -> GgufFile:
-  """Reads what stands before the weights of a file.
-
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    Its metadata and the places of its tensors.
-
-  Raises:
-    CheckpointError: the file is missing, truncated or no GGUF.
-  """
-  path = Path(path)
-  try:
-    with (
-      path.open('rb') as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-      return _parse(path, data)
-  except CheckpointError:
-    raise
-  except FileNotFoundError:
-    raise CheckpointError(
-      f'there is no file {path}; give a .gguf file (models are not downloaded).'
-    ) from None
-  # Wrong bytes can surface as anything: sizes are read from the file itself.
-  except Exception as error:
-    raise CheckpointError(
-      f'{path} cannot be read as GGUF ({error}); it is probably truncated: '
-      'copy or download it again.'
-    ) from error
 
 
 def _rope_parameters(file: GgufFile) -> dict[str, Any]:
@@ -289,7 +106,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
   eos = list(_eos_ids(file))
   config = {
     'model_type': architecture,
-    'architectures': [ARCHITECTURES[architecture]],
+    'architectures': [FAMILIES[architecture].architecture],
     # Not the key vocab_size, which most files lack and others have wrong.
     'vocab_size': file.tensors[_EMBEDDING].shape[0],
     'hidden_size': width,
@@ -317,20 +134,12 @@ def _config(file: GgufFile) -> dict[str, Any]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-  """Reads the sizes of a model.
+  """Reads the fields that `config.json` has in the model's folder.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    The fields that `config.json` has in the model's Hugging Face folder. The
-    vocabulary is as large as the embedding, and the embedding is tied if the
-    file has no other head.
-
-  Raises:
-    CheckpointError: the file cannot be read, holds another architecture than
-      `ARCHITECTURES` or a part of a model, lacks a size, or asks for what
-      the fields cannot say.
+  The vocabulary is as large as the embedding, and the embedding is tied if the
+  file has no other head. Raises CheckpointError if the file cannot be read,
+  holds another architecture than `ARCHITECTURES` or a part of a model, lacks a
+  size, or asks for what the fields cannot say.
 
   Source: the GGUF specification in the ggml repository; what a missing key
   means is what llama.cpp makes of it.
@@ -339,17 +148,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def eos_ids(path: str | Path) -> tuple[int, ...]:
-  """Reads the ids that end a completion.
+  """Reads the ids that end a completion, distinct and rising.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    Distinct ids, rising: end of sequence, of turn and of message, as far as
-    the file names them.
-
-  Raises:
-    CheckpointError: the file cannot be read or names none.
+  They are those of end of sequence, of turn and of message that the file names.
+  Raises CheckpointError if it cannot be read or names none.
   """
   file = open_file(path)
   ids = _eos_ids(file)
@@ -372,15 +174,14 @@ def _package() -> Any:
 
 
 def _hugging_face_name(name: str) -> str | None:
-  stem, _, kind = name.rpartition('.')
-  layer = _LAYER.fullmatch(stem)
-  if kind not in ('weight', 'bias'):
+  match = _NAME.fullmatch(name)
+  if match is None:
     return None
+  layer, stem, kind = match.groups()
   if layer is None:
     return f'{_NAMES[stem]}.{kind}' if stem in _NAMES else None
-  if layer[2] not in _LAYER_NAMES:
-    return None
-  return f'model.layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}.{kind}'
+  theirs = _LAYER_NAMES.get(stem)
+  return theirs and f'model.layers.{int(layer)}.{theirs}.{kind}'
 
 
 def _rotate_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
@@ -390,23 +191,17 @@ def _rotate_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
 
 
 class GgufTensors:
-  """The weights of a GGUF file under their Hugging Face names.
+  """The weights of a GGUF file under their Hugging Face `names`.
 
   Nothing is kept open or in memory: each tensor is read when asked for.
-
-  Attributes:
-    names: of all its tensors.
   """
 
   def __init__(self, path: str | Path):
     """Finds the tensors.
 
-    Args:
-      path: a GGUF file.
-
     Raises:
-      CheckpointError: as `read_config`, and for a tensor that is no part of
-        the architecture, of an unknown type, or cut off.
+      CheckpointError: as `read_config`, and for a tensor that is no part of the
+        architecture, of an unknown type, or cut off.
       ImportError: the package gguf is not installed.
     """
     package = _package()
@@ -419,7 +214,7 @@ class GgufTensors:
         'q_proj': config['num_attention_heads'],
         'k_proj': config['num_key_value_heads'],
       }
-    self._stored: dict[str, tuple[_Stored, Any, tuple[int, ...]]] = {}
+    self._stored: dict[str, tuple[Stored, Any, tuple[int, ...]]] = {}
     for name, stored in file.tensors.items():
       full = _hugging_face_name(name)
       if full is None:
@@ -450,29 +245,15 @@ class GgufTensors:
     return self._file
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Looks a tensor's shape up.
-
-    Args:
-      name: one of `names`.
-
-    Returns:
-      The shape, (out, in) for a matrix.
-    """
+    """Returns a tensor's shape, (out, in) for a matrix."""
     return self._stored[name][0].shape
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Reads one tensor.
+    """Reads a tensor, or the part at `index`, as float32.
 
-    Args:
-      name: one of `names`.
-      index: the part of it to return.
-
-    Returns:
-      float32, whatever it is stored as. Rows of q and k projections come in
-      the order of Hugging Face: pairs of a rotation are half a head apart.
-
-    Raises:
-      CheckpointError: the file changed, or gguf cannot expand the type.
+    Rows of q and k projections come in the order of Hugging Face: pairs of a
+    rotation are half a head apart. Raises CheckpointError if the file changed
+    or gguf cannot expand the type.
     """
     stored, kind, byte_shape = self._stored[name]
     try:

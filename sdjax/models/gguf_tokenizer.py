@@ -8,9 +8,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sdjax.models.advice import without_advice
-from sdjax.models.families import CheckpointError
-from sdjax.models.gguf import TOKENIZER, GgufFile, open_file
+from sdjax.models.advice import from_transformers
+from sdjax.models.config_fields import CheckpointError
+from sdjax.models.gguf import TOKENIZER
+from sdjax.models.gguf_file import GgufFile, open_file
 
 # The format's numbers of token types that are not plain text.
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
@@ -106,26 +107,15 @@ def _named_tokens(
 
 
 def read_tokenizer(path: str | Path) -> Any:
-  """Makes the tokenizer a file describes.
+  """Makes the `transformers.PreTrainedTokenizerFast` a file describes.
 
-  Args:
-    path: a GGUF file.
-
-  Returns:
-    A `transformers.PreTrainedTokenizerFast` with the file's chat template.
-    Control tokens are special. Ids that the file marks as unused have no
-    token, as in the folder the file was made from.
-
-  Raises:
-    CheckpointError: the file cannot be read, its tokenizer is not a
-      byte-level BPE that sdjax knows how to split text for, or its lists do
-      not fit together.
+  It has the file's chat template; control tokens are special. Ids that the file
+  marks as unused have no token, as in the folder the file was made from. Raises
+  CheckpointError if the file cannot be read, its tokenizer is not a byte-level
+  BPE that sdjax knows how to split text for, or its lists do not fit together.
   """
   import tokenizers
   from tokenizers import decoders, models, normalizers
-
-  with without_advice():
-    from transformers import PreTrainedTokenizerFast
 
   file = open_file(path)
   if file.metadata.get(f'{TOKENIZER}model') != 'gpt2':
@@ -150,9 +140,10 @@ def read_tokenizer(path: str | Path) -> Any:
       f'{TOKENIZER}token_type', f'it must list {len(tokens)} types'
     )
   named = _named_tokens(file, tokens, pre)
+  typed = list(zip(tokens, types, strict=True))
   vocabulary = {
     token: i
-    for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+    for i, (token, kind) in enumerate(typed)
     if kind != _UNUSED or token in named.values()
   }
   merges = _merges(file)
@@ -169,18 +160,14 @@ def read_tokenizer(path: str | Path) -> Any:
     tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = _split(pre)
   tokenizer.decoder = decoders.ByteLevel()
-  for kind, add in (
-    (_CONTROL, tokenizer.add_special_tokens),
-    (_USER_DEFINED, tokenizer.add_tokens),
-  ):
-    add(
-      [
-        tokenizers.AddedToken(token, normalized=False)
-        for token, of_kind in zip(tokens, types, strict=True)
-        if of_kind == kind
-      ]
-    )
-  return PreTrainedTokenizerFast(
+
+  def added(kind: int) -> list[Any]:
+    found = (token for token, of_kind in typed if of_kind == kind)
+    return [tokenizers.AddedToken(token, normalized=False) for token in found]
+
+  tokenizer.add_special_tokens(added(_CONTROL))
+  tokenizer.add_tokens(added(_USER_DEFINED))
+  return from_transformers('PreTrainedTokenizerFast')(
     tokenizer_object=tokenizer,
     chat_template=file.metadata.get('tokenizer.chat_template'),
     # Otherwise decoding would remove spaces before punctuation.

@@ -12,20 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from sdjax.models import gguf, hub
-from sdjax.models.families import (
-  CheckpointError,
-  Family,
-  Fields,
-  check_config,
-  find_family,
-  new_config,
-)
+from sdjax.models.config_fields import CheckpointError, Fields
+from sdjax.models.families import Family, check_config, find_family, new_config
 from sdjax.models.transformer import REMAT, TransformerConfig
 from sdjax.models.weights import (
   INDEX,
@@ -43,17 +37,11 @@ CONFIG, GENERATION = 'config.json', 'generation_config.json'
 
 
 def resolve(path: str | Path) -> Path:
-  """Finds a checkpoint.
+  """Finds a checkpoint: a folder or file, which exists.
 
-  Args:
-    path: a folder, a `.gguf` file, `builtin:NAME` for a model shipped inside
-      the package, or the name `owner/model` of one on the hub.
-
-  Returns:
-    The folder or file, which exists.
-
-  Raises:
-    CheckpointError: if there is none.
+  A path is one of these itself, `builtin:NAME` for a model shipped inside the
+  package, or the name `owner/model` of one on the hub. Raises CheckpointError
+  if there is none.
   """
   here = Path(__file__).parent
   name = str(path).removeprefix('builtin:')
@@ -84,14 +72,7 @@ def is_gguf(path: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
   """Reads a JSON object.
 
-  Args:
-    path: the file.
-
-  Returns:
-    Its content.
-
-  Raises:
-    CheckpointError: if it is missing or holds something else.
+  Raises CheckpointError if it is missing or holds something else.
   """
   try:
     raw = json.loads(path.read_text(encoding='utf-8'))
@@ -107,11 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def raw_config(checkpoint: Path) -> dict[str, Any]:
-  """Returns the content of a checkpoint's `config.json`.
-
-  Args:
-    checkpoint: as `resolve` returns it.
-  """
+  """Returns the content of the `config.json` of what `resolve` returned."""
   if is_gguf(checkpoint):
     return gguf.read_config(checkpoint)
   return read_json(checkpoint / CONFIG)
@@ -124,20 +101,14 @@ def load_config(
   param_dtype: str = 'float32',
   remat: str = 'none',
 ) -> TransformerConfig:
-  """Reads the sizes of a checkpoint's model.
+  """Reads the sizes of the model of a checkpoint, as `resolve` takes it.
 
-  Args:
-    checkpoint: as `resolve` takes it.
-    dtype: of matrix products.
-    param_dtype: the weights will be stored in.
-    remat: `none`, `dots` or `full`.
-
-  Returns:
-    The configuration of `sdjax.models.transformer.Transformer`.
+  `dtype` is that of matrix products, `param_dtype` that of stored weights;
+  `remat` is `none`, `dots` or `full`.
 
   Raises:
-    CheckpointError: for a missing or unreadable file, an unknown
-      `model_type`, or a field with a value this decoder does not do.
+    CheckpointError: for a missing or unreadable file, an unknown `model_type`,
+      or a field with a value this decoder does not do.
     ValueError: for an unknown dtype or remat.
   """
   for name, value, allowed in (
@@ -161,19 +132,13 @@ def load_params(
 ) -> Params:
   """Reads a checkpoint's weights, one slice at a time.
 
-  Args:
-    checkpoint: as `resolve` takes it.
-    cfg: from `load_config`; the weights come in its `param_dtype`.
-    sharding: tree of shardings as `sdjax.sharding.state_sharding` makes it
-      for the weights; each device's part goes straight to its place. None:
-      to the default device.
+  They come in the `param_dtype` of `cfg`, as the nested dict that `init_params`
+  gives, layers stacked on axis 0. Each device's part goes straight to its place
+  in `sharding`, a tree as `sdjax.models.sharding.state_sharding` makes it for
+  the weights; None: to the default device.
 
-  Returns:
-    The nested dict that `init_params` gives, layers stacked on axis 0.
-
-  Raises:
-    CheckpointError: for a missing or truncated file, and for a tensor that
-      is missing, unexpected, of another shape or not finite.
+  Raises CheckpointError for a missing or truncated file, and for a tensor that
+  is missing, unexpected, of another shape or not finite.
   """
   path = resolve(checkpoint)
   family = find_family(raw_config(path).get('model_type'), path)
@@ -194,21 +159,15 @@ def save_checkpoint(
 ) -> None:
   """Writes a folder that transformers, vLLM and `load_params` read.
 
-  Args:
-    folder: made if it is not there; files of the same names are replaced.
-    cfg: the model's sizes.
-    params: its weights.
-    tokenizer: a transformers tokenizer; its chat template is written too.
-    eos_ids: tokens that end a completion.
-    dtype: the weights are stored in: `float32`, `bfloat16` or `float16`.
-    source: the checkpoint the model once came from; its `config.json` is
-      kept as it is but for the dtype, and so is its generation config.
-      None: the model was made here and is written as a Qwen3.
-    max_shard_bytes: weights beyond this go to several files with an index.
+  Files of the same names are replaced; the tokenizer's chat template is written
+  too. The weights are stored in `dtype`, which is `float32`, `bfloat16` or
+  `float16`; beyond `max_shard_bytes` they go to several files with an index.
+  `eos_ids` end a completion. `source` is the checkpoint the model once came
+  from: its `config.json` is kept as it is but for the dtype, and so is its
+  generation config. None: the model was made here and is written as a Qwen3.
 
-  Raises:
-    CheckpointError: if the vocabulary is smaller than the tokenizer's, the
-      weights do not have the shapes of `cfg`, or the source is not of `cfg`.
+  Raises CheckpointError if the vocabulary is smaller than the tokenizer's, the
+  weights do not have the shapes of `cfg`, or the source is not of `cfg`.
   """
   if dtype not in SAVED_DTYPES:
     raise ValueError(f'dtype={dtype!r} is not one of {SAVED_DTYPES}.')
@@ -269,10 +228,7 @@ def _shards(
   max_bytes: int,
 ) -> Iterator[list[tuple[str, Any]]]:
   """Yields lists of (their name, function that reads the tensor)."""
-  leaves = {
-    jax.tree_util.keystr(key, simple=True, separator='/'): leaf
-    for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  leaves: dict[str, Any] = flatten_dict(params, sep='/')
   shard, size = [], 0
   for path, names, transposed, leaf in plan(cfg, family):
     found = leaves.pop(path, None)
@@ -308,14 +264,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def num_tokens(tokenizer: Any) -> int:
-  """Counts the ids that a tokenizer gives a meaning.
-
-  Args:
-    tokenizer: a transformers tokenizer.
-
-  Returns:
-    One more than its largest id.
-  """
+  """Returns one more than the largest id of a transformers tokenizer."""
   return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
 
 
@@ -323,15 +272,8 @@ def check_vocabulary(cfg: TransformerConfig, tokenizer: Any) -> None:
   """Refuses a tokenizer with ids the model has no embedding for.
 
   Special tokens behind the last embedding are let through: published models
-  have such, for modes they do not use.
-
-  Args:
-    cfg: the model's sizes.
-    tokenizer: a transformers tokenizer.
-
-  Raises:
-    CheckpointError: if it is so, with both sizes. A larger model is fine:
-      vocabularies are often padded.
+  have such, for modes they do not use. So is a larger model: vocabularies are
+  often padded. The CheckpointError gives both sizes.
   """
   special = {
     i

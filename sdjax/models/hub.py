@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sdjax.models.families import CheckpointError
+from sdjax.models.config_fields import CheckpointError
 
 SMALL_FILES = (
   'config.json',
@@ -29,8 +29,7 @@ WEIGHT_FILES = ('model*.safetensors', 'model.safetensors.index.json')
 def is_hub_name(path: str | Path) -> bool:
   """Returns whether a path names a model on the hub, as `owner/model`.
 
-  Args:
-    path: a path; where it exists on the disk, it names what is there.
+  Where it exists on the disk, it names what is there.
   """
   name = str(path)
   looks_so = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name) is not None
@@ -38,19 +37,12 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def hub_folder(name: str, weights: bool = True) -> Path:
-  """Fetches a model from the hub, or finds it where it was kept before.
+  """Fetches a model `owner/model`, or finds it where it was kept before.
 
-  Args:
-    name: `owner/model`.
-    weights: whether its weights are wanted too.
-
-  Returns:
-    The folder in the hub's own cache (`$HF_HOME`). What is there already is
-    not fetched again; without a network it has to be there.
-
-  Raises:
-    CheckpointError: the hub cannot be reached or does not give the model
-      away, and the cache does not hold it.
+  Returns the folder in the hub's own cache (`$HF_HOME`), with or without the
+  weights. What is there already is not fetched again; without a network it has
+  to be there. Raises CheckpointError if the hub cannot be reached or does not
+  give the model away, and the cache does not hold it.
   """
   # Takes a second to import, and most runs start from a folder.
   from huggingface_hub import snapshot_download

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from sdjax.types import Array
 
@@ -44,15 +45,8 @@ class Rope:
   truncate: bool = True
 
 
-def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians a token, of every pair of a head's dimensions.
-
-  Args:
-    rope: what to turn by.
-    head_dim: H, even.
-
-  Returns:
-    float32 [H/2], falling.
+def frequencies(rope: Rope, head_dim: int) -> Float32[np.ndarray, 'half']:
+  """Radians a token of every pair of a head's dimensions, falling.
 
   Source: arXiv 2104.09864 (rotary positions), arXiv 2309.00071 (YaRN), the
   release notes of Llama 3.1 (llama3).
@@ -87,25 +81,19 @@ def _dimension(rope: Rope, head_dim: int, turns: float) -> float:
 
 
 def rotate(
-  x: jax.Array,
-  position: jax.Array,
-  frequency: Array,
-  magnitude: Array = 1.0,
-) -> jax.Array:
+  x: Float[jax.Array, 'Q G T heads H'],
+  position: Int[jax.Array, 'Q G T'],
+  frequency: Float[Array, 'H//2'],
+  magnitude: Float[Array, ''] | float = 1.0,
+) -> Float[jax.Array, 'Q G T heads H']:
   """Rotates halves of each head by the token's position.
 
-  Args:
-    x: [Q, G, T, heads, H].
-    position: int32 [Q, G, T], counts real tokens only.
-    frequency: float32 [H/2], radians a token.
-    magnitude: factor of the result.
-
-  Returns:
-    As `x`. The pairing (i, i + H/2) is that of Hugging Face checkpoints.
+  Positions count real tokens only; frequencies are radians a token, and
+  `magnitude` is a factor of the result, which has the dtype of `x`. The pairing
+  (i, i + H/2) is that of Hugging Face checkpoints.
   """
   angle = position[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x.dtype)

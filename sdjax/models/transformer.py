@@ -13,21 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Float, Int, Key
 
 from sdjax.models.attention import MASKED, Segment, Visible, attend
 from sdjax.models.cache import KV, Prefix, Suffix
 from sdjax.models.rope import Rope, frequencies, rotate
+from sdjax.types import Array
 
 EVERYTHING = 2**30  # a window that no context fills
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionKind:
-  """How the layers of one kind look at what came before.
+  """The window and rotary positions of the layers of one kind.
 
-  Attributes:
-    window: tokens a query sees, itself included; 0: all of them.
-    rope: what queries and keys are turned by.
+  `window` counts the tokens a query sees, itself included; 0: all of them.
   """
 
   window: int = 0
@@ -39,13 +39,6 @@ class TransformerConfig:
   """Sizes and numerics of a decoder.
 
   Attributes:
-    vocab_size: V.
-    width: D.
-    num_layers: L.
-    num_heads: N.
-    num_kv_heads: M, a divisor of N.
-    head_dim: H.
-    ffn_width: F.
     num_tokens: ids that mean something; the head gives the others, which
       only pad the embedding to a round size, no probability. 0: all do.
     attention: one kind for each layer, or a single one for all.
@@ -67,13 +60,13 @@ class TransformerConfig:
     remat: `none`, `dots` or `full`.
   """
 
-  vocab_size: int
-  width: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  ffn_width: int
+  vocab_size: int  # V
+  width: int  # D
+  num_layers: int  # L
+  num_heads: int  # N
+  num_kv_heads: int  # M, a divisor of N
+  head_dim: int  # H
+  ffn_width: int  # F
   num_tokens: int = 0
   attention: tuple[AttentionKind, ...] = (AttentionKind(),)
   qkv_bias: bool = False
@@ -128,7 +121,9 @@ class RMSNorm(nn.Module):
   cfg: TransformerConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[jax.Array, '*batch D']
+  ) -> Float[jax.Array, '*batch D']:
     """Normalises the last axis of `x` and keeps its dtype."""
     cfg = self.cfg
     init = nn.initializers.constant(1 - cfg.norm_offset)
@@ -136,16 +131,15 @@ class RMSNorm(nn.Module):
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(mean_square + cfg.norm_eps)
-    return (wide * (scale.astype(jnp.float32) + cfg.norm_offset)).astype(
-      x.dtype
-    )
+    wide = wide * (scale.astype(jnp.float32) + cfg.norm_offset)
+    return wide.astype(x.dtype)
 
 
 class Dense(nn.Module):
   """A matrix product over the last axis, with or without a bias.
 
   Where the weights hold `lora_a` and `lora_b` beside `kernel`, the product
-  with the two is added (see `sdjax.lora`).
+  with the two is added (see `sdjax.models.lora`).
   """
 
   cfg: TransformerConfig
@@ -153,8 +147,10 @@ class Dense(nn.Module):
   bias: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns [..., features]."""
+  def __call__(
+    self, x: Float[jax.Array, '*batch inputs']
+  ) -> Float[jax.Array, '*batch {self.features}']:
+    """Multiplies the last axis of `x` by the matrix."""
     cfg = self.cfg
     kernel = self.param(
       'kernel',
@@ -201,17 +197,15 @@ class Attention(nn.Module):
     """Returns the layer's output [Q, G, T, D] and the block's own KV."""
     cfg = self.cfg
 
-    def heads(name, count, norm=False):
-      flat = Dense(cfg, count * cfg.head_dim, cfg.qkv_bias, name=name)(x_QGTD)
-      if norm and cfg.qk_norm == 'projection':
-        flat = RMSNorm(cfg, name=f'{name}_norm')(flat)
-      split = flat.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
-      if norm and cfg.qk_norm == 'head':
-        split = RMSNorm(cfg, name=f'{name}_norm')(split)
-      return split
+    def heads(name, count, norm='none'):
+      x = Dense(cfg, count * cfg.head_dim, cfg.qkv_bias, name=name)(x_QGTD)
+      if norm == 'projection':
+        x = RMSNorm(cfg, name=f'{name}_norm')(x)
+      x = x.reshape(*x_QGTD.shape[:-1], count, cfg.head_dim)
+      return RMSNorm(cfg, name=f'{name}_norm')(x) if norm == 'head' else x
 
     def turned(name, count):
-      x = heads(name, count, norm=True)
+      x = heads(name, count, cfg.qk_norm)
       return rotate(x, position_QGT, layer['frequency'], layer['magnitude'])
 
     q, k = turned('q', cfg.num_heads), turned('k', cfg.num_kv_heads)
@@ -294,19 +288,13 @@ class Transformer(nn.Module):
     block = Block
     if cfg.remat != 'none':
       block = nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False)
+    # flax annotates a single int, but documents one entry an argument.
+    in_axes: Any = (nn.broadcast,) * 3 + (0,) * 3
     self.layers = nn.scan(
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      # flax annotates a single int, but documents one entry an argument.
-      in_axes=(  # pyright: ignore[reportArgumentType]
-        nn.broadcast,
-        nn.broadcast,
-        nn.broadcast,
-        0,
-        0,
-        0,
-      ),
+      in_axes=in_axes,
       length=cfg.num_layers,
     )(cfg)
     self.norm = RMSNorm(cfg)
@@ -317,24 +305,24 @@ class Transformer(nn.Module):
 
   def hidden(
     self,
-    ids_QGT: jax.Array,
+    ids_QGT: Int[Array, 'Q G T'],
     *,
     prefix: Prefix | None = None,
     suffix: Suffix | None = None,
-    pad_QG: jax.Array | None = None,
-  ) -> tuple[jax.Array, KV]:
+    pad_QG: Int[Array, 'Q G'] | None = None,
+  ) -> tuple[Float[jax.Array, 'Q G T D'], KV]:
     """Runs a block of tokens behind a prefix and a partial completion.
 
     Args:
-      ids_QGT: int32, the block; causal within itself.
+      ids_QGT: the block; causal within itself.
       prefix: the contexts, or None when the block IS the context.
       suffix: the tokens between the prefix and the block, or None.
-      pad_QG: int32, columns of left padding of each row of the block.
+      pad_QG: columns of left padding of each row of the block.
 
     Returns:
-      Final hidden states [Q, G, T, D] in `cfg.dtype` (after the last norm;
-      column t is what predicts token t + 1), and the block's keys and
-      values. Padding columns hold finite values without meaning.
+      Final hidden states in `cfg.dtype` (after the last norm; column t is what
+      predicts token t + 1), and the block's keys and values. Padding columns
+      hold finite values without meaning.
     """
     width = ids_QGT.shape[-1]
     column = jnp.arange(width)
@@ -373,19 +361,15 @@ class Transformer(nn.Module):
     )
     return self.norm(x), kv
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
+  def logits(
+    self, hidden: Float[jax.Array, '*batch D']
+  ) -> Float[jax.Array, '*batch V']:
     """Logits of every row of the embedding, those that only pad it included.
 
-    Args:
-      hidden: [..., D], as `hidden` gives them.
-
-    Returns:
-      float32 [..., V], accumulated in float32 whatever `cfg.dtype` is.
+    Accumulated in float32 whatever `cfg.dtype` is.
     """
-    if self.cfg.tie_embeddings:
-      weight_DV = self.embedding.T
-    else:
-      weight_DV = self.unembedding
+    tied = self.cfg.tie_embeddings
+    weight_DV = self.embedding.T if tied else self.unembedding
     logits = jnp.matmul(
       hidden.reshape(-1, hidden.shape[-1]),
       weight_DV.astype(hidden.dtype),
@@ -393,14 +377,12 @@ class Transformer(nn.Module):
     )
     return logits.reshape(*hidden.shape[:-1], -1)
 
-  def head(self, hidden: jax.Array) -> jax.Array:
-    """Logits of the next token, for sampling and for every loss.
+  def head(
+    self, hidden: Float[jax.Array, '*batch D']
+  ) -> Float[jax.Array, '*batch V']:
+    """Float32 logits of the next token, for sampling and for every loss.
 
-    Args:
-      hidden: [..., D], as `hidden` gives them.
-
-    Returns:
-      float32 [..., V]; ids that are no token have a logit of -1e30.
+    Ids that are no token have a logit of -1e30.
     """
     logits = self.logits(hidden)
     if not 0 < self.cfg.num_tokens < self.cfg.vocab_size:
@@ -408,21 +390,13 @@ class Transformer(nn.Module):
     is_token = jnp.arange(self.cfg.vocab_size) < self.cfg.num_tokens
     return jnp.where(is_token, logits, MASKED)
 
-  def __call__(self, ids_BT: jax.Array) -> jax.Array:
-    """The plain forward of a research script: float32 logits [B, T, V]."""
+  def __call__(self, ids_BT: Int[Array, 'B T']) -> Float[jax.Array, 'B T V']:
+    """The plain forward of a research script: float32 logits."""
     return self.logits(self.hidden(ids_BT[:, None])[0][:, 0])
 
 
-def init_params(cfg: TransformerConfig, key: jax.Array) -> Any:
-  """Draws weights for a model that is to be trained from nothing.
-
-  Args:
-    cfg: sizes.
-    key: PRNG key.
-
-  Returns:
-    The nested dict of weights.
-  """
+def init_params(cfg: TransformerConfig, key: Key[jax.Array, '']) -> Any:
+  """Draws weights for a model that is to be trained from nothing."""
   return Transformer(cfg).init(key, jnp.zeros((1, 2), jnp.int32))['params']
 
 

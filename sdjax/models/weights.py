@@ -1,21 +1,24 @@
 """Weights on their way from files to devices, one slice at a time.
 
-Each device's part of a weight is read by itself, in the order of falling
-size, so that the host never holds more than the largest weight beside what
-is already in its place; with several processes, nobody reads what is not its
-own.
+Each device's part of a weight is read by itself, in the order of falling size:
+the host never holds more than the largest weight beside what is already in its
+place, and no process reads what is not its own.
 """
 
+import functools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 import safetensors
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sdjax.models.families import CheckpointError, Family
+from sdjax.models.config_fields import CheckpointError
+from sdjax.models.families import Family
+from sdjax.models.gguf import GgufTensors
 from sdjax.models.transformer import TransformerConfig, init_params
 from sdjax.types import Params
 
@@ -26,40 +29,14 @@ BUFFERS = ('rotary_emb.inv_freq', 'embeddings.position_ids')
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
-class Tensors(Protocol):
-  """Named tensors that are read when asked for."""
-
-  names: set[str]
-
-  def path(self, name: str) -> Path:
-    """Returns the file that holds a tensor."""
-    ...
-
-  def shape(self, name: str) -> tuple[int, ...]:
-    """Returns a tensor's shape without reading it."""
-    ...
-
-  def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """Returns part of a tensor."""
-    ...
-
-
 class Safetensors:
-  """The tensors of a folder: one file, or shards with an index.
-
-  Attributes:
-    names: of all tensors.
-  """
+  """The tensors, by `names`, of a folder: one file, or shards with an index."""
 
   def __init__(self, folder: Path):
     """Reads the headers; nothing stays open.
 
-    Args:
-      folder: with `model.safetensors`, or shards and their index.
-
-    Raises:
-      CheckpointError: for a missing, truncated or unreadable file, or one
-        that holds no numbers.
+    Raises CheckpointError for a missing, truncated or unreadable file, or one
+    that holds no numbers.
     """
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
       files, listed = {WEIGHTS}, None
@@ -116,6 +93,10 @@ class Safetensors:
       return file.get_slice(name)[index]
 
 
+Tensors = Safetensors | GgufTensors
+"""Named tensors that are read when asked for."""
+
+
 def _weight_map(path: Path) -> dict[str, str]:
   try:
     listed = json.loads(path.read_text(encoding='utf-8'))['weight_map']
@@ -133,17 +114,11 @@ def plan(
 ) -> Iterator[tuple[str, list[str], bool, Any]]:
   """Lists a model's weights.
 
-  Args:
-    cfg: the model.
-    family: gives the names.
-
-  Yields:
-    Our path, their names (one for each layer if stacked), whether they store
-    it transposed, and our leaf's shape and dtype.
+  Yields our path, their names (one for each layer if stacked), whether they
+  store it transposed, and our leaf's shape and dtype.
   """
   tree = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
-  for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    path = jax.tree_util.keystr(key, simple=True, separator='/')
+  for path, leaf in flatten_dict(tree, sep='/').items():
     count = cfg.num_layers if is_stacked(path) else 1
     names = [family.names[path].format(i) for i in range(count)]
     transposed = path.endswith(('kernel', 'unembedding'))
@@ -169,20 +144,13 @@ def read_params(
 ) -> Params:
   """Reads a model's weights to where they belong.
 
-  Args:
-    tensors: where they are.
-    cfg: the model; weights come in its `param_dtype`.
-    family: gives the names.
-    sharding: tree of shardings; None: the default device.
-    beside: tensors that the decoder has no place for and that are read by
-      somebody else, such as the head of a reward model.
+  They come in `cfg.param_dtype`, as the nested dict that `init_params` gives,
+  layers stacked on axis 0. `sharding` is a tree of shardings; None: the default
+  device. `beside` are tensors that the decoder has no place for and that are
+  read by somebody else, such as the head of a reward model.
 
-  Returns:
-    The nested dict that `init_params` gives, layers stacked on axis 0.
-
-  Raises:
-    CheckpointError: for a tensor that is missing, unexpected, of another
-      shape or not finite.
+  Raises CheckpointError for a tensor that is missing, unexpected, of another
+  shape or not finite.
   """
   wanted = list(plan(cfg, family))
   _check_names(tensors, cfg, family, wanted, beside)
@@ -196,36 +164,29 @@ def read_params(
           f'the configuration makes it {shape}; the two do not belong '
           'together.'
         )
-  alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  places = [alone] * len(wanted)
-  if sharding is not None:
+  if sharding is None:
+    alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = [alone] * len(wanted)
+  else:
     places = jax.tree.leaves(sharding)
   order = sorted(zip(wanted, places, strict=True), key=lambda x: -x[0][-1].size)
-  done = {}
+  done = dict.fromkeys(path for path, *_ in wanted)
   for (path, names, transposed, leaf), place in order:
-
-    def part(index, names=names, transposed=transposed, leaf=leaf, path=path):
-      return _read_part(tensors, names, transposed, leaf, path, index)
-
+    part: Any = functools.partial(
+      _read_part, tensors, path, names, transposed, leaf
+    )
     done[path] = jax.make_array_from_callback(leaf.shape, place, part)
     # One at a time: a copy that is under way holds its source.
     jax.block_until_ready(done[path])
-  params: dict[str, Any] = {}
-  for path, *_ in wanted:
-    *parents, last = path.split('/')
-    node = params
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = done[path]
-  return params
+  return unflatten_dict(done, sep='/')
 
 
 def _read_part(
   tensors: Tensors,
+  path: str,
   names: Sequence[str],
   transposed: bool,
   leaf: Any,
-  path: str,
   index: tuple[slice, ...],
 ) -> np.ndarray:
   """Reads the part of a weight that one device holds."""

@@ -5,8 +5,10 @@ masks of the WHOLE batch, before it is cut into micro-batches or spread over
 devices; so neither changes the loss.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from sdjax.types import Array
 
 AGGREGATIONS = (
   'token_mean',
@@ -17,28 +19,20 @@ AGGREGATIONS = (
 
 
 def token_weights(
-  token_mask_QGT: jax.Array,
-  sample_mask_QG: jax.Array,
+  token_mask_QGT: Bool[Array, 'Q G T'],
+  sample_mask_QG: Bool[Array, 'Q G'],
   aggregation: str,
   horizon: int | None = None,
-) -> jax.Array:
-  """Weight of each token in the loss.
+) -> Float[Array, 'Q G T']:
+  """Weight of each token in the loss; all 0 when nothing counts.
 
-  Args:
-    token_mask_QGT: bool, tokens inside their completion.
-    sample_mask_QG: bool, rollouts that have a target.
-    aggregation: `token_mean`: every counted token weighs the same, together
-      1; the others are means over counted rollouts, of the mean over its
-      counted tokens (`sequence_mean`), of their sum (`sequence_sum`), or of
-      their sum divided by the horizon (`sequence_sum_norm`: Dr. GRPO, arXiv
-      2503.20783).
-    horizon: the longest a completion may be; None: T.
-
-  Returns:
-    float32 [Q, G, T], >= 0; all 0 when nothing counts.
-
-  Raises:
-    ValueError: for another aggregation.
+  What counts are the tokens inside their completion, of the rollouts that
+  have a target. With `token_mean` each weighs the same, together 1. The other
+  aggregations are means over counted rollouts, of the mean over its counted
+  tokens (`sequence_mean`), of their sum (`sequence_sum`), or of their sum
+  divided by the horizon, the longest a completion may be, or T where it is
+  None (`sequence_sum_norm`: Dr. GRPO, arXiv 2503.20783). Another one is a
+  `ValueError`.
   """
   counted = token_mask_QGT & sample_mask_QG[..., None]
   weight = counted.astype(float)  # float32; float64 under x64

@@ -12,8 +12,6 @@ from sdjax.steps.sampling import Sampling, sampling_logp
 from sdjax.steps.score import log_softmax, prefill, take_token
 from sdjax.types import ApplyFn, Params, Prompts, Rollout
 
-OWN_DISTRIBUTION = Sampling()
-
 
 def rollout_step(
   apply_fn: ApplyFn,
@@ -24,25 +22,14 @@ def rollout_step(
   num_samples: int,
   max_new_tokens: int,
   eos_ids: Sequence[int],
-  sampling: Sampling = OWN_DISTRIBUTION,
+  sampling: Sampling = Sampling(),  # noqa: B008
 ) -> Rollout:
-  """Samples completions until all have ended or are full.
+  """Samples G completions of at most T tokens until all have ended.
 
-  Args:
-    apply_fn: the model.
-    params: its weights.
-    prompts: Q contexts.
-    key: the step's PRNG key. A token's draw depends on it, on the question's
-      id, the sample's index and the token's column, and on nothing else.
-    num_samples: G.
-    max_new_tokens: T.
-    eos_ids: tokens that end a completion.
-    sampling: temperature and truncation.
-
-  Returns:
-    The rollouts; padding columns hold token 0.
+  A token's draw depends on the step's PRNG key, on the question's id, the
+  sample's index and the token's column, and on nothing else. Those of
+  `eos_ids` end a completion; padding columns hold token 0.
   """
-  sampling.check()
   prefix, last_QED = prefill(
     apply_fn, params, prompts.ids[:, None], prompts.length[:, None]
   )
@@ -82,9 +69,8 @@ def rollout_step(
       finished=rollout.finished | jnp.isin(ids, eos),
     )
 
-  first_QGD = jnp.broadcast_to(
-    last_QED, (num_q, num_samples, last_QED.shape[-1])
-  )
+  size = last_QED.shape[-1]
+  first_QGD = jnp.broadcast_to(last_QED, (num_q, num_samples, size))
   suffix = empty_suffix(prefix, num_samples, max_new_tokens)
   carry = (1, draw(blank, first_QGD, 0), suffix)
 

@@ -1,12 +1,19 @@
 """The distribution a token is sampled from."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float
+
+from sdjax.options import Section
+from sdjax.types import Array
 
 
-class Sampling(NamedTuple):
+@dataclass(frozen=True)
+class Sampling(Section):
   """How logits become the sampling distribution, in this order.
 
   Attributes:
@@ -14,41 +21,31 @@ class Sampling(NamedTuple):
     top_k: keep the k most likely tokens (ties at the edge all stay); 0: all.
     top_p: keep the smallest set of most likely tokens whose mass reaches
       this; 1: all.
-    min_p: keep tokens with at least this share of the top probability.
+    min_p: keep tokens with at least this share of the top probability; 0:
+      all.
   """
 
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  min_p: float = 0.0
+  temperature: Annotated[float, Ge(0)] = 1.0
+  top_k: Annotated[int, Ge(0)] = 0
+  top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+  min_p: Annotated[float, Ge(0), Lt(1)] = 0.0
 
-  def check(self) -> 'Sampling':
-    """Returns itself.
+  @property
+  def truncates(self) -> bool:
+    """Whether some tokens are never sampled."""
+    return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
-    Raises:
-      ValueError: for a value out of range, naming it.
-    """
-    rules = {
-      'temperature': (self.temperature >= 0, 'at least 0 (0 is greedy)'),
-      'top_k': (self.top_k >= 0, 'at least 0 (0 keeps every token)'),
-      'top_p': (0 < self.top_p <= 1, 'in (0, 1] (1 keeps every token)'),
-      'min_p': (0 <= self.min_p < 1, 'in [0, 1) (0 keeps every token)'),
-    }
-    for name, (holds, allowed) in rules.items():
-      if not holds:
-        raise ValueError(f'{name}={getattr(self, name)} must be {allowed}.')
-    return self
+  def plain(self) -> 'Sampling':
+    """Returns the same temperature without truncation."""
+    return Sampling(self.temperature)
 
 
-def sampling_logp(logits: jax.Array, sampling: Sampling) -> jax.Array:
-  """Log-probabilities of the sampling distribution.
+def sampling_logp(
+  logits: Float[Array, '*B V'], sampling: Sampling
+) -> Float[Array, '*B V']:
+  """Log-probabilities of the sampling distribution, float32, in nats.
 
-  Args:
-    logits: [..., V].
-    sampling: temperature and truncation.
-
-  Returns:
-    float32 [..., V], nats; -inf for tokens that cannot be drawn.
+  -inf for tokens that cannot be drawn.
   """
   logits = logits.astype(jnp.float32)
   if sampling.temperature == 0:

@@ -6,28 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from sdjax.models.cache import Prefix
-from sdjax.types import ApplyFn, Params, Prompts
+from sdjax.types import ApplyFn, Array, Params, Prompts
 
 
 def prefill(
   apply_fn: ApplyFn,
   params: Params,
-  context_ids_QEC: jax.Array,
-  context_length_QE: jax.Array,
+  context_ids_QEC: Int[Array, 'Q E C'],
+  context_length_QE: Int[Array, 'Q E'],
 ) -> tuple[Prefix, jax.Array]:
-  """Runs every context once.
+  """Runs every context once, left-padded, of at least one real token.
 
-  Args:
-    apply_fn: the model.
-    params: its weights.
-    context_ids_QEC: int32, left-padded.
-    context_length_QE: int32, real tokens, at least 1.
-
-  Returns:
-    The contexts' keys and values, and the hidden state [Q, E, D] of each
-    context's last token, which predicts the first completion token.
+  Returns their keys and values, and the hidden state [Q, E, D] of each one's
+  last token, which predicts the first completion token.
   """
   pad_QE = context_ids_QEC.shape[-1] - context_length_QE
   hidden_QECD, kv = apply_fn(
@@ -39,25 +33,16 @@ def prefill(
 def completion_hidden(
   apply_fn: ApplyFn,
   params: Params,
-  context_ids_QEC: jax.Array,
-  context_length_QE: jax.Array,
-  ids_QGT: jax.Array,
-  index_QG: jax.Array | None = None,
-) -> jax.Array:
+  context_ids_QEC: Int[Array, 'Q E C'],
+  context_length_QE: Int[Array, 'Q E'],
+  ids_QGT: Int[Array, 'Q G T'],
+  index_QG: Int[Array, 'Q G'] | None = None,
+) -> Float[Array, 'Q G T D']:
   """The hidden states that predict each completion token.
 
-  Args:
-    apply_fn: the model.
-    params: its weights.
-    context_ids_QEC: int32, left-padded contexts.
-    context_length_QE: int32, real tokens of each.
-    ids_QGT: int32, right-padded completions.
-    index_QG: int32, which of the E contexts each completion has; None when
-      E is 1.
-
-  Returns:
-    [Q, G, T, D]: column t predicts completion token t, so column 0 is the
-    context's last state.
+  Column t predicts completion token t, so column 0 is the context's last
+  state. Contexts are left-padded, completions right-padded; `index_QG` says
+  which of the E contexts each completion has, None when E is 1.
   """
   if index_QG is None and context_ids_QEC.shape[1] != 1:
     raise ValueError(
@@ -82,19 +67,12 @@ def completion_hidden(
 
 
 def student_hidden(
-  apply_fn: ApplyFn, params: Params, prompts: Prompts, ids_QGT: jax.Array
-) -> jax.Array:
-  """`completion_hidden` under the questions themselves (E is 1).
-
-  Args:
-    apply_fn: the model.
-    params: its weights.
-    prompts: Q contexts, each shared by the question's completions.
-    ids_QGT: int32, right-padded completions.
-
-  Returns:
-    [Q, G, T, D]: column t predicts completion token t.
-  """
+  apply_fn: ApplyFn,
+  params: Params,
+  prompts: Prompts,
+  ids_QGT: Int[Array, 'Q G T'],
+) -> Float[Array, 'Q G T D']:
+  """`completion_hidden` under the questions themselves (E is 1)."""
   return completion_hidden(
     apply_fn, params, prompts.ids[:, None], prompts.length[:, None], ids_QGT
   )
@@ -104,16 +82,9 @@ def over_token_chunks(fn: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
   """Maps a per-token function over chunks of the token axis.
 
   The chunks run one after another and the backward pass recomputes each, so
-  whatever `fn` makes of a chunk (logits!) exists for one chunk at a time.
-
-  Args:
-    fn: takes the arrays cut to `chunk` tokens, returns a tree of arrays whose
-      axis 2 is the token axis.
-    chunk: tokens in a chunk; the last chunk is padded with zeros.
-    *arrays: trees of arrays with T as axis 2.
-
-  Returns:
-    What `fn` would return on the whole arrays.
+  whatever `fn` makes of a chunk (logits!) exists for one chunk at a time. The
+  arrays, and those of the tree that `fn` returns, have the token axis as
+  axis 2; the last chunk is padded with zeros.
   """
   width = jax.tree.leaves(arrays)[0].shape[2]
   chunk = min(chunk, width)
@@ -154,24 +125,15 @@ def take_token(logp: jax.Array, ids: jax.Array) -> jax.Array:
 def token_logp(
   apply_fn: ApplyFn,
   params: Params,
-  hidden_QGTD: jax.Array,
-  ids_QGT: jax.Array,
+  hidden_QGTD: Float[Array, 'Q G T D'],
+  ids_QGT: Int[Array, 'Q G T'],
   *,
   temperature: float = 1.0,
   chunk: int = 16,
-) -> jax.Array:
-  """Log-probabilities of the taken tokens.
+) -> Float[Array, 'Q G T']:
+  """Log-probabilities of the taken tokens, in nats.
 
-  Args:
-    apply_fn: the model.
-    params: its weights (the head is what is used).
-    hidden_QGTD: as `completion_hidden` gives them.
-    ids_QGT: int32, the tokens.
-    temperature: divides the logits, > 0.
-    chunk: tokens whose logits exist at once.
-
-  Returns:
-    float32 [Q, G, T], nats; meaningless where padded.
+  From the states of `completion_hidden`; meaningless where padded.
   """
 
   def part(hidden, ids):

@@ -1,6 +1,7 @@
 """One update: gradient over micro-batches, optimizer, EMA teacher."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,25 +9,43 @@ import jax.numpy as jnp
 import optax
 
 from sdjax.objectives.reduce import token_weights
-from sdjax.steps.view import counted_tokens
-from sdjax.types import Params, Prompts, Rollout, Signal, TrainState
+from sdjax.steps.student import Signal, counted_tokens
+from sdjax.types import Params, Prompts, Rollout, TrainState
 
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 """`loss_fn(params, teacher_params, ref_params, prompts, rollout, signal,
 weight_QGT)`."""
 
 
+@dataclass(frozen=True)
+class Options:
+  """How a step's rollouts become updates.
+
+  Attributes:
+    aggregation: see `token_weights`.
+    horizon: the longest a completion may be; None: T.
+    epochs: passes over the rollouts.
+    mini_batches: updates in a pass, each from its share of the questions.
+    micro_batches: parts of a mini-batch; they change nothing but memory.
+    ema_rate: share of the new student in the average.
+    ema_every: steps between two changes of the average; with rate 1 it is a
+      snapshot.
+  """
+
+  aggregation: str = 'token_mean'
+  horizon: int | None = None
+  epochs: int = 1
+  mini_batches: int = 1
+  micro_batches: int = 1
+  ema_rate: float = 0.0
+  ema_every: int = 1
+
+
 def split(batch: Any, count: int) -> Any:
-  """Cuts a batch of questions into equal parts.
+  """Cuts a tree of arrays [Q, ...] into equal parts, [count, Q / count, ...].
 
-  Args:
-    batch: tree of arrays [Q, ...].
-    count: a divisor of Q.
-
-  Returns:
-    The tree with arrays [count, Q / count, ...]. Every part takes every
-    count-th question, so that each device of a sharded batch has an equal
-    share of each part.
+  Every part takes every count-th question, so that each device of a sharded
+  batch has an equal share of each part.
   """
 
   def cut(x):
@@ -44,28 +63,13 @@ def gradient(
   prompts: Prompts,
   rollout: Rollout,
   signal: Signal,
-  *,
-  aggregation: str = 'token_mean',
-  horizon: int | None = None,
-  micro_batches: int = 1,
+  options: Options = Options(),  # noqa: B008
 ) -> tuple[Params, dict[str, jax.Array]]:
-  """Loss and gradient of a batch, in parts.
+  """Loss and gradient of a batch, in micro-batches.
 
-  Args:
-    loss_fn: a method's loss, its options bound.
-    params: the student's weights.
-    teacher_params: the teacher's weights, constant.
-    ref_params: the reference's weights, constant, or None.
-    prompts: contexts of Q questions.
-    rollout: their completions.
-    signal: their targets.
-    aggregation: see `token_weights`.
-    horizon: see `token_weights`.
-    micro_batches: parts; a divisor of Q.
-
-  Returns:
-    The gradient in float32 or wider, and the metrics with `loss` among them.
-    Both are the same for any number of parts, up to rounding.
+  Returns the gradient in float32 or wider, and the metrics with `loss` among
+  them. Both are the same for any number of parts, up to rounding. See
+  `sdjax.steps.student`.
 
   Raises:
     ValueError: if the parts would be unequal.
@@ -73,10 +77,10 @@ def gradient(
   weight_QGT = token_weights(
     counted_tokens(rollout, signal),
     signal.sample_mask,
-    aggregation,
-    horizon,
+    options.aggregation,
+    options.horizon,
   )
-  num_q = rollout.ids.shape[0]
+  num_q, micro_batches = rollout.ids.shape[0], options.micro_batches
   if num_q % micro_batches:
     raise ValueError(
       f'micro_batches={micro_batches} does not divide the {num_q} questions '
@@ -111,15 +115,9 @@ def gradient(
 
 
 def ema(teacher: Params, student: Params, rate: float) -> Params:
-  """(1 - rate) teacher + rate student, in float32.
+  """(1 - rate) teacher + rate student.
 
-  Args:
-    teacher: the average so far.
-    student: what enters it.
-    rate: the student's share, in [0, 1].
-
-  Returns:
-    The new average, float32: a bfloat16 one would lose small updates.
+  In float32: a bfloat16 average would lose small updates.
   """
 
   def mix(old, new):
@@ -142,52 +140,27 @@ def update_step(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   refresh_fn: Callable[..., Signal] | None = None,
-  aggregation: str = 'token_mean',
-  horizon: int | None = None,
-  epochs: int = 1,
-  mini_batches: int = 1,
-  micro_batches: int = 1,
-  ema_rate: float = 0.0,
-  ema_every: int = 1,
+  options: Options = Options(),  # noqa: B008
 ) -> tuple[TrainState, dict[str, Any]]:
   """Moves the student along its objective, and the EMA teacher after it.
 
   The rollouts and their targets stay what they are through all epochs and
   mini-batches; ratios to the policy that sampled are taken anew for each.
-
-  Args:
-    state: before the step.
-    teacher_params: a teacher that is not in the state (`frozen`), or None:
-      the state's average, or, where there is none, the student's own weights
-      as they are when the step begins.
-    ref_params: the reference's weights, or None.
-    prompts: contexts of Q questions.
-    rollout: their completions.
-    signal: their targets.
-    loss_fn: a method's loss, its options bound.
-    optimizer: what turns gradients into updates.
-    refresh_fn: `(params, prompts, rollout, signal) -> Signal`, called with
-      each mini-batch before its update; None: the signal stays.
-    aggregation: see `token_weights`.
-    horizon: see `token_weights`.
-    epochs: passes over the rollouts.
-    mini_batches: updates in a pass, each from its share of the questions.
-    micro_batches: parts of a mini-batch; they change nothing but memory.
-    ema_rate: share of the new student in the average.
-    ema_every: steps between two changes of the average; with rate 1 it is a
-      snapshot.
-
-  Returns:
-    The state after the step, and scalar metrics, means over its updates.
+  `teacher_params` are those of a teacher that is not in the state (`frozen`),
+  or None: the state's average, or, where there is none, the student's own
+  weights as they are when the step begins. `refresh_fn(params, prompts,
+  rollout, signal) -> Signal` is called with each mini-batch before its update;
+  None: the signal stays. Metrics are scalars, means over the updates.
 
   Raises:
     ValueError: if the parts would be unequal.
   """
   num_q = rollout.ids.shape[0]
-  if num_q % (mini_batches * micro_batches):
+  if num_q % (options.mini_batches * options.micro_batches):
     raise ValueError(
-      f'mini_batches={mini_batches} times micro_batches={micro_batches} does '
-      f'not divide the {num_q} questions of a step; choose divisors.'
+      f'mini_batches={options.mini_batches} times micro_batches='
+      f'{options.micro_batches} does not divide the {num_q} questions of a '
+      'step; choose divisors.'
     )
   if teacher_params is None:
     teacher_params = (
@@ -202,17 +175,9 @@ def update_step(
       signal = jax.lax.stop_gradient(
         refresh_fn(params, prompts, rollout, signal)
       )
+    models = (params, teacher_params, ref_params)
     grads, metrics = gradient(
-      loss_fn,
-      params,
-      teacher_params,
-      ref_params,
-      prompts,
-      rollout,
-      signal,
-      aggregation=aggregation,
-      horizon=horizon,
-      micro_batches=micro_batches,
+      loss_fn, *models, prompts, rollout, signal, options
     )
     metrics['grad_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -220,29 +185,23 @@ def update_step(
 
   carry = (state.params, state.opt_state)
   batch = (prompts, rollout, signal)
-  if epochs == mini_batches == 1:
+  if options.epochs == options.mini_batches == 1:
     carry, metrics = one_update(carry, batch)
   else:
-    parts = split(batch, mini_batches)
+    parts = split(batch, options.mini_batches)
 
     def epoch(carry, _):
       return jax.lax.scan(one_update, carry, parts)
 
-    carry, each = jax.lax.scan(epoch, carry, length=epochs)
+    carry, each = jax.lax.scan(epoch, carry, length=options.epochs)
     metrics = jax.tree.map(jnp.mean, each)
   params, opt_state = carry
   step = state.step + 1
   teacher = state.teacher_params
   if teacher is not None:
     teacher = jax.tree.map(
-      lambda new, old: jnp.where(step % ema_every == 0, new, old),
-      ema(teacher, params, ema_rate),
+      lambda new, old: jnp.where(step % options.ema_every == 0, new, old),
+      ema(teacher, params, options.ema_rate),
       teacher,
     )
-  state = TrainState(
-    step=step,
-    params=params,
-    opt_state=opt_state,
-    teacher_params=teacher,
-  )
-  return state, metrics
+  return TrainState(step, params, opt_state, teacher), metrics

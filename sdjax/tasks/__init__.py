@@ -1,34 +1,25 @@
 """Tasks: where questions come from and what counts as a right answer."""
 
-from collections.abc import Callable
-from typing import Any
+from sdjax.tasks.base import Question, Task, Verdict, as_verdict
+from sdjax.tasks.concept_graph.options import ConceptGraph
+from sdjax.tasks.options import TaskOptions
+from sdjax.tasks.simple import SimpleTask
 
-from sdjax.config import ConfigError
-from sdjax.tasks import concept_graph
-from sdjax.tasks.base import Question, Task, Verdict
+__all__ = [
+  'ConceptGraph',
+  'Question',
+  'SimpleTask',
+  'Task',
+  'TaskOptions',
+  'Verdict',
+  'as_verdict',
+  'make_task',
+]
 
-__all__ = ['TASKS', 'Question', 'Task', 'Verdict', 'make_task']
 
-TASKS: dict[str, Callable[[Any], Task]] = {
-  'concept_graph': concept_graph.make,
-}
-"""Task name to a function from its config to the task."""
+def make_task(options: TaskOptions) -> Task:
+  """Makes the task that the section `task` of a run's config selects.
 
-
-def make_task(config: Any) -> Task:
-  """Makes the task a config selects.
-
-  Args:
-    config: the `task` section of a run's config; `config.name` selects.
-
-  Returns:
-    The task.
-
-  Raises:
-    ConfigError: there is no such task, or a value is not allowed.
+  Raises ConfigError if a value is not allowed, or a user's own cannot be made.
   """
-  if config.name not in TASKS:
-    raise ConfigError(
-      f'task.name is {config.name!r}; allowed: {", ".join(sorted(TASKS))}'
-    )
-  return TASKS[config.name](config)
+  return options.make()

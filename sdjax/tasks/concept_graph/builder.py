@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sdjax.config import ConceptGraph
 from sdjax.tasks.concept_graph.graph import SHAPE, SPLITS, Graph, graph_at
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.store import GENERATOR_VERSION
 
 
@@ -37,23 +37,19 @@ def from_example(example: dict[str, Any]) -> Graph:
   kinds = tuple(example['kinds'].decode().split())
   edges = [int(node) for node in example['edges']]
   chains: list[list[int]] = []
-  chain_ends: list[int] = []
   end = 0
   for node, number in enumerate(example['chain_of']):
     if kinds[node] == SHAPE:
       end = node
     if number == len(chains):
-      chains.append([])
-      chain_ends.append(end)
+      chains.append([end])
     if number >= 0:
-      chains[number].append(node)
+      chains[number].insert(-1, node)
   return Graph(
     names=names,
     kinds=kinds,
     edges=tuple(zip(edges[::2], edges[1::2], strict=True)),
-    chains=tuple(
-      (*chain, end) for chain, end in zip(chains, chain_ends, strict=True)
-    ),
+    chains=tuple(map(tuple, chains)),
     target=example['target'].decode(),
   )
 
@@ -101,15 +97,7 @@ class SdjaxConceptGraph(tfds.core.GeneratorBasedBuilder):
 
 
 def build(config: ConceptGraph, root: Path) -> Path:
-  """Writes the data set below a folder.
-
-  Args:
-    config: the task's settings.
-    root: an empty folder.
-
-  Returns:
-    The folder, somewhere below `root`, that holds the records.
-  """
+  """Writes the data set into an empty folder, and returns where below it."""
   builder = SdjaxConceptGraph(
     task_config=config, data_dir=root, file_format='array_record'
   )
@@ -121,14 +109,6 @@ def build(config: ConceptGraph, root: Path) -> Path:
 
 
 def open_split(folder: Path, split: str) -> Any:
-  """Opens one split for reading by index.
-
-  Args:
-    folder: what `build` returned, or where it was moved to.
-    split: one of `SPLITS`.
-
-  Returns:
-    A random-access source of examples, row i being graph i.
-  """
+  """Opens one split: a random-access source, row i being graph i."""
   builder: Any = tfds.builder_from_directory(folder)
   return builder.as_data_source(split=split)

@@ -11,12 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from sdjax.config import ConceptGraph
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES, START
 
 SPLITS = ('train', 'in_distribution', 'larger', 'larger_15', 'harder')
-
-PARTS = ('test', 'dev')
 
 HUB = 'hub'
 SHAPE = 'shape'
@@ -77,28 +75,26 @@ class Graph:
 
   def is_whole(self, chain: Sequence[int]) -> bool:
     """Tells whether no edge of a chain was cut."""
-    hops = zip((0, *chain[:-1]), chain, strict=True)
-    return all(hop in self.edge_set for hop in hops)
+    return self.edge_set.issuperset(hops(chain))
+
+
+def hops(chain: Sequence[int]) -> list[tuple[int, int]]:
+  """Returns the edges of a chain outward from start, cut ones included."""
+  return list(zip((0, *chain[:-1]), chain, strict=True))
 
 
 def mended(graph: Graph) -> Graph:
   """Returns the graph with every chain whole."""
-  hops = [
-    hop
-    for chain in graph.chains
-    for hop in zip((0, *chain[:-1]), chain, strict=True)
-  ]
-  return dataclasses.replace(graph, edges=tuple(hops))
+  edges = [hop for chain in graph.chains for hop in hops(chain)]
+  return dataclasses.replace(graph, edges=tuple(edges))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
   """Which of the four endpoints plays which part.
 
-  Attributes:
-    easy: the target listed first.
-    other: the other target.
-    distractors: the two others, in random order.
+  The easy target is listed first of the two, the distractors are in random
+  order.
   """
 
   easy: int
@@ -109,18 +105,10 @@ class Ends:
 def pick(
   rng: np.random.Generator, items: Sequence[_Item], count: int
 ) -> list[_Item]:
-  """Draws distinct items in random order.
+  """Draws distinct items in random order, from exactly `count` numbers.
 
-  `Generator.permutation` does the same several times slower on short lists,
-  and documents are drawn by the thousand.
-
-  Args:
-    rng: the source of randomness; exactly `count` numbers are taken.
-    items: what to draw from.
-    count: how many.
-
-  Returns:
-    The drawn items.
+  `Generator.permutation` does the same several times slower on short lists, and
+  documents are drawn by the thousand.
   """
   pool = list(items)
   for i, u in enumerate(rng.random(count).tolist()):
@@ -132,13 +120,7 @@ def pick(
 def draw_ends(rng: np.random.Generator, config: ConceptGraph) -> Ends:
   """Gives the endpoints their parts.
 
-  Args:
-    rng: the source of randomness.
-    config: `shuffle_ends` is read; without it targets and distractors
-      alternate, target first.
-
-  Returns:
-    The parts.
+  Without `shuffle_ends`, targets and distractors alternate, target first.
   """
   order = pick(rng, range(4), 4)
   if not config.shuffle_ends:
@@ -155,16 +137,9 @@ def build_graph(
 ) -> Graph:
   """Draws concepts, names and shapes, and lays out the nodes.
 
-  Args:
-    rng: the source of randomness.
-    config: vocabulary and number of parallel chains.
-    ends: the parts of the endpoints.
-    lengths: path length towards each endpoint, in nodes, both ends included.
-    cut_end: the endpoint each of whose chains loses one random edge between
-      two inner nodes, or None.
-
-  Returns:
-    The graph.
+  `lengths` are those of the paths towards each endpoint, in nodes, both ends
+  included. Each chain to `cut_end`, if any, loses one random edge between two
+  inner nodes.
   """
   target, distractor = pick(rng, SHAPES, 2)
   concepts = pick(rng, list(CONCEPTS)[: config.num_concepts], 4)
@@ -183,11 +158,11 @@ def build_graph(
       names += pick(rng, vocabulary, inner)
       kinds += [concept] * inner
       chain = (*range(first, first + inner), end)
-      hops = [(0, first), *zip(chain[:-1], chain[1:], strict=True)]
+      walked = hops(chain)
       if position == cut_end:
-        # hops[0] leaves start, hops[-1] reaches the endpoint.
-        del hops[1 + int(rng.random() * (inner - 1))]
-      edges += hops
+        # The first hop leaves start, the last reaches the endpoint.
+        del walked[1 + int(rng.random() * (inner - 1))]
+      edges += walked
       chains.append(chain)
   return Graph(
     names=tuple(names),
@@ -199,17 +174,10 @@ def build_graph(
 
 
 def training_lengths(config: ConceptGraph, ends: Ends) -> list[int]:
-  """Returns the biased path lengths of a training graph.
+  """Returns the biased path lengths, in nodes, of a training graph.
 
-  One distractor is short and one long, so that length alone does not give
-  the target away (ours; the paper does not say).
-
-  Args:
-    config: `short` and `long` are read.
-    ends: the parts of the endpoints.
-
-  Returns:
-    Path length towards each of the four endpoints, in nodes.
+  One distractor is short and one long, so that length alone does not give the
+  target away (ours; the paper does not say).
   """
   lengths = [config.long] * 4
   lengths[ends.easy] = config.short
@@ -220,19 +188,7 @@ def training_lengths(config: ConceptGraph, ends: Ends) -> list[int]:
 def draw_graph(
   rng: np.random.Generator, config: ConceptGraph, split: str
 ) -> Graph:
-  """Draws one graph of a split.
-
-  Args:
-    rng: the source of randomness.
-    config: the task's settings.
-    split: one of `SPLITS`.
-
-  Returns:
-    The graph.
-
-  Raises:
-    ValueError: there is no such split.
-  """
+  """Draws one graph of a split; raises ValueError if there is no such split."""
   if split not in SPLITS:
     raise ValueError(f'no split {split!r}; allowed: {", ".join(SPLITS)}')
   ends = draw_ends(rng, config)
@@ -247,17 +203,10 @@ def draw_graph(
 
 
 def family(config: ConceptGraph, split: str) -> int:
-  """Numbers the families of graphs, no two of which share a seed.
+  """Numbers the families of graphs, no two of which share a seed, from 0.
 
-  Args:
-    config: `part` is read; a split other than `train` has a family for each.
-    split: one of `SPLITS`.
-
-  Returns:
-    A whole number from 0.
-
-  Raises:
-    ValueError: there is no such split.
+  A split other than `train` has a family for each `part`. Raises ValueError if
+  there is no such split.
   """
   if split not in SPLITS:
     raise ValueError(f'no split {split!r}; allowed: {", ".join(SPLITS)}')
@@ -268,16 +217,8 @@ def family(config: ConceptGraph, split: str) -> int:
 def graph_at(config: ConceptGraph, split: str, index: int) -> Graph:
   """Draws the graph at a position of a split, whatever the others are.
 
-  Args:
-    config: the task's settings; `data_seed` is the root of all graphs.
-    split: one of `SPLITS`.
-    index: position in the split, from 0.
-
-  Returns:
-    The graph.
-
-  Raises:
-    ValueError: there is no such split.
+  `data_seed` is the root of all graphs. Raises ValueError if there is no such
+  split.
   """
   seed = (config.data_seed, family(config, split), index)
   return draw_graph(np.random.default_rng(seed), config, split)

@@ -14,7 +14,7 @@ answer is the names of the path, comma separated, inside `\boxed{}`.
 
 from collections.abc import Sequence
 
-from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph
+from sdjax.tasks.concept_graph.graph import HUB, SHAPE, Graph, hops
 
 _REQUEST = (
   'Below is an undirected graph. Every node has a number, a name and a kind; '
@@ -62,20 +62,15 @@ def _compact(graph: Graph) -> str:
   words = []
   for end in graph.ends:
     words.append(graph.names[end])
-    separator = None
     for chain in graph.chains:
       if chain[-1] != end:
         continue
-      if separator:
-        words.append(separator)
-      separator = ','
-      previous = None
-      for node in chain:
-        if previous is not None and (previous, node) not in graph.edge_set:
+      for hop in hops(chain):
+        if hop not in graph.edge_set:
           words.append('|')
-        words.append(graph.names[node])
-        previous = node
-    words.append(';')
+        words.append(graph.names[hop[1]])
+      words.append(',')
+    words[-1] = ';'
   return ' '.join((*words, '?', graph.target))
 
 
@@ -97,29 +92,12 @@ def _text(graph: Graph) -> str:
 
 
 def render_question(graph: Graph, rendering: str) -> str:
-  """Writes a graph and what is asked of it.
-
-  Args:
-    graph: the graph.
-    rendering: `text` or `compact`.
-
-  Returns:
-    The question, without any template.
-  """
+  """Writes a graph and what is asked of it, without any template."""
   return _compact(graph) if rendering == 'compact' else _text(graph)
 
 
 def render_answer(graph: Graph, chain: Sequence[int], rendering: str) -> str:
-  """Writes the answer that walks a chain outward, over a gap if there is one.
-
-  Args:
-    graph: the graph.
-    chain: node ids from a neighbour of start to an endpoint.
-    rendering: `text` or `compact`.
-
-  Returns:
-    The answer.
-  """
+  """Writes the answer that walks a chain outward, over any gap in it."""
   if rendering == 'compact':
     return ' '.join(graph.names[node] for node in chain)
   names = [graph.names[node] for node in (0, *chain)]

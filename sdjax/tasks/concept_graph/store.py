@@ -21,31 +21,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.config import ConceptGraph
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.vocabulary import CONCEPTS, SHAPES
 
 GENERATOR_VERSION = '1.0.0'
 """Raise it when a graph of the same settings comes out different."""
 
 MANIFEST = 'manifest.json'
-_NOT_GENERATOR = (
-  'name',
-  'rendering',
-  'template',
-  'reference_route',
-  'cache_dir',
-)
+_NOT_GENERATOR = 'name rendering template reference_route cache_dir'.split()
 
 
 def data_folder(config: ConceptGraph) -> Path:
-  """Names the folder of a data set.
+  """Names the folder of a data set: `CACHE/concept_graph-VERSION-HASH`.
 
-  Args:
-    config: the task's settings. All but `name`, `rendering`, `template`,
-      `reference_route` and `cache_dir` shape the graphs and so the name.
-
-  Returns:
-    `CACHE/concept_graph-VERSION-HASH`; it need not exist.
+  It need not exist. The hash is of the settings that shape the graphs.
   """
   fields = dataclasses.asdict(config)
   for field in _NOT_GENERATOR:
@@ -62,38 +51,18 @@ def _fingerprint(path: Path) -> list[int]:
   return [len(data), zlib.crc32(data)]
 
 
-def _write_manifest(folder: Path) -> None:
-  files = {
-    path.name: _fingerprint(path)
-    for path in sorted(folder.iterdir())
-    if path.is_file()
-  }
-  (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-
-
 def check(folder: Path) -> bool:
-  """Tells whether a folder is complete.
+  """Tells whether a folder is complete: not absent, nor left unfinished.
 
-  Args:
-    folder: what `data_folder` returned.
-
-  Returns:
-    True if it is whole; False if it is absent or was never finished.
-
-  Raises:
-    ValueError: it was finished, and a file was damaged or lost since.
+  Raises ValueError if it was finished, and a file was damaged or lost since.
   """
   try:
-    files = json.loads((folder / MANIFEST).read_text())
-    files = dict(files)
+    files = dict(json.loads((folder / MANIFEST).read_text()))
   except (OSError, ValueError):
     return False
   for name, expected in files.items():
     path = folder / name
-    try:
-      actual = _fingerprint(path)
-    except FileNotFoundError:
-      actual = None
+    actual = _fingerprint(path) if path.exists() else None
     if actual != expected:
       what = 'is missing'
       if actual is not None:
@@ -139,7 +108,9 @@ def _build(config: ConceptGraph, folder: Path) -> None:
     from sdjax.tasks.concept_graph import builder
 
     built = builder.build(config, Path(temporary))
-    _write_manifest(built)
+    files = sorted(path for path in built.iterdir() if path.is_file())
+    manifest = {path.name: _fingerprint(path) for path in files}
+    (built / MANIFEST).write_text(json.dumps(manifest, indent=1))
     if folder.exists() and not check(folder):
       # Never finished: out of the way. Another process may do the same.
       with contextlib.suppress(FileNotFoundError):
@@ -157,16 +128,8 @@ def _build(config: ConceptGraph, folder: Path) -> None:
 def open_source(config: ConceptGraph, split: str) -> Any:
   """Opens a split, building the data set first where it is not there.
 
-  Args:
-    config: the task's settings.
-    split: the split's name.
-
-  Returns:
-    A random-access source of examples.
-
-  Raises:
-    ValueError: a file of the data set was damaged or lost.
-    OSError: the cache folder cannot be written.
+  Returns a random-access source of examples. Raises ValueError if a file of the
+  data set was damaged or lost, OSError if the cache folder cannot be written.
   """
   folder = data_folder(config)
   with _quiet():

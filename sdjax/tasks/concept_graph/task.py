@@ -1,15 +1,15 @@
 """The concept-graph task as the library's pipelines see it."""
 
-from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from sdjax.config import ConceptGraph
-from sdjax.tasks.base import Question, Verdict
+from sdjax.tasks.base import SPLIT_SIZE, Question, Questions, Task, Verdict
 from sdjax.tasks.concept_graph import store
+from sdjax.tasks.concept_graph.author import Pretraining
+from sdjax.tasks.concept_graph.corpus import corpus
 from sdjax.tasks.concept_graph.graph import SPLITS, family
-from sdjax.tasks.concept_graph.options import MAX_SIZE, validate
+from sdjax.tasks.concept_graph.options import ConceptGraph
 from sdjax.tasks.concept_graph.rendering import (
   BOTH_TEMPLATES,
   FEEDBACK_TEMPLATES,
@@ -19,116 +19,69 @@ from sdjax.tasks.concept_graph.rendering import (
   render_question,
 )
 from sdjax.tasks.concept_graph.verifier import verify_answer
+from sdjax.tasks.corpus import Corpus
 
 _REFERENCE = 1_000_003
 """Names the random stream of reference answers; no split has this number."""
 
 
-class _Questions(Sequence[Question]):
-  """A split's questions, each read from the data set when asked for."""
+class _Graphs:
+  """A split's rendered graphs, each read from the data set when asked for."""
 
-  def __init__(self, source: Any, split: str, config: ConceptGraph):
-    self._source = source
-    self._split = split
-    self._rendering = config.rendering
-    self._first_id = family(config, split) * MAX_SIZE
+  def __init__(self, source: Any, split: str, rendering: str):
+    self._source, self._split, self._rendering = source, split, rendering
 
   def __len__(self) -> int:
     return len(self._source)
 
-  @overload
-  def __getitem__(self, index: int) -> Question: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> Sequence[Question]: ...
-
-  def __getitem__(self, index: int | slice) -> Question | Sequence[Question]:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
+  def __getitem__(self, place: int) -> tuple[str, Any]:
     from sdjax.tasks.concept_graph.builder import from_example
 
-    position = range(len(self))[index]
-    example = self._source[position]
-    if int(example['id']) != position:
+    example = self._source[place]
+    if int(example['id']) != place:
       raise ValueError(
-        f'row {position} of split {self._split} holds graph {example["id"]}: '
+        f'row {place} of split {self._split} holds graph {example["id"]}: '
         'the data set is out of order'
       )
     graph = from_example(example)
-    return Question(
-      question_id=self._first_id + position,
-      split=self._split,
-      text=render_question(graph, self._rendering),
-      payload=graph,
-    )
+    return render_question(graph, self._rendering), graph
 
 
-class ConceptGraphTask:
-  """Questions from seeded graphs, judged by walking the graph.
-
-  Attributes:
-    name: `concept_graph`.
-    splits: names of the splits.
-    config: the task's settings.
-    student_template: what the student is asked.
-    teacher_template: what the teacher is asked.
-    feedback_template: likewise, when it is shown feedback.
-    both_template: likewise, when it is shown both.
-  """
+class ConceptGraphTask(Task):
+  """Questions from seeded graphs, judged by walking the graph."""
 
   name = 'concept_graph'
   splits: tuple[str, ...] = SPLITS
 
   def __init__(self, config: ConceptGraph):
-    validate(config)
     self.config = config
-    self.student_template = (
-      config.template or STUDENT_TEMPLATES[config.rendering]
-    )
-    self.teacher_template = TEACHER_TEMPLATES[config.rendering]
-    self.feedback_template = FEEDBACK_TEMPLATES[config.rendering]
-    self.both_template = BOTH_TEMPLATES[config.rendering]
-    self._opened: dict[str, _Questions] = {}
+    rendering = config.rendering
+    self.student_template = config.template or STUDENT_TEMPLATES[rendering]
+    self.teacher_template = TEACHER_TEMPLATES[rendering]
+    self.feedback_template = FEEDBACK_TEMPLATES[rendering]
+    self.both_template = BOTH_TEMPLATES[rendering]
 
   def __reduce__(self) -> Any:
     """Pickles the settings only: a verifier's worker opens no files."""
     return ConceptGraphTask, (self.config,)
 
-  def questions(self, split: str) -> Sequence[Question]:
+  def questions(self, split: str) -> Questions:
     """Returns the questions of a split, read one by one when indexed.
 
-    The first call builds the data set where the cache does not hold it.
-
-    Args:
-      split: one of `splits`.
-
-    Returns:
-      The questions; the same position always holds the same question.
-
-    Raises:
-      ValueError: there is no such split, or a file of the data set was
-        damaged.
-      OSError: the cache folder cannot be written.
+    The same position always holds the same question. The first call builds the
+    data set where the cache does not hold it. Raises ValueError if there is no
+    such split, or a file of the data set was damaged, and OSError if the cache
+    folder cannot be written.
     """
-    if split not in self.splits:
-      raise ValueError(
-        f'no split {split!r} in task {self.name}; allowed: '
-        f'{", ".join(self.splits)}'
-      )
-    if split not in self._opened:
-      source = store.open_source(self.config, split)
-      self._opened[split] = _Questions(source, split, self.config)
-    return self._opened[split]
+    source = store.open_source(self.config, split)
+    graphs = _Graphs(source, split, self.config.rendering)
+    return Questions(graphs, split, family(self.config, split) * SPLIT_SIZE)
 
   def example(self, question: Question) -> str:
     """Returns a correct answer to a question; empty where there is none.
 
-    Args:
-      question: from `questions`.
-
-    Returns:
-      The answer along a whole chain to a target, which of them being what
-      `reference_route` says. It depends on the question and `data_seed` only.
+    It goes along a whole chain to a target, which of them being what
+    `reference_route` says, and depends on the question and `data_seed` only.
     """
     graph = question.payload
     right = [
@@ -145,28 +98,9 @@ class ConceptGraphTask:
     return render_answer(graph, right[chosen], self.config.rendering)
 
   def verify(self, question: Question, answer: str) -> Verdict:
-    """Judges an answer; no string makes this raise.
-
-    Args:
-      question: from `questions`.
-      answer: the completion, decoded, without special tokens.
-
-    Returns:
-      The verdict; see `verify_answer`.
-    """
+    """Judges an answer by `verify_answer`; no string makes this raise."""
     return verify_answer(question.payload, answer, self.config.rendering)
 
-
-def make(config: ConceptGraph) -> ConceptGraphTask:
-  """Makes the task.
-
-  Args:
-    config: its settings.
-
-  Returns:
-    The task; nothing is built or read before `questions` is called.
-
-  Raises:
-    ConfigError: a setting is not allowed.
-  """
-  return ConceptGraphTask(config)
+  def corpus(self, method: Pretraining) -> Corpus:
+    """Returns the documents that the shipped model learned from."""
+    return corpus(self.config, method)

@@ -26,16 +26,10 @@ _BRACE = re.compile('[{}]')
 
 
 def last_box(text: str) -> str | None:
-  r"""Returns what the last complete `\boxed{...}` holds.
+  r"""Returns what the last complete `\boxed{...}` holds, or None.
 
-  Braces inside must balance. A box that never closes does not count; of
-  nested boxes the inner one opens last and is taken.
-
-  Args:
-    text: any string.
-
-  Returns:
-    The content, or None where there is no complete box.
+  Braces inside must balance. A box that never closes does not count; of nested
+  boxes the inner one opens last and is taken.
   """
   opened: list[int] = []
   best: tuple[int, int] | None = None
@@ -51,16 +45,10 @@ def last_box(text: str) -> str | None:
 
 
 def parse_answer(answer: str, rendering: str) -> list[str] | None:
-  """Splits an answer into names.
+  """Splits an answer into names, stripped but otherwise as written.
 
-  Args:
-    answer: any string.
-    rendering: `text` or `compact`.
-
-  Returns:
-    The names, stripped but otherwise as written (matching is exact), or None
-    where the text rendering's box is missing. A compact answer may leave out
-    `start`, with which every path begins.
+  Matching is exact. None where the text rendering's box is missing. A compact
+  answer may leave out `start`, with which every path begins.
   """
   if rendering == 'compact':
     names = answer.split()
@@ -69,18 +57,18 @@ def parse_answer(answer: str, rendering: str) -> list[str] | None:
   return None if box is None else [name.strip() for name in box.split(',')]
 
 
-def _lowest(bits: int) -> int:
-  return (bits & -bits).bit_length() - 1
+def _nodes(bits: int) -> Iterator[int]:
+  """The nodes of a set, rising."""
+  while bits:
+    lowest = bits & -bits
+    yield lowest.bit_length() - 1
+    bits ^= lowest
 
 
 def _spread(graph: Graph, bits: int) -> int:
-  """Returns all neighbours of a set of nodes."""
-  reached = 0
-  while bits:
-    node = _lowest(bits)
-    reached |= graph.neighbours[node]
-    bits &= bits - 1
-  return reached
+  """All neighbours of a set of nodes."""
+  found = (graph.neighbours[node] for node in _nodes(bits))
+  return functools.reduce(operator.or_, found, 0)
 
 
 def _concepts(graph: Graph, nodes: Iterable[int]) -> tuple[str, ...]:
@@ -89,24 +77,11 @@ def _concepts(graph: Graph, nodes: Iterable[int]) -> tuple[str, ...]:
   return tuple(sorted(kinds - {HUB, SHAPE}))
 
 
-def _nodes(bits: int) -> Iterator[int]:
-  """The nodes of a set, rising."""
-  while bits:
-    node = _lowest(bits)
-    yield node
-    bits ^= 1 << node
-
-
 def _simple_path(graph: Graph, steps: Sequence[int]) -> list[int] | None:
-  """The first path that visits no node twice.
+  """The lexicographically first path that visits no node twice, or None.
 
-  Args:
-    graph: the graph.
-    steps: for each place of the path the nodes that may stand there, as bit
-      sets; the first holds one.
-
-  Returns:
-    The lexicographically first one, or None.
+  `steps` are for each place of the path the nodes that may stand there, as bit
+  sets; the first holds one.
   """
   if len(steps) > len(graph.names):
     return None
@@ -155,32 +130,26 @@ def _wrong(
         f'{", ".join(said)} comes back to a node that it has visited.'
       ),
     }[reason]
-  return Verdict(False, 0.0, reason, concepts=concepts, feedback=feedback)
+  return Verdict(False, strategy=concepts, feedback=feedback, reason=reason)
 
 
 def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
-  """Judges an answer.
+  """Judges an answer; no string makes this raise.
 
-  Right: some path from `start` along edges, in either direction, that visits
-  no node twice, ends at an endpoint with the target's name and spells the
-  answer. (A walk that leaves a chain and comes back says the same route at
-  greater length: it is no other solution.)
+  Right: some path from `start` along edges, in either direction, that visits no
+  node twice, ends at an endpoint with the target's name and spells the answer.
+  (A walk that leaves a chain and comes back says the same route at greater
+  length: it is no other solution.)
 
-  Args:
-    graph: the graph that was asked about.
-    answer: any string; none makes this raise.
-    rendering: `text` or `compact`.
-
-  Returns:
-    The verdict, reward 1 or 0. `reason` is the first of `no_box`,
-    `wrong_start`, `not_an_edge` (also: no node has that name), `wrong_end`
-    and `repeated_node` that applies. `solution` is the spelled node path,
-    the lexicographically first of several, as `0-2-3-1`. `concepts` are those
-    of its nodes; of a wrong answer, those of all nodes it names. `feedback`
-    says how far the answer was a path; it does not tell a right one.
+  In the verdict, `reason` is the first of `no_box`, `wrong_start`,
+  `not_an_edge` (also: no node has that name), `wrong_end` and `repeated_node`
+  that applies. `solution` is the spelled node path, the lexicographically first
+  of several, as `0-2-3-1`. `strategy` holds the concepts of its nodes; of a
+  wrong answer, those of all nodes it names. `feedback` says how far the answer
+  was a path; it does not tell a right one.
 
   Source: arXiv 2606.26091 App. B.4 (reward); that detours are wrong and the
-    order of reasons are ours.
+  order of reasons are ours.
   """
   names = parse_answer(answer, rendering)
   if names is None:
@@ -213,4 +182,4 @@ def verify_answer(graph: Graph, answer: str, rendering: str) -> Verdict:
     return _wrong(REPEATED_NODE, names, len(names), rendering, concepts)
   solution = '-'.join(map(str, path))
   concepts = _concepts(graph, path)
-  return Verdict(True, 1.0, solution=solution, concepts=concepts)
+  return Verdict(True, solution=solution, strategy=concepts)

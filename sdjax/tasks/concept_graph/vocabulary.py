@@ -1,7 +1,5 @@
 """The words of the task: concepts with their names, shapes, punctuation."""
 
-from sdjax.config import ConceptGraph
-
 START = 'start'
 
 SHAPES = ('triangle', 'square', 'circle', 'hexagon', 'pentagon', 'octagon')
@@ -36,18 +34,3 @@ CONCEPTS: dict[str, tuple[str, ...]] = {
   concept: tuple(names.split()) for concept, names in _NAMES.items()
 }
 """Concept to its 20 names; no name belongs to two concepts."""
-
-
-def compact_words(config: ConceptGraph) -> tuple[str, ...]:
-  """Lists every word a compact question, template or answer can hold.
-
-  Args:
-    config: `num_concepts` and `names_per_concept` are read.
-
-  Returns:
-    Distinct words in a fixed order: punctuation, `start`, shapes, names.
-  """
-  names = []
-  for concept in list(CONCEPTS)[: config.num_concepts]:
-    names += CONCEPTS[concept][: config.names_per_concept]
-  return (*PUNCTUATION, START, *SHAPES, *names)

@@ -1,0 +1,1 @@
+"""What training will do to diversity, told before it."""

@@ -1,1 +1,0 @@
-"""The rooms of the report's page; `sdjax.report` puts them together."""

@@ -1,0 +1,1 @@
+"""The run: its loop, its folder, and what watches it."""
