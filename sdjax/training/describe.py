@@ -89,7 +89,8 @@ def _teacher(method: sd.Options) -> str:
     heat != 1 and f'to the power 1/{heat:g}',
     shown.strategy.shows
     and f'shown {shown.count} correct answer(s) to the question, '
-    f'{shown.strategy.words()}, {method.pooling.words()}',
+    + shown.strategy.words(),
+    shown.strategy.shows and shown.count > 1 and method.pooling.words(),
     shown.contrast and f'and {shown.contrast} wrong one(s), for contrast',
     shown.feedback != 'never'
     and "shown the verifier's feedback on a failed rollout"
