@@ -8,7 +8,7 @@ host, and then, whatever the method:
   `loss`    what `update_step` descends.
 
 To add one, write a function like those below and put it into `METHODS`, or
-give it to `sdjax.training.loop.train`.
+give it to `sdjax.train`.
 """
 
 import dataclasses

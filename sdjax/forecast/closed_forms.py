@@ -237,7 +237,7 @@ def group_gain(correct_prob: float, num_samples: int) -> float:
   `num_samples` rollouts. Raises ValueError for a chance outside [0, 1] or an
   empty group.
 
-  Source: ours, for `sdjax.objectives.advantage.group_normalised`.
+  Source: ours, for `sdjax.objectives.advantages.GRPO`.
   """
   if not 0 <= correct_prob <= 1 or num_samples < 1:
     raise ValueError(
