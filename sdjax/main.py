@@ -133,6 +133,15 @@ def why_not_parsed(error: Exception, argv: list[str]) -> str:
   lines = [frame.lineno for frame in frames if frame.filename == path]
   if path and lines:
     return f'{flag} fails in line {lines[-1]}: {first}'
+  if isinstance(causes[-1], TypeError) and 'string indices' in first:
+    for arg in argv:
+      reach = re.match(r'--?config\.((?:\w+\.)*(\w+))\.(\w+)=(.*)', arg)
+      if reach and reach[2] in config_dict.given_as_text():
+        option, _, name, value = reach.groups()
+        return (
+          f'{arg}: {option} is one text, with its options in brackets: '
+          f"--config.{option}='NAME({name}={value})'."
+        )
   # One kind of the library's own errors holds a whole traceback.
   parsing = 'Error whilst parsing config file' in str(error)
   if isinstance(error, flags.Error) and not parsing:

@@ -727,7 +727,7 @@ def test_documents_use_the_vocabulary_and_their_seed():
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'cut_share': 1.5}, ['cut_share', '1.5', '0..1']),
+    ({'cut_share': 1.5}, ['cut_share=1.5', 'at most 1']),
     ({'copy_share': 0.9, 'slip_share': 0.2}, ['copy_share', 'slip_share']),
   ],
 )

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     train__num_steps=2,
     train__eval_every=0,
     eval__sets=('in_distribution',),
-    method__ema_rate=0.5,
+    method__teacher='ema(rate=0.5)',
   )
   with one_device():
     train_lib.train(config, str(root / 'run'))

@@ -48,24 +48,26 @@ def two_solutions(copy, first=0.7, wrong=0.0):
 # ---------------------------------------------- measures of a distribution
 
 
-def test_what_a_law_gives_by_hand():
-  p = [0.5, 0.2, 0.3]
+def test_what_a_distribution_gives_by_hand():
+  shares = [0.5, 0.2, 0.3]
   correct = [True, True, False]
-  assert distribution_lib.pass_at_k(p, correct, 1) == pytest.approx(0.7)
-  assert distribution_lib.pass_at_k(p, correct, 3) == pytest.approx(1 - 0.3**3)
+  assert distribution_lib.pass_at_k(shares, correct, 1) == pytest.approx(0.7)
+  assert distribution_lib.pass_at_k(shares, correct, 3) == pytest.approx(
+    1 - 0.3**3
+  )
   items = [('a',), ('a', 'b'), ()]
-  found = distribution_lib.expected_distinct(p, items, 2)
+  found = distribution_lib.expected_distinct(shares, items, 2)
   assert found == pytest.approx((1 - 0.3**2) + (1 - 0.8**2))
   p, q = 5 / 7, 2 / 7
   entropy = -p * math.log(p) - q * math.log(q)
-  assert distribution_lib.effective_number(p, correct) == pytest.approx(
+  assert distribution_lib.effective_number(shares, correct) == pytest.approx(
     math.exp(entropy)
   )
   assert distribution_lib.effective_number([0.0, 1.0], [True, False]) == 0
   assert distribution_lib.effective_number([1.0, 0.0], [True, True]) == 1
 
 
-def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
+def test_its_pass_at_k_is_the_mean_of_the_estimate():
   chance, n, k = 0.3, 6, 4
   mean = sum(
     math.comb(n, hits)
@@ -78,7 +80,7 @@ def test_a_laws_pass_at_k_is_the_mean_of_the_estimate():
   assert found == pytest.approx(mean)
 
 
-def test_no_law_is_refused():
+def test_what_is_no_distribution_is_refused():
   for p in ([0.5, 0.4], [1.5, -0.5], [1.0]):
     with pytest.raises(ValueError, match='distribution'):
       distribution_lib.pass_at_k(p, [True, False], 1)

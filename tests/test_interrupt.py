@@ -195,7 +195,7 @@ def test_a_second_signal_ends_a_busy_process_at_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('delay', [0.0, 6.0, 8.0, 12.0])
+@pytest.mark.parametrize('delay', [0.0, 3.0, 6.0, 9.0])
 def test_a_process_ends_while_a_device_computes(delay, tmp_path):
   main = [sys.executable, '-m', 'sdjax.main', f'--workdir={tmp_path / "run"}']
   # As a user starts it: the tests' quick compilations end too soon.
@@ -217,4 +217,5 @@ def test_a_process_ends_while_a_device_computes(delay, tmp_path):
   process.send_signal(signal.SIGTERM)
   rest = process.stdout.read()
   assert process.wait() == 143, rest
-  assert rest.endswith('SIGTERM: ended; the same command starts again.\n')
+  # Where compilations were kept it may be training by then.
+  assert rest.splitlines()[-1].startswith('SIGTERM: '), rest

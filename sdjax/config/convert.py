@@ -15,7 +15,13 @@ from typing import Any
 import ml_collections
 
 from sdjax.config.check import sections, validate
-from sdjax.config.schema import METHODS, Config, ConfigError
+from sdjax.config.schema import (
+  METHODS,
+  Config,
+  ConfigError,
+  Demonstrations,
+  Loss,
+)
 from sdjax.options import Option, is_section, nearest
 from sdjax.tasks.options import TaskOptions
 
@@ -185,7 +191,8 @@ def _parse_option(family: type[Option], value: Any, path: str) -> Option:
     return value
   if not isinstance(value, str):
     raise ConfigError(
-      f'{path}={value!r} must be one of {", ".join(family.choices)}, as text.'
+      f'{path}={value!r} must be one of {", ".join(family.choices)}, as text'
+      f'{_as_text(family, value)}.'
     )
   try:
     return family.parse(value)
@@ -196,11 +203,31 @@ def _parse_option(family: type[Option], value: Any, path: str) -> Option:
     ) from None
 
 
+def given_as_text() -> set[str]:
+  """Returns the names of the options whose values have options of their own."""
+  return {
+    name
+    for kind in (*METHODS.values(), Demonstrations, Loss)
+    for name, hint in typing.get_type_hints(kind).items()
+    if isinstance(hint, type) and issubclass(hint, Option)
+  }
+
+
+def _as_text(family: type[Option], value: Any) -> str:
+  """Says how the options of a choice are written, if they were given alone."""
+  for name, kind in family.choices.items():
+    known = {field.name for field in dataclasses.fields(kind)}
+    if isinstance(value, Mapping) and value and known >= set(value):
+      options = ', '.join(f'{k}={v!r}' for k, v in value.items())
+      return f': {name}({options})'
+  return ''
+
+
 RENAMED = {
   'objective': 'divergence',
   'jsd_alpha': "divergence='jsd(alpha=0.5)'",
   'jsd_normalised': "divergence='jsd(normalised=True)'",
-  'pointwise_clip': "divergence='forward_kl(clip=0.05)'",
+  'pointwise_clip': "divergence='reverse_kl(clip=0.05)'",
   'top_k': "support='top_k(k=100)'",
   'tail': "support='top_k(tail=False)'",
   'ema_rate': "teacher='ema(rate=0.05)'",
@@ -236,13 +263,13 @@ RENAMED = {
   'touched_weight': "rule='rlcsd(touched_weight=...)'",
   'kl_coef': "kl='k3(coef=...)'",
   'kl_estimator': "kl='k3(coef=...)'",
-  'kl_in': "kl='reward(coef=...)'",
+  'kl_in': "kl='reward(coef=..., to_go=...)'",
 }
 """Options that were spelled otherwise, and how they are spelled."""
 
 RENAMED_VALUES = {
-  'student_top_k': "'top_k(of='student')'",
-  'teacher_top_k': "'top_k(of='teacher')'",
+  'student_top_k': '"top_k(of=\'student\')"',
+  'teacher_top_k': '"top_k(of=\'teacher\')"',
   'trust_region': "anchor='trust_region' with teacher='current'",
 }
 """Values that were spelled otherwise."""
@@ -306,4 +333,6 @@ def _parse_section(kind: Any, value: Any, path: str) -> Any:
   try:
     return kind(**parsed)
   except ConfigError as error:
-    raise ConfigError(f'{path}.{error}'.lstrip('.')) from None
+    # Some sections name themselves in what they say.
+    said = str(error).removeprefix(f'{path.rpartition(".")[2]}.')
+    raise ConfigError(f'{path}.{said}'.lstrip('.')) from None

@@ -269,8 +269,8 @@ class Demonstrations(Section):
         f"demonstrations.count={self.count} does nothing with strategy='none'."
       )
 
-  def check(self, num_samples: int) -> None:
-    """Raises a `ConfigError` for groups that are too small."""
+  def check(self, num_samples: int, at: str = 'demonstrations') -> None:
+    """Raises a `ConfigError`, naming `at`, for groups that are too small."""
     strategy = self.strategy
     if strategy.from_peers and strategy.exclude_self and num_samples < 2:
       raise ConfigError(
@@ -282,7 +282,7 @@ class Demonstrations(Section):
       most = 1
     if most is not None and self.count > most:
       raise ConfigError(
-        f'demonstrations.count={self.count} is more than there can be: {most} '
+        f'{at}.count={self.count} is more than there can be: {most} '
         f'with strategy={str(strategy)!r} and rollout.num_samples='
         f'{num_samples}.'
       )

@@ -183,5 +183,5 @@ class KLReward(ReferenceKL, name='reward'):
     over = 'from the token on' if self.to_go else 'over the rollout'
     return (
       f'; A less {self.coef:g} x K, K = the sum of log student - log '
-      f'reference {over}, less its baseline'
+      f'reference {over}, less the baseline of A, if any'
     )

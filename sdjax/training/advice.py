@@ -122,7 +122,7 @@ def _whole_reasoning(config: Config) -> Iterator[str]:
 
 def _other_demonstrations(config: Config) -> Iterator[str]:
   for path, method in _distilling(config):
-    if method.demonstrations.strategy.from_peers:
+    if not method.demonstrations.strategy.always_there:
       yield f"{path}demonstrations.strategy='reference' or 'external(...)'"
 
 

@@ -1,6 +1,7 @@
 """What a run minimises and what its model is shown, for a person to read."""
 
 import functools
+import re
 from typing import Any
 
 from sdjax.config import schema as config_lib
@@ -74,10 +75,10 @@ def _mixed(config: config_lib.Config, method: mix.Options) -> str:
       f'{rule.words()}{weight}; L_rl = {policy}; L_sd = '
       f'{_distillation(method.sd)}'
     )
-  return (
-    f'{policy}; in place of A: {rule.words()}{weight}, u = log teacher - log '
-    f'student of the token, {_teacher(method.sd)}'
-  )
+  said = rule.words()
+  if re.search(r'\bu\b', said):
+    weight += ', u = log teacher - log student of the token'
+  return f'{policy}; in place of A: {said}{weight}, {_teacher(method.sd)}'
 
 
 def _teacher(method: sd.Options) -> str:

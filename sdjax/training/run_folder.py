@@ -311,7 +311,9 @@ def _check_same_run(file: Path, config: config_lib.Config) -> dict[str, Any]:
   except ValueError as error:
     raise WorkdirError(
       f'{file} is not readable as a config ({error}). It says which run the '
-      'folder holds: restore it, or choose another --workdir.'
+      'folder holds: restore it, or choose another --workdir. A run begun by '
+      'an earlier version of sdjax, which spelt options otherwise, goes on '
+      'with that version only.'
     ) from error
   new_flat, old_flat = (
     config_check.flatten({k: v for k, v in x.items() if k in names})

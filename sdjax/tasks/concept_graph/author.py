@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Self
 
-from sdjax.options import ConfigError
+from sdjax.options import ConfigError, Count, Section, Share, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining:
+class Pretraining(Section):
   """Supervised next-token training of a small model from nothing.
 
   The documents are answers to graphs as in training, written by an
@@ -41,37 +41,33 @@ class Pretraining:
 
   name: str = 'pretrain'
   out: str = ''
-  num_layers: int = 3
-  width: int = 64
-  num_heads: int = 4
-  num_kv_heads: int = 2
-  head_dim: int = 16
-  ffn_width: int = 192
-  batch_size: int = 128
-  max_context: int = 48
-  careful_steps: int = 1750
-  correct_share: float = 0.6
-  easy_share: float = 0.95
-  demonstration_share: float = 0.5
-  demonstration_easy_share: float = 0.6
-  copy_share: float = 0.98
-  slip_share: float = 0.02
-  cut_share: float = 0.4
-  varied_share: float = 0.3
+  num_layers: Size = 3
+  width: Size = 64
+  num_heads: Size = 4
+  num_kv_heads: Size = 2
+  head_dim: Size = 16
+  ffn_width: Size = 192
+  batch_size: Size = 128
+  max_context: Size = 48
+  careful_steps: Count = 1750
+  correct_share: Share = 0.6
+  easy_share: Share = 0.95
+  demonstration_share: Share = 0.5
+  demonstration_easy_share: Share = 0.6
+  copy_share: Share = 0.98
+  slip_share: Share = 0.02
+  cut_share: Share = 0.4
+  varied_share: Share = 0.3
 
   def __post_init__(self):
     """Checks the shares that shape the documents.
 
-    Raises ConfigError if a share is outside 0..1, or the shares of copies and
-    slips add up to more than 1.
+    Raises ConfigError if the shares of copies and slips add up to more than 1.
     """
-    for field in dataclasses.fields(self):
-      share = getattr(self, field.name)
-      if field.name.endswith('_share') and not 0 <= share <= 1:
-        raise ConfigError(f'method.{field.name} is {share}; allowed: 0..1')
+    super().__post_init__()
     if self.copy_share + self.slip_share > 1:
       raise ConfigError(
-        f'method.copy_share = {self.copy_share} and method.slip_share = '
+        f'copy_share={self.copy_share} and slip_share='
         f'{self.slip_share} add up to more than 1; lower one of them'
       )
 
