@@ -96,6 +96,13 @@ def parts(config: Config) -> tuple[sd.Options | None, rl.Options | None]:
   )
 
 
+def path_of(config: Config, part: str) -> str:
+  """Returns where the options of a part, `sd` or `rl`, stand in a config."""
+  return (
+    f'method.{part}' if isinstance(config.method, mix.Options) else 'method'
+  )
+
+
 def _validate_method(config: Config) -> None:
   assert config.rollout and config.loss
   num_samples = config.rollout.num_samples
@@ -106,13 +113,12 @@ def _validate_method(config: Config) -> None:
   updates = config.train.epochs * config.train.mini_batches
   once = config.mode == 'train' and updates == 1
   idle: list[str] = []
-  both = taught and rewarded
-  at_sd, at_rl = ('method.sd.', 'method.rl.') if both else ('method.',) * 2
+  at_sd, at_rl = path_of(config, 'sd'), path_of(config, 'rl')
   if taught:
-    taught.demonstrations.check(num_samples, f'{at_sd}demonstrations')
+    taught.demonstrations.check(num_samples, f'{at_sd}.demonstrations')
     if taught.success_exponent and num_samples < 2:
       raise ConfigError(
-        f'{at_sd}success_exponent={taught.success_exponent} leaves every '
+        f'{at_sd}.success_exponent={taught.success_exponent} leaves every '
         'question without weight when rollout.num_samples=1: its pass rate is '
         '0 or 1.'
       )
@@ -123,7 +129,7 @@ def _validate_method(config: Config) -> None:
         "'mix' with rule='rlcsd'."
       )
     if taught.importance_clip not in (0, type(taught)().importance_clip):
-      idle.append(f'{at_sd}importance_clip={taught.importance_clip}')
+      idle.append(f'{at_sd}.importance_clip={taught.importance_clip}')
     always = taught.demonstrations.strategy.always_there
     if always and config.rollout.resample and not rewarded:
       raise ConfigError(
@@ -135,11 +141,11 @@ def _validate_method(config: Config) -> None:
     rewarded.advantage.check(num_samples)
     if rewarded.diversity.by and num_samples < 2:
       raise ConfigError(
-        f'{at_rl}diversity={str(rewarded.diversity)!r} does nothing when '
+        f'{at_rl}.diversity={str(rewarded.diversity)!r} does nothing when '
         'rollout.num_samples=1: there is nothing to be unlike.'
       )
     idle += [
-      f'{name} of {at_rl}policy_loss={str(rewarded.policy_loss)!r}'
+      f'{name} of {at_rl}.policy_loss={str(rewarded.policy_loss)!r}'
       for name in rewarded.policy_loss.idle_on_policy()
     ]
   if idle and once:

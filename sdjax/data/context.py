@@ -13,9 +13,7 @@ from typing import Any
 
 from sdjax.models.tokenizer import THINKING, without_control_tokens
 from sdjax.options import ConfigError
-
-QUESTION = '{question}'
-_FIELDS = (QUESTION, '{demonstration}', '{feedback}')
+from sdjax.tasks.base import FIELDS, QUESTION
 
 NO_LIMIT = 2**31
 """More tokens than any context has."""
@@ -24,7 +22,7 @@ NO_LIMIT = 2**31
 # must show the contexts it showed today.
 _NO_CLOCK = '{% macro strftime_now(format) %}01 Jan 2025{% endmacro %}'
 
-_FIELD = re.compile('|'.join(_FIELDS))
+_FIELD = re.compile('|'.join(FIELDS))
 _PROBE = 'qzx'  # stands for a user's text; no chat template holds it
 
 
@@ -34,7 +32,7 @@ def check_template(template: str, fields: Collection[str]) -> None:
   Fields are of `{question}`, `{demonstration}` and `{feedback}`. Raises
   ValueError if one is missing, repeated or out of place.
   """
-  for field in _FIELDS:
+  for field in FIELDS:
     found, wanted = template.count(field), int(field in fields)
     if found != wanted:
       raise ValueError(
@@ -56,7 +54,7 @@ def fill_template(
   never read as a template again, whatever it holds. Raises ValueError if a
   field is missing, repeated or out of place.
   """
-  texts = zip(_FIELDS, (question, demonstration, feedback), strict=True)
+  texts = zip(FIELDS, (question, demonstration, feedback), strict=True)
   given = {field: text for field, text in texts if text is not None}
   check_template(template, given)
   return _FIELD.sub(lambda match: given[match.group()], template)

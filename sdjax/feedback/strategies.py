@@ -9,10 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from sdjax.options import ConfigError, Count, Option, Section, Size
-from sdjax.tasks.base import Question, Task
-
-FIELDS = ('{question}', '{demonstration}', '{feedback}')
-"""What a template may hold."""
+from sdjax.tasks.base import FIELDS, Question, Task
 
 Given = Callable[[Question], Sequence[str]]
 """Gives the answers to a question that no rollout gave."""

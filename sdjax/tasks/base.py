@@ -29,6 +29,10 @@ from sdjax.tasks.corpus import Corpus
 SPLIT_SIZE = 10_000_000
 """Questions a split can hold; the ids of a split start at a multiple."""
 
+QUESTION = '{question}'
+FIELDS = (QUESTION, '{demonstration}', '{feedback}')
+"""What a template may hold."""
+
 # The question comes last: then student and teacher, a base model's or a chat
 # model's, go on from the same tokens.
 _SHOWN = 'Here is a correct answer to the question below:\n\n{demonstration}'

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sdjax.config import schema as config_lib
-from sdjax.config.check import parts
+from sdjax.config.check import parts, path_of
 from sdjax.config.schema import Config
 from sdjax.feedback.strategies import Balanced
 from sdjax.objectives.divergence import ForwardKL
@@ -46,9 +46,7 @@ def _rewarding(config: Config) -> list[tuple[str, config_lib.PolicyGradient]]:
 
 
 def _part(config: Config, options: Any, name: str) -> list[tuple[str, Any]]:
-  mixed = isinstance(config.method, config_lib.Mix)
-  path = f'method.{name}.' if mixed else 'method.'
-  return [(path, options)] if options else []
+  return [(f'{path_of(config, name)}.', options)] if options else []
 
 
 def _keep_variety(config: Config) -> Iterator[str]:

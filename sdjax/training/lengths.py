@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from sdjax.config import schema as config_lib
-from sdjax.data.context import QUESTION, encode_texts
+from sdjax.config.check import path_of
+from sdjax.data.context import encode_texts
 from sdjax.methods import kinds_shown, shown_of, teacher_templates
-from sdjax.tasks.base import Question, Task
+from sdjax.tasks.base import FIELDS, QUESTION, Question, Task
 
 CHECKED = 20_000
 """Training questions whose lengths are checked before a run starts."""
@@ -44,13 +45,13 @@ def training_rooms(config: config_lib.Config, task: Task) -> list[Room]:
   shown = shown_of(config)
   if shown is None:
     return found
-  path = 'method.sd' if isinstance(config.method, config_lib.Mix) else 'method'
   templates = teacher_templates(shown, task)
+  _, *shown_fields = FIELDS
   for kind in kinds_shown(shown, '', ''):
     template = templates.of(kind)
-    for field in ('{demonstration}', '{feedback}'):
+    for field in shown_fields:
       template = template.replace(field, '')
-    option = f'{path}.demonstrations.max_context'
+    option = f'{path_of(config, "sd")}.demonstrations.max_context'
     found.append(Room(option, shown.max_context, template))
   return found
 
