@@ -133,7 +133,7 @@ def why_not_parsed(error: Exception, argv: list[str]) -> str:
   lines = [frame.lineno for frame in frames if frame.filename == path]
   if path and lines:
     return f'{flag} fails in line {lines[-1]}: {first}'
-  if isinstance(causes[-1], TypeError) and 'string indices' in first:
+  if isinstance(causes[-1], TypeError):  # text has no options to reach into
     for arg in argv:
       reach = re.match(r'--?config\.((?:\w+\.)*(\w+))\.(\w+)=(.*)', arg)
       if reach and reach[2] in config_dict.given_as_text():

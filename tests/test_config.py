@@ -102,7 +102,17 @@ def broken(path, value, variant='sd'):
     ('method.divergence', 'reverse_kl(alpha=0.3)', 'no option .alpha.*clip'),
     ('method.divergence', 'jsd(alpha=1.0)', r'jsd\(alpha=1.0\).*below 1'),
     ('method.demonstrations.strategy', "uniform(file='x')", 'no option .file'),
+    ('method.teacher', {'rate': 0.1}, r'current.*, as text: ema\(rate=0.1\).$'),
+    ('method.teacher', {'speed': 0.1}, 'snapshot, as text.$'),
     ('method.demonstrations.template', '{question}', 'exactly once'),
+    # Each path is named once, by whichever part of it notices.
+    ('method.demonstrations.strategy', 'none', '^method.demonstrations.strat'),
+    (
+      'method.demonstrations.count',
+      9,
+      '^method.demonstrations.count=9 is more',
+    ),
+    ('task.part', 'bogus', "^task.part is 'bogus'"),
     ('method.demonstrations.strategy', 'external', 'lacks file'),
     ('mode', 'pretrain', 'contradict each other'),
     ('mode', 'trian', "mode='trian' is not one of train.*'train'"),
@@ -118,6 +128,31 @@ def broken(path, value, variant='sd'):
 def test_bad_options_are_named(path, value, says):
   with pytest.raises(c.ConfigError, match=says):
     from_config_dict(broken(path, value))
+
+
+@pytest.mark.parametrize(
+  ('variant', 'path', 'value', 'says'),
+  [
+    (
+      'balanced_rl',
+      'sd.demonstrations.count',
+      9,
+      'sd.demonstrations.count=9 is',
+    ),
+    ('pretrain', 'num_layers', 0, 'num_layers=0 must be at least 1'),
+    ('pretrain', 'careful_steps', -1, 'careful_steps=-1 must be at least 0'),
+    ('pretrain', 'easy_share', 1.5, 'easy_share=1.5 must be at most 1'),
+    (
+      'pretrain',
+      'slip_share',
+      0.1,
+      'copy_share=0.98 and slip_share=0.1 add up',
+    ),
+  ],
+)
+def test_bad_options_of_other_methods_are_named(variant, path, value, says):
+  with pytest.raises(c.ConfigError, match=f'^method.{says}'):
+    from_config_dict(broken(f'method.{path}', value, variant))
 
 
 SD, RL, MIX = c.SelfDistillation, c.PolicyGradient, c.Mix

@@ -72,6 +72,11 @@ CASES = {
     '--config=own.py:sd --config.method.support=student_top_k',
     "method.support='student_top_k': 'student_top_k' is not one of full, ",
   ),
+  'an option of a value, by its path': (
+    '--config=own.py:sd --config.method.teacher.rate=0.1',
+    'method.teacher is one text, with its options in brackets: '
+    "--config.method.teacher='NAME(rate=0.1)'.",
+  ),
   'a value with an option it lacks': (
     '--config=own.py:sd --config.method.divergence=jsd(alhpa=0.3)',
     "jsd has no option 'alhpa' (did you mean 'alpha'?); it has alpha, ",
