@@ -186,7 +186,9 @@ def gather(
   own_QG = _own_texts(graded, cells, opened)
   success_Q = graded.correct.any(axis=1)
   taught_QG = mask_QGK[..., :count].any(axis=-1)
-  right = [x for x in sum(distinct, []) if x.demonstration and not x.wrong]
+  right = [
+    x for row in distinct for x in row if x.demonstration and not x.wrong
+  ]
   told = sum(x.feedback is not None for row in cells for c in row for x in c)
   metrics = {
     'success_groups': float(success_Q.mean()),

@@ -14,11 +14,17 @@ method leads to, and so its pass@k and its diversity:
   sampled  the counts of the samples that the forecast is made from
 
 Distributions are over the DISTINCT answers found, to which the base gives
-`mass`; far below 1 the forecast is about little. Truncation of the sampler is
-left out, and what is learnt on other questions. For ranking base models take
-`sd_once`: over ten of them its diversity and the one measured after training
-had a rank correlation of 0.91, `sd_fixed` 0.83, `sd` 0.60
-(`launch/forecast_bases.py`).
+`mass`; far below 1 the forecast is about little. A solution spelt in several
+ways has the probability of the one sampled most often, and one that was not
+sampled cannot be forecast to come back. Truncation of the sampler is left out,
+and what is learnt on other questions: to take the first route, say, which
+`harder` cuts. `sampled` equals `base` of the run's `eval.json` for one seed and
+the same options of `eval`; `base` does not: it weighs the same answers by their
+probabilities.
+
+For ranking base models take `sd_once`: over ten of them its diversity and the
+one measured after training had a rank correlation of 0.91, `sd_fixed` 0.83,
+`sd` 0.60 (`launch/forecast_bases.py`).
 
 Source: arXiv 2606.26091, Props. 1 and 2 and Remark 1; the rest is ours.
 """
