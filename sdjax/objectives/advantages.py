@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import jax.numpy as jnp
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from jaxtyping import Bool, Float
 
-from sdjax.options import ConfigError, Option
+from sdjax.options import ConfigError, Option, Size
 from sdjax.types import Array, Rewards
 
 
@@ -153,7 +153,7 @@ class PassAtK(Advantage, name='pass_at_k'):
   Source: "Pass@k Training", arXiv 2508.10751 (analytical form).
   """
 
-  k: Annotated[int, Ge(1)] = 4
+  k: Size = 4
   plain: ClassVar[bool] = False
   said = 'its part in pass@{k}'
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt
 from jaxtyping import Float
 
-from sdjax.options import Option
+from sdjax.options import Count, Option, Share
 from sdjax.types import Array
 
 
@@ -42,7 +42,7 @@ class TrustRegion(Anchor, name='trust_region'):
   Source: SDPO, arXiv 2601.20802.
   """
 
-  share: Annotated[float, Ge(0), Le(1)] = 0.05
+  share: Share = 0.05
   reads: ClassVar[str] = 'teacher'
 
   def share_at(self, step: int) -> float:
@@ -70,7 +70,7 @@ class Tempered(Anchor, name='beta'):
   """
 
   beta: Annotated[float, Gt(1)] = 2.0
-  steps: Annotated[int, Ge(0)] = 0
+  steps: Count = 0
   reads: ClassVar[str] = 'student'
 
   def share_at(self, step: int) -> float:

@@ -14,16 +14,13 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt
 from jaxtyping import Bool, Float, Int
 
 from sdjax.objectives.pooling import arithmetic_mixture, mean_over_teachers
 from sdjax.objectives.reduce import token_weights
-from sdjax.options import ConfigError, Option
+from sdjax.options import ConfigError, NonNegative, Option, Share
 from sdjax.types import Array
-
-Weight = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
 
 
 class TeacherTokens(NamedTuple):
@@ -213,7 +210,7 @@ class RLSD(Rule, name='rlsd'):
   """
 
   weight: Share = 0.5
-  clip: Weight = 0.2
+  clip: NonNegative = 0.2
   said = 'A ((1 - w) + w clip(exp(sign(A) u)))'
 
   def __call__(self, x):
@@ -242,8 +239,8 @@ class AntiSD(Rule, name='antisd'):
       arguments.
   """
 
-  weight: Weight = 0.5
-  entropy_floor: Weight = 0.0
+  weight: NonNegative = 0.5
+  entropy_floor: NonNegative = 0.0
 
   def __call__(self, x):
     """Returns the advantage."""
@@ -283,11 +280,11 @@ class RLCSD(Rule, name='rlcsd'):
       over the others.
   """
 
-  weight: Weight = 0.5
+  weight: NonNegative = 0.5
   temperature: Annotated[float, Gt(0)] = 0.02
   clip: Annotated[float, Gt(0)] = 2.0
-  threshold: Weight = 0.02
-  touched_weight: Weight = 1.0
+  threshold: NonNegative = 0.02
+  touched_weight: NonNegative = 1.0
   needs_contrast: ClassVar[bool] = True
   said = (
     'A + w tanh(contrast / temperature), clipped, its sign kept, contrast = '
@@ -375,7 +372,7 @@ class SDPG(Rule, name='sdpg'):
   Source: SDPG, arXiv 2606.04036.
   """
 
-  weight: Weight = 0.5
+  weight: NonNegative = 0.5
   positive_only: bool = False
   on_loss: ClassVar[bool] = True
 
@@ -408,7 +405,7 @@ class SRPO(Rule, name='srpo'):
       entropy), scaled to mean 1 over those tokens.
   """
 
-  entropy_exponent: Weight = 1.0
+  entropy_exponent: NonNegative = 1.0
   weight: ClassVar[float] = 1.0
   on_loss: ClassVar[bool] = True
   scheduled: ClassVar[bool] = False

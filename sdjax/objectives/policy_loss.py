@@ -6,14 +6,13 @@ behaviour policy, all of them have the gradient -A d(logp) at r = 1.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
 from jaxtyping import Bool, Float
 
-from sdjax.options import ConfigError, Option
+from sdjax.options import ConfigError, NonNegative, Option
 from sdjax.types import Array
 
 LARGEST_GAP = 20.0  # nats; a larger gap of log-probabilities is cut to this
@@ -38,7 +37,6 @@ def truncated_ratio(
   return jax.lax.stop_gradient(jnp.minimum(ratio(logp, old_logp), largest))
 
 
-Width = Annotated[float, Ge(0)]
 """How far from 1 a ratio may be on one side."""
 
 
@@ -127,9 +125,9 @@ class Clip(PolicyLoss, name='clip'):
   widths: DAPO (2503.14476); the dual clip: arXiv 1912.09729.
   """
 
-  low: Width = 0.2
-  high: Width = 0.2
-  dual: Width = 0.0
+  low: NonNegative = 0.2
+  high: NonNegative = 0.2
+  dual: NonNegative = 0.0
   said = '-min(r A, clip(r, {low}, {high}) A)'
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):
@@ -146,7 +144,7 @@ class AdaptiveClip(PolicyLoss, name='adaptive_clip'):
   Source: ACPO, arXiv 2606.22570; see `adaptive_clip`.
   """
 
-  dual: Width = 0.0
+  dual: NonNegative = 0.0
   adapts: ClassVar[bool] = True
   said = '-min(r A, clip(r, 1 - e, 1 + e) A)'
 
@@ -175,9 +173,9 @@ class GSPO(PolicyLoss, name='gspo'):
   advantages of their own keep them.
   """
 
-  low: Width = 0.2
-  high: Width = 0.2
-  dual: Width = 0.0
+  low: NonNegative = 0.2
+  high: NonNegative = 0.2
+  dual: NonNegative = 0.0
   said = (
     '-min(s A, clip(s, {low}, {high}) A), s the geometric mean of the '
     "sequence's ratios"
@@ -210,10 +208,10 @@ class CISPO(PolicyLoss, name='cispo'):
     drop_high: the same for a positive advantage and a ratio above 1 + this.
   """
 
-  low: Width = 0.2
-  high: Width = 0.2
-  drop_low: Width = 0.0
-  drop_high: Width = 0.0
+  low: NonNegative = 0.2
+  high: NonNegative = 0.2
+  drop_low: NonNegative = 0.0
+  drop_high: NonNegative = 0.0
   said = '-sg(clip(r, {low}, {high})) A log p'
 
   def __call__(self, logp, old_logp, advantage, mask=None, width=None):

@@ -1,13 +1,8 @@
 """Weights that move over the steps of a run."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from annotated_types import Ge
-
-from sdjax.options import ConfigError, Option
-
-Steps = Annotated[int, Ge(0)]
+from sdjax.options import ConfigError, Count, Option
 
 
 class Schedule(Option):
@@ -41,10 +36,10 @@ class Trapezoid(Schedule, name='trapezoid'):
     fall: steps of linear fall to 0; 0: it stays at 1.
   """
 
-  delay: Steps = 0
-  rise: Steps = 0
-  hold: Steps = 0
-  fall: Steps = 0
+  delay: Count = 0
+  rise: Count = 0
+  hold: Count = 0
+  fall: Count = 0
 
   def __post_init__(self):
     """Refuses a hold that ends in nothing."""

@@ -7,15 +7,14 @@ distribution seen coarsely.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
 from jaxtyping import Float
 
 from sdjax.objectives.divergence import Divergence, sampled_reverse_kl
-from sdjax.options import Option
+from sdjax.options import Option, Size
 from sdjax.types import Array
 
 LARGEST = -1e-7  # log of the largest mass the k tokens may have, so that the
@@ -73,7 +72,7 @@ class TopK(Support, name='top_k'):
       probabilities are scaled to sum to 1.
   """
 
-  k: Annotated[int, Ge(1)] = 100
+  k: Size = 100
   of: Literal['student', 'teacher'] = 'student'
   tail: bool = True
 

@@ -4,18 +4,16 @@ Mirror image of `sdjax.steps.sd`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Le
 from flax import struct
 
 from sdjax.objectives.advantages import GRPO, Advantage
 from sdjax.objectives.diversity_reward import DiversityReward, NoDiversityReward
 from sdjax.objectives.policy_loss import Clip, PolicyLoss
 from sdjax.objectives.reference_kl import KLReward
-from sdjax.options import ConfigError, Section
+from sdjax.options import ConfigError, Section, Share
 from sdjax.steps import student as student_lib
 from sdjax.steps.student import (
   Shared,
@@ -47,7 +45,7 @@ class Options(Section):
   advantage: Advantage = GRPO()
   policy_loss: PolicyLoss = Clip()
   diversity: DiversityReward = NoDiversityReward()
-  overlong_share: Annotated[float, Ge(0), Le(1)] = 0.0
+  overlong_share: Share = 0.0
 
   def __post_init__(self):
     """Refuses options that do nothing under the others, or contradict them."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float
 
-from sdjax.options import Section
+from sdjax.options import Count, NonNegative, Section
 from sdjax.types import Array
 
 
@@ -25,8 +25,8 @@ class Sampling(Section):
       all.
   """
 
-  temperature: Annotated[float, Ge(0)] = 1.0
-  top_k: Annotated[int, Ge(0)] = 0
+  temperature: NonNegative = 1.0
+  top_k: Count = 0
   top_p: Annotated[float, Gt(0), Le(1)] = 1.0
   min_p: Annotated[float, Ge(0), Lt(1)] = 0.0
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt
 from flax import struct
 
 from sdjax.feedback.strategies import Demonstrations
@@ -24,7 +24,7 @@ from sdjax.objectives.pooling import (
   sequence_log_weight,
 )
 from sdjax.objectives.support import FullVocabulary, SampledToken, Support
-from sdjax.options import ConfigError, Section
+from sdjax.options import ConfigError, NonNegative, Section, Share
 from sdjax.steps import student as student_lib
 from sdjax.steps.student import (
   Shared,
@@ -82,9 +82,9 @@ class Options(Section):
   teacher: Teacher = EMA()
   anchor: Anchor = NoAnchor()
   teacher_temperature: Annotated[float, Gt(0)] = 1.0
-  importance_clip: Annotated[float, Ge(0)] = 2.0
-  credit_discount: Annotated[float, Ge(0), Le(1)] = 0.0
-  success_exponent: Annotated[float, Ge(0)] = 0.0
+  importance_clip: NonNegative = 2.0
+  credit_discount: Share = 0.0
+  success_exponent: NonNegative = 0.0
   demonstrations: Demonstrations = Demonstrations()
 
   def __post_init__(self):

@@ -13,17 +13,16 @@ completion tokens have logits at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
 from flax import struct
 
 from sdjax.objectives.divergence import ReverseKL
 from sdjax.objectives.policy_loss import truncated_ratio
 from sdjax.objectives.reference_kl import NoKL, ReferenceKL
-from sdjax.options import Section
+from sdjax.options import Count, NonNegative, Section, Size
 from sdjax.steps.sampling import Sampling
 from sdjax.steps.score import (
   log_softmax,
@@ -58,10 +57,10 @@ class Loss(Section):
     'token_mean', 'sequence_mean', 'sequence_sum', 'sequence_sum_norm'
   ] = 'token_mean'
   kl: ReferenceKL = NoKL()
-  skip_tokens: Annotated[int, Ge(0)] = 0
+  skip_tokens: Count = 0
   mask_truncated: bool = False
-  sampler_clip: Annotated[float, Ge(0)] = 0.0
-  chunk: Annotated[int, Ge(1)] = 16
+  sampler_clip: NonNegative = 0.0
+  chunk: Size = 16
 
 
 @dataclass(frozen=True)

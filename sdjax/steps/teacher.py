@@ -3,18 +3,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Le
 from flax import struct
 from jaxtyping import Int
 
 from sdjax.objectives.anchor import Anchor, geometric_mixture
 from sdjax.objectives.mixing import TeacherTokens
 from sdjax.objectives.pooling import Pooling, mean_over_teachers
-from sdjax.options import Option
+from sdjax.options import Option, Share, Size
 from sdjax.steps.score import (
   completion_hidden,
   log_softmax,
@@ -51,7 +50,7 @@ class Teacher(Option):
 class EMA(Teacher, name='ema'):
   """A moving average of the student."""
 
-  rate: Annotated[float, Ge(0), Le(1)] = 0.05
+  rate: Share = 0.05
   weights: ClassVar[Literal['average']] = 'average'
   said = 'a moving average of the student (rate {rate:g})'
 
@@ -75,7 +74,7 @@ class Frozen(Teacher, name='frozen'):
 class Snapshot(Teacher, name='snapshot'):
   """A copy of the student, renewed now and then."""
 
-  every: Annotated[int, Ge(1)] = 10
+  every: Size = 10
   rate: ClassVar[float] = 1.0
   weights: ClassVar[Literal['average']] = 'average'
   said = 'a copy of the student, renewed every {every} steps'
